@@ -1,0 +1,3 @@
+"""emogen: multi-label text classification by instruction generation."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,57 @@
+"""Label names -> the text of an answer, in one of three styles. `parse.py` is the way back.
+
+An answer is put together from pieces, always in canonical label order. The same pieces make the training
+target, the few-shot answers in a prompt, and (as token ids) the grammar of constrained decoding, so that
+the three cannot disagree.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from emogen.labels import LabelSet
+
+STYLES = ("list", "json", "yes_no")
+YES, NO = "yes", "no"
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of a set-valued answer: `first[i]`, then `following[j]` for each later label, then `close`; or `empty`."""
+
+    first: tuple[str, ...]
+    following: tuple[str, ...]
+    close: str
+    empty: str
+
+
+def pieces(label_set: LabelSet, style: str) -> Pieces:
+    """The pieces of a `list` answer (`anger, joy` or `none`) or a `json` answer (`["anger", "joy"]` or `[]`)."""
+    names = label_set.names
+    if style == "list":
+        return Pieces(names, tuple(f", {name}" for name in names), "", label_set.empty)
+    if style == "json":
+        # Cut where tokenizers cut (`["` `anger` `", "` `joy` `"]`), so that the tokens are those of the whole text.
+        return Pieces(tuple(f'["{name}' for name in names), tuple(f'", "{name}' for name in names), '"]', "[]")
+    raise ValueError(f"a {style!r} answer is not built from pieces; the styles that are: list, json")
+
+
+def answer_text(names: Iterable[str], label_set: LabelSet, style: str) -> str:
+    """The canonical answer for a set of labels.
+
+    Args:
+        names: names of the set, in any order.
+        style: `list` -> `anger, joy`; `json` -> `["anger", "joy"]`; `yes_no` -> a line `label: yes` or `label: no`
+            for every label. (In `yes_no` the model answers one question a label; the lines are what those
+            answers add up to.)
+
+    Raises:
+        ValueError: a name that is not in the set, or an unknown style.
+    """
+    present = label_set.sort(names)
+    if style == "yes_no":
+        return "\n".join(f"{name}: {YES if name in present else NO}" for name in label_set.names)
+    parts = pieces(label_set, style)
+    if not present:
+        return parts.empty
+    index = [label_set.names.index(name) for name in present]
+    return parts.first[index[0]] + "".join(parts.following[i] for i in index[1:]) + parts.close

@@ -1,0 +1,110 @@
+"""Everything that can be said about a recipe before a model is loaded: recipe, labels, prompt, data, lengths."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from emogen.data import Problem, load_splits
+from emogen.errors import InputError, ModelError
+from emogen.labels import load_label_set
+from emogen.prompt import load_prompt, render
+from emogen.recipe import RecipeError, load_recipe
+from emogen.task import Task, draw_examples, load_encoder
+
+
+@dataclass
+class Findings:
+    """What a check found: problems, and what was looked at and is well."""
+
+    problems: list[Problem] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        return any(problem.level == "error" for problem in self.problems)
+
+    def error(self, where: str, message: str) -> None:
+        self.problems.append(Problem("error", where, message))
+
+    def warning(self, where: str, message: str) -> None:
+        self.problems.append(Problem("warning", where, message))
+
+
+def check(path: str | Path, overrides: Sequence[str] = ()) -> Findings:
+    """Look at all of a recipe and collect every problem; never raises for what a user can get wrong."""
+    findings = Findings()
+    try:
+        recipe = load_recipe(path, overrides)
+    except RecipeError as error:
+        for line in error.problems:
+            findings.error(*_split(line))
+        return findings
+    for notice in recipe.notices:
+        findings.warning(*_split(notice))
+    if recipe.sft_args.get("trust_remote_code"):
+        findings.warning(str(path), "trust_remote_code runs the model repository's own code on this machine")
+
+    label_set = prompt = None
+    try:
+        label_set = load_label_set(recipe.find(recipe.labels))
+        findings.facts.append(f"labels: {len(label_set)} ({', '.join(label_set.names)})")
+    except InputError as error:
+        findings.error(str(path), f"labels: {error}")
+    try:
+        prompt = load_prompt(recipe.find(recipe.prompt))
+    except InputError as error:
+        findings.error(str(path), f"prompt: {error}")
+    if label_set is None:
+        return findings
+    splits, problems = load_splits(recipe, label_set)
+    findings.problems += problems
+    if splits is not None:
+        held = f", {len(splits.eval):,} to score on" if splits.eval is not None else ", none to score on"
+        findings.facts.append(f"data: {len(splits.train):,} rows to learn from{held}")
+    if prompt is None:
+        return findings
+
+    examples = [] if splits is None else draw_examples(splits.examples, label_set, recipe.answer)
+    asked = label_set.labels[0] if recipe.answer == "yes_no" else None
+    try:
+        render(prompt, label_set, examples, asked)
+    except InputError as error:
+        findings.error(str(path), f"prompt: {error}")
+        return findings
+    if recipe.answer == "yes_no" and "label" not in prompt.variables:
+        findings.error(
+            str(path), f"prompt: {prompt.path} does not use {{{{ label }}}}, which `answer: yes_no` asks about"
+        )
+    if "examples" in prompt.variables and not recipe.examples:
+        findings.warning(str(path), f"{prompt.path} shows examples, but `examples` is 0")
+    if recipe.examples and "examples" not in prompt.variables:
+        findings.warning(str(path), f"`examples` is {recipe.examples}, but {prompt.path} shows none")
+
+    try:
+        encoder, plain = load_encoder(Task(recipe, label_set, prompt, examples, splits, []))
+    except ModelError as error:
+        findings.warning(str(path), f"lengths were not checked: {error}")
+        return findings
+    except InputError as error:
+        findings.error(str(path), str(error))
+        return findings
+    if plain:
+        findings.warning(
+            str(path), f"{recipe.model_name} has no chat template: it is a base model, and gets a plain one"
+        )
+    findings.facts.append(f"prompt: {prompt.path}, {len(encoder.prefix_ids)} tokens shared by all rows")
+    for rows in [] if splits is None else filter(None, (splits.train, splits.eval)):
+        cut = [
+            line for line, text in zip(rows.lines, rows.texts, strict=True) if any(r.n_cut for r in encoder.rows(text))
+        ]
+        if cut:
+            shown = ", ".join(map(str, cut[:5])) + (f" and {len(cut) - 5:,} more" if len(cut) > 5 else "")
+            findings.warning(
+                f"{rows.path}:{shown}", f"{len(cut):,} texts are shortened to fit max_length={recipe.max_length}"
+            )
+    return findings
+
+
+def _split(line: str) -> tuple[str, str]:
+    where, _, message = line.partition(": ")
+    return where, message

@@ -1,0 +1,257 @@
+"""Chat -> token ids with the supervised part marked, and the audit of what was cut.
+
+A row is `prefix | text | question | answer`. The prefix (everything before the row's own text) is the same for every row
+of a run, which is what shared-prefix training and decoding live on. Prompt and answer are encoded piece by piece, so
+a text can never become a special token, and no token straddles a boundary.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+from emogen.errors import InputError, ModelError
+from emogen.grammar import Grammar, build_grammar, encode_answer
+from emogen.labels import LabelSet
+from emogen.prompt import MARK, TEXT_MARK, Example, Message, Prompt, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# For base models, which have no chat template: sections under headings, each turn ended by the end-of-text token.
+PLAIN_CHAT_TEMPLATE = (
+    "{{ bos_token | default('') }}{% for message in messages %}"
+    "{% if message.role == 'assistant' %}{{ '### Answer\n' + message.content + eos_token + '\n\n' }}"
+    "{% elif message.role == 'system' %}{{ '### Instruction\n' + message.content + '\n\n' }}"
+    "{% else %}{{ '### Input\n' + message.content + '\n\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Answer\n' }}{% endif %}"
+)
+_ANSWER_MARK = TEXT_MARK.replace("0", "9999999")
+_IGNORE = -100  # the label of a token that is not supervised, as in torch and transformers
+
+
+@dataclass(frozen=True)
+class Row:
+    """One encoded row.
+
+    Attributes:
+        suffix_ids: token ids after the shared prefix: text and question, then the answer if it is known.
+        n_answer: how many of the last `suffix_ids` are the answer, end tokens included; 0 for a row to predict.
+        n_cut: how many tokens of the text were left out to fit `max_length`.
+    """
+
+    suffix_ids: list[int]
+    n_answer: int
+    n_cut: int
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Everything that is needed to encode any row of a run; see `make_encoder`.
+
+    Attributes:
+        prefix_ids: the P token ids that every row begins with.
+        question_ids: token ids between text and answer, one list a question: one for `list` and `json`, L for `yes_no`.
+        end_ids: the ids that end an answer.
+        grammar: the valid answers.
+        max_length: the most tokens that a row may have, its answer included; None for no limit.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    label_set: LabelSet
+    style: str
+    prefix_ids: list[int]
+    question_ids: list[list[int]]
+    end_ids: list[int]
+    max_length: int | None
+    grammar: Grammar = field(repr=False)
+
+    @cached_property
+    def plain(self) -> "PlainTokenizer":
+        return PlainTokenizer(self.tokenizer)
+
+    def rows(self, text: str, labels: Sequence[str] | None = None) -> list[Row]:
+        """Encode one text: a row for each question.
+
+        Training and prediction cut a text at the same place, since room is always kept for the longest answer.
+
+        Args:
+            labels: the label names of the text if it is to be learnt from.
+        """
+        text_ids = self.plain.encode(text.strip())
+        rows = []
+        for k, question in enumerate(self.question_ids):
+            kept, n_cut = text_ids, 0
+            if self.max_length is not None:
+                room = self.max_length - len(self.prefix_ids) - len(question) - self.grammar.max_length
+                kept = self.plain.cut(text_ids, room)
+                n_cut = len(text_ids) - len(kept)
+            answer = [] if labels is None else encode_answer(self.grammar, self._choices(labels, k))
+            rows.append(Row([*kept, *question, *answer], len(answer), n_cut))
+        return rows
+
+    def _choices(self, labels: Sequence[str], question: int) -> list[int]:
+        vector = self.label_set.vector(labels)
+        if self.style == "yes_no":
+            return [0 if vector[question] else 1]
+        return [i for i, value in enumerate(vector) if value]
+
+    def training_example(self, row: Row) -> dict[str, list[int]]:
+        """A row as TRL's `SFTTrainer` takes it: `input_ids`, and `labels` with -100 wherever there is no answer."""
+        input_ids = [*self.prefix_ids, *row.suffix_ids]
+        n_masked = len(input_ids) - row.n_answer
+        return {"input_ids": input_ids, "labels": [_IGNORE] * n_masked + input_ids[n_masked:]}
+
+
+def make_encoder(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Prompt,
+    label_set: LabelSet,
+    style: str = "list",
+    examples: Sequence[Example] = (),
+    max_length: int | None = None,
+) -> Encoder:
+    """Render the prompt once, and encode all of it that does not depend on the row.
+
+    Raises:
+        PromptError: the template breaks the contract.
+        InputError: the instruction leaves no room in `max_length`, or the questions change what precedes the text.
+        ModelError: the chat template does not say how an answer ends.
+    """
+    questions = label_set.labels if style == "yes_no" else (None,)
+    texts = ["", *(example.text.strip() for example in examples)]
+    prefix_ids: list[int] | None = None
+    question_ids = []
+    plain = PlainTokenizer(tokenizer)
+    for label in questions:
+        messages = render(prompt, label_set, examples, label)
+        before, _, after = chat_text(tokenizer, messages).partition(TEXT_MARK)
+        ids = _encode_marked(tokenizer, plain, before, texts)
+        if prefix_ids is not None and ids != prefix_ids:
+            raise InputError(
+                f"{prompt.path}: the question must stand after {{{{ text }}}}, so that what precedes it is shared"
+            )
+        prefix_ids = ids
+        question_ids.append(_encode_marked(tokenizer, plain, after, texts))
+    assert prefix_ids is not None
+    end_ids = _end_ids(tokenizer, render(prompt, label_set, examples, questions[0]))
+    grammar = build_grammar(label_set, style, plain.encode, end_ids)
+    encoder = Encoder(tokenizer, label_set, style, prefix_ids, question_ids, end_ids, max_length, grammar)
+    fixed = len(prefix_ids) + max(map(len, question_ids)) + grammar.max_length
+    if max_length is not None and fixed >= max_length:
+        raise InputError(
+            f"max_length={max_length} leaves no room for the text: the instruction takes {len(prefix_ids)} tokens, the "
+            f"rest of the prompt {max(map(len, question_ids))}, the longest answer {grammar.max_length}; "
+            f"set max_length to {fixed + 64} or more"
+        )
+    return encoder
+
+
+def ensure_chat_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Give a base model's tokenizer the plain chat template. Returns whether it needed one."""
+    if tokenizer.chat_template:
+        return False
+    tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
+    return True
+
+
+def chat_text(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> str:
+    """Messages -> the text that the model reads up to its answer, marks included.
+
+    A chat template without a system role gets the system text at the head of the first user turn. Reasoning is
+    switched off.
+    """
+    text = _apply(tokenizer, _supported(tokenizer, messages), add_generation_prompt=True)
+    if text.rstrip().endswith("<think>"):  # a template that always opens the reasoning: close it at once
+        text = text.rstrip() + "\n\n</think>\n\n"
+    return text
+
+
+def _supported(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> list[Message]:
+    """The messages, with the system turn folded into the first user turn where the template has no place for it."""
+    if messages[0]["role"] != "system":
+        return messages
+    try:
+        if messages[0]["content"] in _apply(tokenizer, messages, add_generation_prompt=True):
+            return messages
+    except Exception:  # noqa: S110 - templates refuse a system role in ways of their own; what they say does not matter
+        pass
+    system, user, *rest = messages
+    return [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]
+
+
+def _apply(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, add_generation_prompt: bool) -> str:
+    # `date_string`: Llama 3's template prints today's date unless it is given one, and a prompt must not change overnight.
+    return str(
+        tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=False,
+            date_string="26 Jul 2024",
+        )
+    )
+
+
+def _end_ids(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> list[int]:
+    """What the chat template puts after an answer, up to its first special token (the one that stops generation)."""
+    dialogue = [*_supported(tokenizer, messages), {"role": "assistant", "content": _ANSWER_MARK}]
+    tail = _apply(tokenizer, dialogue, add_generation_prompt=False).rpartition(_ANSWER_MARK)[2]
+    ids = tokenizer.encode(tail, add_special_tokens=False)
+    special = set(tokenizer.all_special_ids) | _added_ids(tokenizer)
+    for k, token in enumerate(ids):
+        if token in special:
+            return ids[: k + 1]
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the chat template does not end an answer, and the tokenizer has no end-of-text token")
+    return [tokenizer.eos_token_id]
+
+
+def _encode_marked(
+    tokenizer: "PreTrainedTokenizerBase", plain: "PlainTokenizer", marked: str, texts: Sequence[str]
+) -> list[int]:
+    """Encode template text, where special tokens count, around marks, whose texts are plain."""
+    ids: list[int] = []
+    for k, part in enumerate(MARK.split(marked)):  # template text, mark number, template text, ...
+        if k % 2:
+            ids += plain.encode(texts[int(part)])
+        elif part:
+            ids += tokenizer.encode(part, add_special_tokens=False)
+    return ids
+
+
+def _added_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+class PlainTokenizer:
+    """A tokenizer that knows no special tokens: a copy without its added tokens and without its post-processor."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        description = json.loads(tokenizer.backend_tokenizer.to_str())
+        description |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        self._tokenizer = Tokenizer.from_str(json.dumps(description))
+        self._special = _added_ids(tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, character by character what it says. Raises InputError if one would be special."""
+        # A lone surrogate (half an emoji, from a broken export) has no UTF-8 form.
+        ids = self._tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
+        if special := self._special.intersection(ids):
+            raise InputError(f"the tokenizer turns this text into the special tokens {sorted(special)}: {text!r}")
+        return list(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def cut(self, ids: list[int], room: int) -> list[int]:
+        """The first `room` ids, or a few less where that would end within a character."""
+        if len(ids) <= room:
+            return ids
+        ids = ids[:room]
+        while ids and self.decode(ids).endswith("\ufffd"):
+            ids = ids[:-1]
+        return ids

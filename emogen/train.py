@@ -1,0 +1,270 @@
+"""accelerate launch emogen/train.py RECIPE [key=value ...]
+
+From a recipe to a tuned model: read the data, render the prompt, load the model, train, score, save.
+`emogen train RECIPE [key=value ...]` is the same.
+"""
+
+import hashlib
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from emogen import data, paths, predict
+from emogen.cli import fail_clearly, out, progress_bar
+from emogen.recipe import Recipe, RecipeError, load_recipe
+from emogen.score import footnote, score, table
+from emogen.task import Task, load_encoder, load_task, write_examples
+
+log = logging.getLogger("emogen")
+
+USAGE = """usage: accelerate launch emogen/train.py RECIPE [key=value ...]
+
+Tunes the model of a recipe, and leaves a run folder (output_dir, runs/<recipe name> by default).
+  key=value                     overrides any key of the recipe: learning_rate=2e-4 num_train_epochs=3
+  resume_from_checkpoint=true   goes on where an interrupted run stopped
+The keys are those of emogen (`emogen keys` lists them) and all of TRL's SFTConfig and ModelConfig.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train by a recipe. Raises what `emogen.cli.fail_clearly` turns into an exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        raise SystemExit(0 if argv else 2)
+
+    recipe = load_recipe(argv[0], argv[1:])
+    for notice in recipe.notices:
+        log.warning(notice)
+    task = load_task(recipe)
+    splits, label_set = task.splits, task.label_set
+    assert splits is not None
+    for problem in task.warnings:
+        log.warning(str(problem))
+    folder = recipe.output_dir
+    fingerprint = _fingerprint(recipe)
+    checkpoint = claim_folder(folder, bool(recipe.sft_args.get("resume_from_checkpoint")), fingerprint)
+
+    # From here on it is slow: torch, transformers and TRL are loaded.
+    from datasets import Dataset
+    from trl import get_peft_config
+
+    from emogen import modeling
+    from emogen.trainer import EmogenTrainer
+
+    args = recipe.sft_config(resume_from_checkpoint=None, max_length=None)  # rows are cut to length by `encode.py`
+    main_process = args.process_index == 0
+    lm_config = recipe.lm_config()
+    location = modeling.locate(recipe.model_name, lm_config.model_revision)
+    encoder, plain = load_encoder(task, location)
+    if plain:
+        log.warning(f"{recipe.model_name} has no chat template: it is a base model, and gets a plain one.")
+    train_set, n_cut = _encode(encoder, splits.train)
+    eval_set, _ = _encode(encoder, splits.eval) if splits.eval is not None else (None, 0)
+    if n_cut:
+        log.warning(f"{n_cut:,} texts were shortened to fit max_length={recipe.max_length}")
+    log.info(
+        f"{len(splits.train):,} rows to learn from, {len(splits.eval) if splits.eval else 0:,} to score on; the instruction "
+        f"takes {len(encoder.prefix_ids)} tokens, the rest of a row {_mean_length(train_set) - len(encoder.prefix_ids):.0f}"
+    )
+    if main_process:
+        _write_run_files(task, folder, fingerprint, argv)
+
+    model = modeling.load_model(location, lm_config, trust_remote_code=args.trust_remote_code)
+    trainer = EmogenTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(train_set),
+        eval_dataset=Dataset.from_list(eval_set) if eval_set else None,
+        processing_class=encoder.tokenizer,
+        peft_config=get_peft_config(lm_config),
+        n_prefix=len(encoder.prefix_ids) if recipe.shared_prefix and modeling.can_share_prefix(model) else 0,
+        score=_scorer(recipe, encoder, splits.eval),
+    )
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - started
+
+    trainer.save_model(str(folder / predict.ADAPTER))
+    if not main_process:
+        return
+    _name_base_model(folder / predict.ADAPTER, recipe.model_name)
+    results: dict[str, Any] = {"train_seconds": round(seconds, 1), "train_rows": len(splits.train)}
+    if splits.eval is not None:
+        with progress_bar("Scoring", len(splits.eval) * len(encoder.question_ids)) as advance:
+            predictions = predict.predict_texts(
+                trainer.accelerator.unwrap_model(trainer.model),
+                encoder,
+                splits.eval.texts,
+                decode=recipe.decode,
+                batch_size=args.per_device_eval_batch_size,
+                progress=advance,
+            )
+        predict.write_jsonl(folder / "predictions.jsonl", splits.eval, predictions, label_set)
+        metrics = score(splits.eval.gold, predict.pred_matrix(predictions), label_set.names)
+        results |= metrics | {"parse": predict.parse_audit(predictions)}
+        out.print(table([("", metrics)]))
+        if note := footnote(metrics):
+            out.print(note)
+    with paths.writing(folder / "metrics.json") as file:
+        json.dump(results, file, indent=2)
+    log.info(f"The run is in {folder}. Next: emogen predict {folder} YOUR.csv -o OUT.csv")
+
+
+def claim_folder(folder: Path, resume: bool, fingerprint: dict[str, str]) -> Path | None:
+    """Make sure that a run may write here. Returns the checkpoint to go on from, if any.
+
+    Raises:
+        RecipeError: the folder holds another run, or cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with paths.writing(folder / ".writable") as file:
+            file.write("x")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise RecipeError([f"output_dir: {folder}: cannot be written to: {error.strerror}"]) from None
+    manifest = folder / "manifest.json"
+    if not resume:
+        if any(path.name != "logs" for path in folder.iterdir()):
+            raise RecipeError(
+                [
+                    f"output_dir: {folder}: not empty, and nothing is overwritten. Go on with that run: "
+                    "resume_from_checkpoint=true; start another one: output_dir=FOLDER; or remove the folder"
+                ]
+            )
+        return None
+    if manifest.is_file():
+        before = json.loads(manifest.read_text(encoding="utf-8")).get("sha256", {})
+        changed = [name for name, digest in fingerprint.items() if before.get(name, digest) != digest]
+        if changed:
+            raise RecipeError(
+                [f"output_dir: {folder}: cannot go on with this run: {', '.join(changed)} changed since it was started"]
+            )
+    checkpoint = newest_checkpoint(folder)
+    log.info(
+        f"Going on from {checkpoint}" if checkpoint else f"No checkpoint in {folder} yet: starting at the beginning"
+    )
+    return checkpoint
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end. One that a kill cut short is passed over."""
+    numbered = [(int(p.name.rpartition("-")[2]), p) for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()]
+    for _, path in sorted(numbered, reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # the file that is written last
+        except (OSError, ValueError):
+            log.warning(f"{path} is incomplete; passed over")
+            continue
+        return path
+    return None
+
+
+def _encode(encoder: Any, rows: data.Rows) -> tuple[list[dict[str, list[int]]], int]:
+    """Rows -> training examples, and how many texts had to be shortened."""
+    examples, n_cut = [], 0
+    for text, vector in zip(rows.texts, rows.gold, strict=True):
+        questions = encoder.rows(text, encoder.label_set.names_of(vector))
+        n_cut += any(row.n_cut for row in questions)
+        examples += [encoder.training_example(row) for row in questions]
+    return examples, n_cut
+
+
+def _mean_length(examples: list[dict[str, list[int]]]) -> float:
+    return sum(len(example["input_ids"]) for example in examples) / len(examples)
+
+
+def _scorer(recipe: Recipe, encoder: Any, rows: data.Rows | None):
+    """What the trainer calls at each evaluation: generate for a fixed subset of the rows, and score."""
+    if rows is None:
+        return None
+    subset = data.sample_rows(rows, recipe.eval_samples or len(rows), recipe.seed)
+
+    def scorer(model: Any) -> dict[str, float]:
+        predictions = predict.predict_texts(model, encoder, subset.texts, decode=recipe.decode)
+        metrics = score(subset.gold, predict.pred_matrix(predictions), encoder.label_set.names)
+        figures = {name: metrics[name] for name in ("f1_macro", "f1_micro", "jaccard_samples")}
+        figures["parse_failure"] = predict.parse_audit(predictions)["parse_failure"]
+        return figures | {f"f1/{name}": label["f1"] for name, label in metrics["per_label"].items()}
+
+    return scorer
+
+
+def _fingerprint(recipe: Recipe) -> dict[str, str]:
+    """sha256 of everything besides the recipe that a run depends on."""
+    files = {"data": recipe.train_file, "eval data": recipe.eval_file, "prompt": recipe.prompt}
+    return {
+        name: hashlib.sha256(recipe.find(file).read_bytes()).hexdigest()
+        for name, file in files.items()
+        if file is not None
+    }
+
+
+def _write_run_files(task: Task, folder: Path, fingerprint: dict[str, str], argv: Sequence[str]) -> None:
+    """What makes the folder self-contained: the resolved recipe, prompt, labels, examples, and the manifest."""
+    import torch
+    import yaml
+
+    files = {
+        predict.RECIPE: task.recipe.to_yaml(
+            prompt=predict.PROMPT, labels=predict.LABELS, output_dir=str(folder), resume_from_checkpoint=None
+        ),
+        predict.PROMPT: task.prompt.source,
+        predict.LABELS: yaml.safe_dump(task.label_set.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        "manifest.json": json.dumps(
+            {
+                "command": ["emogen", "train", *argv],
+                "model": task.recipe.model_name,
+                "seed": task.recipe.seed,
+                "sha256": fingerprint,
+                "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+                "commit": _commit(),
+                "hardware": {
+                    "machine": platform.machine(),
+                    "threads": torch.get_num_threads(),
+                    "gpus": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
+                },
+            },
+            indent=2,
+        ),
+    }
+    for name, text in files.items():
+        with paths.writing(folder / name) as file:
+            file.write(text)
+    write_examples(folder, task.examples)
+
+
+PACKAGES = ("emogen", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers")
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this runs from, or None in an installed package."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _name_base_model(adapter: Path, model_name: str) -> None:
+    """Let the saved adapter name its base model as the recipe does, not by the folder of this machine's cache."""
+    path = adapter / "adapter_config.json"
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": model_name}
+        with paths.writing(path) as file:
+            json.dump(config, file, indent=2)
+
+
+if __name__ == "__main__":
+    fail_clearly(main)
