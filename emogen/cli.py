@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,6 +194,9 @@ def set_up_logging() -> None:
     handler = RichHandler(console=err, show_time=False, show_path=False, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("emogen").setLevel(logging.INFO)
+    # TRL 1.16 still sets it by its old name, in its own defaults.
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
+    warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no accelerator is found")
     # Says at every import that an optional kernel package is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 

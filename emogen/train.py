@@ -7,21 +7,24 @@ From a recipe to a tuned model: read the data, render the prompt, load the model
 import hashlib
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emogen import data, paths, predict
 from emogen.cli import fail_clearly, out, progress_bar
 from emogen.recipe import Recipe, RecipeError, load_recipe
 from emogen.score import footnote, score, table
 from emogen.task import Task, load_encoder, load_task, write_examples
+
+if TYPE_CHECKING:
+    from emogen.encode import Encoder
 
 log = logging.getLogger("emogen")
 
@@ -49,9 +52,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     assert splits is not None
     for problem in task.warnings:
         log.warning(str(problem))
-    folder = recipe.output_dir
+    folder, resume = recipe.output_dir, bool(recipe.sft_args.get("resume_from_checkpoint"))
+    main_process = os.environ.get("RANK", "0") == "0"
     fingerprint = _fingerprint(recipe)
-    checkpoint = claim_folder(folder, bool(recipe.sft_args.get("resume_from_checkpoint")), fingerprint)
+    if main_process:
+        claim_folder(folder, resume, fingerprint)
+    checkpoint = newest_checkpoint(folder) if resume else None
 
     # From here on it is slow: torch, transformers and TRL are loaded.
     from datasets import Dataset
@@ -60,34 +66,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     from emogen import modeling
     from emogen.trainer import EmogenTrainer
 
+    _use_all_cores()
     args = recipe.sft_config(resume_from_checkpoint=None, max_length=None)  # rows are cut to length by `encode.py`
-    main_process = args.process_index == 0
     lm_config = recipe.lm_config()
     location = modeling.locate(recipe.model_name, lm_config.model_revision)
     encoder, plain = load_encoder(task, location)
     if plain:
         log.warning(f"{recipe.model_name} has no chat template: it is a base model, and gets a plain one.")
     train_set, n_cut = _encode(encoder, splits.train)
-    eval_set, _ = _encode(encoder, splits.eval) if splits.eval is not None else (None, 0)
     if n_cut:
         log.warning(f"{n_cut:,} texts were shortened to fit max_length={recipe.max_length}")
+    # During training only a fixed part of the evaluation rows is looked at; at the end all of them are scored.
+    watched = None
+    if splits.eval is not None:
+        watched = data.sample_rows(splits.eval, recipe.eval_samples or len(splits.eval), recipe.seed)
     log.info(
-        f"{len(splits.train):,} rows to learn from, {len(splits.eval) if splits.eval else 0:,} to score on; the instruction "
-        f"takes {len(encoder.prefix_ids)} tokens, the rest of a row {_mean_length(train_set) - len(encoder.prefix_ids):.0f}"
+        f"{len(splits.train):,} rows to learn from, {len(splits.eval) if splits.eval else 0:,} to score on; the "
+        f"instruction takes {len(encoder.prefix_ids)} tokens, and the rest of a row {_mean_rest(encoder, train_set):.0f}"
     )
     if main_process:
         _write_run_files(task, folder, fingerprint, argv)
+    log.info(f"Going on from {checkpoint}" if checkpoint else "Starting at the first step")
 
     model = modeling.load_model(location, lm_config, trust_remote_code=args.trust_remote_code)
     trainer = EmogenTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(train_set),
-        eval_dataset=Dataset.from_list(eval_set) if eval_set else None,
+        eval_dataset=Dataset.from_list(_encode(encoder, watched)[0]) if watched is not None else None,
         processing_class=encoder.tokenizer,
         peft_config=get_peft_config(lm_config),
         n_prefix=len(encoder.prefix_ids) if recipe.shared_prefix and modeling.can_share_prefix(model) else 0,
-        score=_scorer(recipe, encoder, splits.eval),
+        score=_scorer(recipe, encoder, watched),
     )
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -99,28 +109,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     _name_base_model(folder / predict.ADAPTER, recipe.model_name)
     results: dict[str, Any] = {"train_seconds": round(seconds, 1), "train_rows": len(splits.train)}
     if splits.eval is not None:
-        with progress_bar("Scoring", len(splits.eval) * len(encoder.question_ids)) as advance:
-            predictions = predict.predict_texts(
-                trainer.accelerator.unwrap_model(trainer.model),
-                encoder,
-                splits.eval.texts,
-                decode=recipe.decode,
-                batch_size=args.per_device_eval_batch_size,
-                progress=advance,
-            )
-        predict.write_jsonl(folder / "predictions.jsonl", splits.eval, predictions, label_set)
-        metrics = score(splits.eval.gold, predict.pred_matrix(predictions), label_set.names)
-        results |= metrics | {"parse": predict.parse_audit(predictions)}
-        out.print(table([("", metrics)]))
-        if note := footnote(metrics):
-            out.print(note)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        results |= _final_score(recipe, encoder, model, splits.eval, args.per_device_eval_batch_size)
     with paths.writing(folder / "metrics.json") as file:
         json.dump(results, file, indent=2)
     log.info(f"The run is in {folder}. Next: emogen predict {folder} YOUR.csv -o OUT.csv")
 
 
-def claim_folder(folder: Path, resume: bool, fingerprint: dict[str, str]) -> Path | None:
-    """Make sure that a run may write here. Returns the checkpoint to go on from, if any.
+def claim_folder(folder: Path, resume: bool, fingerprint: dict[str, str]) -> None:
+    """Make sure that a run may write here.
 
     Raises:
         RecipeError: the folder holds another run, or cannot be written to.
@@ -141,7 +138,7 @@ def claim_folder(folder: Path, resume: bool, fingerprint: dict[str, str]) -> Pat
                     "resume_from_checkpoint=true; start another one: output_dir=FOLDER; or remove the folder"
                 ]
             )
-        return None
+        return
     if manifest.is_file():
         before = json.loads(manifest.read_text(encoding="utf-8")).get("sha256", {})
         changed = [name for name, digest in fingerprint.items() if before.get(name, digest) != digest]
@@ -169,7 +166,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _encode(encoder: Any, rows: data.Rows) -> tuple[list[dict[str, list[int]]], int]:
+def _encode(encoder: "Encoder", rows: data.Rows) -> tuple[list[dict[str, list[int]]], int]:
     """Rows -> training examples, and how many texts had to be shortened."""
     examples, n_cut = [], 0
     for text, vector in zip(rows.texts, rows.gold, strict=True):
@@ -179,24 +176,45 @@ def _encode(encoder: Any, rows: data.Rows) -> tuple[list[dict[str, list[int]]], 
     return examples, n_cut
 
 
-def _mean_length(examples: list[dict[str, list[int]]]) -> float:
-    return sum(len(example["input_ids"]) for example in examples) / len(examples)
+def _mean_rest(encoder: "Encoder", examples: list[dict[str, list[int]]]) -> float:
+    return sum(len(example["input_ids"]) for example in examples) / len(examples) - len(encoder.prefix_ids)
 
 
-def _scorer(recipe: Recipe, encoder: Any, rows: data.Rows | None):
-    """What the trainer calls at each evaluation: generate for a fixed subset of the rows, and score."""
+def _use_all_cores() -> None:
+    """Let one process on a machine without a GPU use every core: `accelerate launch` would give it a single thread."""
+    import torch
+
+    if not torch.cuda.is_available() and os.environ.get("WORLD_SIZE", "1") == "1":
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def _scorer(recipe: Recipe, encoder: "Encoder", rows: data.Rows | None) -> Callable[[Any], dict[str, float]] | None:
+    """What the trainer calls at each evaluation: generate for the rows, and score what comes out."""
     if rows is None:
         return None
-    subset = data.sample_rows(rows, recipe.eval_samples or len(rows), recipe.seed)
 
     def scorer(model: Any) -> dict[str, float]:
-        predictions = predict.predict_texts(model, encoder, subset.texts, decode=recipe.decode)
-        metrics = score(subset.gold, predict.pred_matrix(predictions), encoder.label_set.names)
+        predictions = predict.predict_texts(model, encoder, rows.texts, decode=recipe.decode)
+        metrics = score(rows.gold, predict.pred_matrix(predictions), encoder.label_set.names)
         figures = {name: metrics[name] for name in ("f1_macro", "f1_micro", "jaccard_samples")}
         figures["parse_failure"] = predict.parse_audit(predictions)["parse_failure"]
         return figures | {f"f1/{name}": label["f1"] for name, label in metrics["per_label"].items()}
 
     return scorer
+
+
+def _final_score(recipe: Recipe, encoder: "Encoder", model: Any, rows: data.Rows, batch_size: int) -> dict[str, Any]:
+    """Generate for all rows that are held out, keep what came out, print the table, and give the figures back."""
+    with progress_bar("Scoring", len(rows) * len(encoder.question_ids)) as advance:
+        predictions = predict.predict_texts(
+            model, encoder, rows.texts, decode=recipe.decode, batch_size=batch_size, progress=advance
+        )
+    predict.write_jsonl(recipe.output_dir / "predictions.jsonl", rows, predictions, encoder.label_set)
+    metrics = score(rows.gold, predict.pred_matrix(predictions), encoder.label_set.names)
+    out.print(table([("", metrics)]))
+    if note := footnote(metrics):
+        out.print(note)
+    return metrics | {"parse": predict.parse_audit(predictions)}
 
 
 def _fingerprint(recipe: Recipe) -> dict[str, str]:
