@@ -116,11 +116,10 @@ def parse_prompt(source: str, path: str = "<template>") -> Prompt:
             )
     bare = {id(child) for output in tree.find_all(nodes.Output) for child in output.nodes}
     texts = [node for node in used if node.name == "text"]
-    for node in texts:
+    of_examples = [node for node in tree.find_all(nodes.Getattr) if node.attr == "text"]
+    for node in [*texts, *of_examples]:
         if id(node) not in bare:
-            raise PromptError(
-                f"{path}:{node.lineno}: the text must stand bare, as {{{{ text }}}}, with no filter or test"
-            )
+            raise PromptError(f"{path}:{node.lineno}: a text must stand bare, as {{{{ text }}}}, with no filter or test")
     if len(texts) != 1:
         lines = ", ".join(str(node.lineno) for node in texts) or "none"
         raise PromptError(f"{path}: {{{{ text }}}} must occur exactly once (found on lines: {lines})")

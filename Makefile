@@ -1,0 +1,51 @@
+# make demo · make test · make check · make bench      (each installs what it needs into .venv)
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help install demo test check style bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make install   .venv with emogen and all that the other targets need"
+	@echo "make demo      score a small model on the sample posts, tune it, score it again (under 10 minutes)"
+	@echo "make test      the tests"
+	@echo "make check     lint, format, types (make style mends what can be mended)"
+	@echo "make bench     see benchmarks/README.md"
+
+install: $(VENV)/installed
+
+# torch first and by its exact version: a range would fetch a CUDA build of several GB.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name yours: make install PYTHON=python3"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "no venv module: on Debian, apt-get install python3.11-venv"; exit 1; }
+	$(PIP) install --quiet --progress-bar on $$(grep '^torch==' constraints.txt)
+	$(PIP) install --quiet --progress-bar on --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install
+	rm -rf runs/demo
+	$(BIN)/emogen predict recipes/demo.yaml sample/test.csv -o runs/zero_shot.csv --overwrite
+	$(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml emogen/train.py recipes/demo.yaml
+	$(BIN)/emogen predict runs/demo sample/test.csv -o runs/demo/tuned.csv
+	$(BIN)/emogen score sample/test.csv runs/zero_shot.csv runs/demo/tuned.csv
+	@echo "The run folder is runs/demo."
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python benchmarks/holdout.py $(DATA)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
