@@ -16,7 +16,7 @@ YES, NO = "yes", "no"
 
 @dataclass(frozen=True)
 class Pieces:
-    """The pieces of a set-valued answer: `first[i]`, then `following[j]` for each later label, then `close`; or `empty`."""
+    """A set-valued answer: `first[i]`, `following[j]` for each later label, `close`; or `empty` alone."""
 
     first: tuple[str, ...]
     following: tuple[str, ...]

@@ -35,7 +35,7 @@ Overrides = Annotated[
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Tune the model of a recipe. The same as `accelerate launch emogen/train.py RECIPE [KEY=VALUE]...`, on one process.
+    """Tune the model of a recipe. On one process, the same as accelerate launch emogen/train.py.
 
     Leaves a run folder (output_dir, runs/<recipe name> by default). resume_from_checkpoint=true goes on with a run that
     was interrupted. The keys: `emogen keys`.
@@ -153,11 +153,11 @@ def score(
     from emogen.score import footnote, score, table
 
     label_set = load_label_set(labels)
-    truth = checked(read_rows(gold, label_set, need_labels=True, need_text=False))
+    gold_rows = checked(read_rows(gold, label_set, need_labels=True, need_text=False))
     systems = []
     for file in pred:
-        rows = align(truth, checked(read_rows(file, label_set, need_labels=True, need_text=False)))
-        systems.append((file, score(truth.gold, rows.gold, label_set.names)))
+        rows = align(gold_rows, checked(read_rows(file, label_set, need_labels=True, need_text=False)))
+        systems.append((file, score(gold_rows.truth, rows.truth, label_set.names)))
     if as_json:
         print(json.dumps(systems[0][1] if len(systems) == 1 else dict(systems), indent=2))
         return

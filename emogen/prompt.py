@@ -117,9 +117,11 @@ def parse_prompt(source: str, path: str = "<template>") -> Prompt:
     bare = {id(child) for output in tree.find_all(nodes.Output) for child in output.nodes}
     texts = [node for node in used if node.name == "text"]
     of_examples = [node for node in tree.find_all(nodes.Getattr) if node.attr == "text"]
-    for node in [*texts, *of_examples]:
-        if id(node) not in bare:
-            raise PromptError(f"{path}:{node.lineno}: a text must stand bare, as {{{{ text }}}}, with no filter or test")
+    for place in [*texts, *of_examples]:
+        if id(place) not in bare:
+            raise PromptError(
+                f"{path}:{place.lineno}: a text must stand bare, as {{{{ text }}}}, with no filter or test"
+            )
     if len(texts) != 1:
         lines = ", ".join(str(node.lineno) for node in texts) or "none"
         raise PromptError(f"{path}: {{{{ text }}}} must occur exactly once (found on lines: {lines})")
@@ -150,7 +152,7 @@ def render(
         {"text": f"{_OPEN}{k}{_CLOSE}", "answer": example.answer, "labels": example.labels}
         for k, example in enumerate(examples, start=1)
     ]
-    values = {
+    values: dict[str, object] = {
         "text": TEXT_MARK,
         "names": label_set.names,
         "labels": label_set.labels,
@@ -187,8 +189,8 @@ def _check_chat(prompt: Prompt, messages: list[Message], n_examples: int) -> Non
     dialogue = roles[1:] if roles[:1] == ["system"] else roles
     if not dialogue or dialogue != (["user", "assistant"] * len(dialogue))[: len(dialogue)] or dialogue[-1] != "user":
         raise PromptError(
-            f"{prompt.path}: the turns are {', '.join(roles) or 'none'}; expected an optional system turn, then user and "
-            "assistant in turn, and a user turn last (emogen adds the answer)"
+            f"{prompt.path}: the turns are {', '.join(roles) or 'none'}; expected an optional system turn, then user "
+            "and assistant in turn, and a user turn last (emogen adds the answer)"
         )
     for message in messages:
         left = MARK.sub("", message["content"])

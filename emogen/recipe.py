@@ -34,7 +34,7 @@ OLD_NAMES = {
     "micro_batch_size": "per_device_train_batch_size",
     "load_in_nf4": "load_in_4bit",
 }
-# Fields of SFTConfig that emogen settles itself; a recipe that sets one of them expects something that would not happen.
+# Fields of SFTConfig that emogen settles itself: a recipe that sets one expects something that would not happen.
 SETTLED = {
     "packing": "rows share their instruction instead (`shared_prefix`)",
     "padding_free": "rows share their instruction instead (`shared_prefix`)",
@@ -168,7 +168,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             problems.append(f"{override!r}: expected key=value")
             continue
         try:
-            values[key] = yaml.load(value, _Loader)
+            values[key] = yaml.load(value, _Loader)  # noqa: S506 - _Loader is a SafeLoader
         except yaml.YAMLError:
             values[key] = value
         where[key] = f"{override!r}"
@@ -210,7 +210,8 @@ def _read_yaml(path: Path, shown: str, problems: list[str]) -> tuple[dict[str, A
         if key.value in where:
             problems.append(f"{here}: {key.value}: stands twice (first at {where[key.value]})")
         where[key.value] = here
-    return {str(key): value for key, value in yaml.load(text, _Loader).items()}, where
+    loaded = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
+    return {str(key): value for key, value in loaded.items()}, where
 
 
 @cache
@@ -275,6 +276,8 @@ def _validate(path: Path, values: dict[str, Any], where: dict[str, str], problem
         raise RecipeError(problems)
     if not recipe.train_file and not recipe.dataset_name:
         problems.append(f"{path}: train_file: missing; name a data file, or a Hub dataset with dataset_name")
+    if not lm_args["use_peft"]:
+        problems.append(f"{where['use_peft']}: use_peft: cannot be false: emogen tunes a LoRA adapter and nothing else")
     if recipe.train_file and recipe.dataset_name:
         problems.append(f"{where['train_file']}: train_file: cannot stand beside dataset_name; choose one")
     if recipe.eval_file and recipe.eval_fraction:

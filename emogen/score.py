@@ -28,9 +28,9 @@ def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Metrics:
         names: the L label names in canonical order.
 
     Returns:
-        `n`, `f1_macro`, `f1_micro`, `precision_macro`, `recall_macro`, `jaccard_samples`, `exact_match`, `hamming_loss`,
-        `per_label` (name -> `precision`, `recall`, `f1`, `support`, `predicted`), and `no_positives` (the labels that no
-        gold row has). Plain numbers, ready for JSON.
+        `n`, `f1_macro`, `f1_micro`, `precision_macro`, `recall_macro`, `jaccard_samples`, `exact_match`,
+        `hamming_loss`, `per_label` (name -> `precision`, `recall`, `f1`, `support`, `predicted`), and `no_positives`
+        (the labels that no gold row has). Plain numbers, ready for JSON.
 
     Raises:
         ValueError: no rows, shapes that differ, or values other than 0 and 1.

@@ -18,7 +18,7 @@ SHARED = "dim"
 def show_rows(console: Console, encoder: "Encoder", rows: Rows, *, tokens: bool = False) -> None:
     """Print rows exactly as the model reads them.
 
-    The shared instruction is dim, the supervised answer green and between ⟦ ⟧ (which also serves where there is no colour).
+    The shared instruction is dim, the supervised answer green and between ⟦ ⟧, which also serve without colour.
 
     Args:
         tokens: print one token a line: position, id, text, and whether it is supervised.

@@ -1,4 +1,4 @@
-"""A recipe -> what it names, loaded: label set, prompt, rows, few-shot examples; and with the tokenizer, the encoder."""
+"""A recipe -> what it names, loaded: label set, prompt, rows, few-shot examples; with the tokenizer, the encoder."""
 
 import json
 from collections.abc import Sequence
@@ -41,7 +41,8 @@ def load_task(recipe: Recipe, *, with_rows: bool = True) -> Task:
     label_set = load_label_set(recipe.find(recipe.labels))
     prompt = load_prompt(recipe.find(recipe.prompt))
     kept = recipe.path.parent / EXAMPLES
-    splits, problems = None, []
+    splits: Splits | None = None
+    problems: list[Problem] = []
     if with_rows or (recipe.examples and not kept.is_file()):
         splits, problems = load_splits(recipe, label_set)
         if splits is None:
@@ -80,8 +81,7 @@ def load_encoder(task: Task, location: str | None = None) -> tuple["Encoder", bo
 
 def draw_examples(rows: Rows, label_set: LabelSet, style: str) -> list[Example]:
     """Labelled rows -> few-shot examples."""
-    assert rows.gold is not None
-    named = [(text, label_set.names_of(vector)) for text, vector in zip(rows.texts, rows.gold, strict=True)]
+    named = [(text, label_set.names_of(vector)) for text, vector in zip(rows.texts, rows.truth, strict=True)]
     return make_examples(named, label_set, style)
 
 

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for notice in recipe.notices:
         log.warning(notice)
     task = load_task(recipe)
-    splits, label_set = task.splits, task.label_set
+    splits = task.splits
     assert splits is not None
     for problem in task.warnings:
         log.warning(str(problem))
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         watched = data.sample_rows(splits.eval, recipe.eval_samples or len(splits.eval), recipe.seed)
     log.info(
         f"{len(splits.train):,} rows to learn from, {len(splits.eval) if splits.eval else 0:,} to score on; the "
-        f"instruction takes {len(encoder.prefix_ids)} tokens, and the rest of a row {_mean_rest(encoder, train_set):.0f}"
+        f"instruction takes {len(encoder.prefix_ids)} tokens, the rest of a row {_mean_rest(encoder, train_set):.0f}"
     )
     if main_process:
         _write_run_files(task, folder, fingerprint, argv)
@@ -146,11 +146,6 @@ def claim_folder(folder: Path, resume: bool, fingerprint: dict[str, str]) -> Non
             raise RecipeError(
                 [f"output_dir: {folder}: cannot go on with this run: {', '.join(changed)} changed since it was started"]
             )
-    checkpoint = newest_checkpoint(folder)
-    log.info(
-        f"Going on from {checkpoint}" if checkpoint else f"No checkpoint in {folder} yet: starting at the beginning"
-    )
-    return checkpoint
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -169,7 +164,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def _encode(encoder: "Encoder", rows: data.Rows) -> tuple[list[dict[str, list[int]]], int]:
     """Rows -> training examples, and how many texts had to be shortened."""
     examples, n_cut = [], 0
-    for text, vector in zip(rows.texts, rows.gold, strict=True):
+    for text, vector in zip(rows.texts, rows.truth, strict=True):
         questions = encoder.rows(text, encoder.label_set.names_of(vector))
         n_cut += any(row.n_cut for row in questions)
         examples += [encoder.training_example(row) for row in questions]
@@ -195,7 +190,7 @@ def _scorer(recipe: Recipe, encoder: "Encoder", rows: data.Rows | None) -> Calla
 
     def scorer(model: Any) -> dict[str, float]:
         predictions = predict.predict_texts(model, encoder, rows.texts, decode=recipe.decode)
-        metrics = score(rows.gold, predict.pred_matrix(predictions), encoder.label_set.names)
+        metrics = score(rows.truth, predict.pred_matrix(predictions), encoder.label_set.names)
         figures = {name: metrics[name] for name in ("f1_macro", "f1_micro", "jaccard_samples")}
         figures["parse_failure"] = predict.parse_audit(predictions)["parse_failure"]
         return figures | {f"f1/{name}": label["f1"] for name, label in metrics["per_label"].items()}
@@ -210,7 +205,7 @@ def _final_score(recipe: Recipe, encoder: "Encoder", model: Any, rows: data.Rows
             model, encoder, rows.texts, decode=recipe.decode, batch_size=batch_size, progress=advance
         )
     predict.write_jsonl(recipe.output_dir / "predictions.jsonl", rows, predictions, encoder.label_set)
-    metrics = score(rows.gold, predict.pred_matrix(predictions), encoder.label_set.names)
+    metrics = score(rows.truth, predict.pred_matrix(predictions), encoder.label_set.names)
     out.print(table([("", metrics)]))
     if note := footnote(metrics):
         out.print(note)

@@ -66,8 +66,8 @@ class EmogenTrainer(SFTTrainer):
 
     Args:
         n_prefix: how many tokens all rows share, or 0 to train on plain rows, as TRL does.
-        score: called after each evaluation with the model; the figures that it returns are logged as `eval_...` beside the
-            loss, and any of them can be `metric_for_best_model`.
+        score: called with the model at each evaluation; the figures that it returns are logged as `eval_...` beside
+            the loss, and any of them can be `metric_for_best_model`.
     """
 
     def __init__(

@@ -83,6 +83,7 @@ SIZE = {
     "eos_token_id": 2,
     "pad_token_id": 0,
     "bos_token_id": 1,
+    "initializer_range": 0.2,  # logits large enough to learn something in a few steps
 }
 # One for each architecture of the recipes: SmolLM2 and Llama 3 are Llama; Gemma 3 has a sliding window, here a short one.
 CONFIGS = {

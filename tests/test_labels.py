@@ -3,7 +3,19 @@ import pytest
 from emogen.errors import InputError
 from emogen.labels import LabelSet, load_label_set
 
-SEMEVAL = "anger anticipation disgust fear joy love optimism pessimism sadness surprise trust".split()
+SEMEVAL = [
+    "anger",
+    "anticipation",
+    "disgust",
+    "fear",
+    "joy",
+    "love",
+    "optimism",
+    "pessimism",
+    "sadness",
+    "surprise",
+    "trust",
+]
 
 
 def test_shipped_set_has_the_columns_of_the_task_in_order(labels):

@@ -591,7 +591,8 @@ TEXTS = st.lists(st.one_of(FRAGMENTS, st.text(max_size=8)), max_size=14).map("".
 
 def assert_sound(read: ParsedAnswer, label_set: LabelSet) -> None:
     assert read.status in ("exact", "normalised", "repaired", "unknown", "empty")
-    assert len(read.vector) == len(label_set) and set(read.vector) <= {0, 1}
+    assert len(read.vector) == len(label_set)
+    assert set(read.vector) <= {0, 1}
     assert read.labels == label_set.names_of(read.vector)
     assert not (read.failed and read.labels)
     assert bool(read.unknown) or read.status != "unknown"

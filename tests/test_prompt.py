@@ -20,7 +20,9 @@ def test_a_text_is_never_rendered(labels):
 
 def test_examples_become_earlier_turns(labels):
     examples = make_examples([("so happy", ("joy",)), ("the bus leaves", ())], labels, "list")
-    messages = fill(render(load_prompt("prompts/few_shot.jinja"), labels, examples), ["x", "so happy", "the bus leaves"])
+    messages = fill(
+        render(load_prompt("prompts/few_shot.jinja"), labels, examples), ["x", "so happy", "the bus leaves"]
+    )
     assert [m["role"] for m in messages] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert [m["content"] for m in messages[1:]] == ["so happy", "joy", "the bus leaves", "none", "x"]
 

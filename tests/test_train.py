@@ -1,0 +1,151 @@
+import json
+
+import pytest
+import torch
+from conftest import write_posts
+from safetensors.torch import load_file
+
+from emogen import paths
+from emogen.errors import InputError, ModelError
+from emogen.predict import load_run, predict_texts
+from emogen.recipe import RecipeError
+from emogen.train import main, newest_checkpoint
+
+FILES = {"recipe.yaml", "prompt.jinja", "labels.yaml", "examples.jsonl", "manifest.json", "metrics.json", "adapter"}
+
+
+def weights(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+# SmolLM2 and Llama 3 are Llama, both Qwens are Qwen2; those that the recipes quantise are quantised here as well.
+@pytest.mark.parametrize(("kind", "four_bit"), [("llama", False), ("llama", True), ("qwen2", True), ("gemma3", False), ("gemma3", True)])  # fmt: skip
+def test_every_architecture_of_the_recipes_trains(tiny_recipe, tmp_path, kind, four_bit):
+    recipe = tiny_recipe(kind, load_in_4bit=four_bit, use_bnb_nested_quant=four_bit, max_steps=3)
+    main([str(recipe)])
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= FILES
+    lora_b = [value for name, value in weights(tmp_path / "run").items() if "lora_B" in name]
+    assert all(value.abs().sum() > 0 for value in lora_b)
+
+
+def test_it_learns_the_answers_by_heart(tiny_recipe, tmp_path, labels):
+    held = write_posts(tmp_path / "eval.csv", labels)
+    recipe = tiny_recipe(
+        max_steps=80, per_device_train_batch_size=12, eval_file=str(held), lora_r=16, learning_rate=2e-2
+    )
+    main([str(recipe)])
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["f1_micro"] > 0.8
+    assert metrics["parse"] == {"exact": 1.0, "parse_failure": 0.0}
+    # What was scored at the end of training is what a loaded run predicts.
+    loaded = load_run(tmp_path / "run")
+    kept = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    again = predict_texts(loaded.model, loaded.encoder, [row["text"] for row in kept])
+    assert [prediction.raw for prediction in again] == [row["raw"] for row in kept]
+
+
+def test_a_base_model_yes_no_and_few_shot_examples(tiny_recipe, tmp_path):
+    recipe = tiny_recipe(chat_template=None, answer="yes_no", prompt="prompts/yes_no.jinja", max_steps=2)
+    main([str(recipe)])
+    loaded = load_run(tmp_path / "run")
+    (prediction,) = predict_texts(loaded.model, loaded.encoder, ["hello"])
+    assert len(prediction.raw.splitlines()) == 11
+    assert not prediction.parsed.failed
+
+    recipe = tiny_recipe(
+        chat_template=None, prompt="prompts/few_shot.jinja", examples=3, max_steps=2, output_dir=str(tmp_path / "few")
+    )
+    main([str(recipe)])
+    shown = [json.loads(line)["text"] for line in (tmp_path / "few" / "examples.jsonl").read_text().splitlines()]
+    assert len(shown) == 3
+    assert json.loads((tmp_path / "few" / "metrics.json").read_text())["train_rows"] == 9
+    loaded = load_run(tmp_path / "few")
+    prefix = loaded.encoder.tokenizer.decode(loaded.encoder.prefix_ids)
+    assert all(text in prefix for text in shown)
+
+
+def test_evaluation_generates_and_the_best_checkpoint_is_chosen_by_it(tiny_recipe, tmp_path):
+    recipe = tiny_recipe(
+        max_steps=4,
+        eval_fraction=0.3,
+        eval_samples=3,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        metric_for_best_model="f1_macro",
+        load_best_model_at_end=True,
+    )
+    main([str(recipe)])
+    state = json.loads((newest_checkpoint(tmp_path / "run") / "trainer_state.json").read_text())
+    logged = [entry for entry in state["log_history"] if "eval_loss" in entry]
+    assert len(logged) == 2
+    assert all({"eval_f1_macro", "eval_f1/trust", "eval_parse_failure"} <= entry.keys() for entry in logged)
+    assert state["best_metric"] == max(entry["eval_f1_macro"] for entry in logged)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_resuming_ends_at_the_weights_of_an_uninterrupted_run(tiny_recipe, tmp_path, dropout):
+    keys = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, "lora_dropout": dropout}
+    recipe = tiny_recipe(**keys)
+    main([str(recipe), f"output_dir={tmp_path / 'whole'}"])
+
+    main([str(recipe), f"output_dir={tmp_path / 'cut'}"])
+    # As a kill during the last save would leave it: the newest checkpoint is broken, and there is no adapter yet.
+    (tmp_path / "cut" / "checkpoint-6" / "trainer_state.json").write_text("{")
+    for path in (tmp_path / "cut" / "adapter").iterdir():
+        path.unlink()
+    (tmp_path / "cut" / "adapter").rmdir()
+    with pytest.raises(ModelError, match="resume_from_checkpoint=true"):
+        load_run(tmp_path / "cut")
+    assert newest_checkpoint(tmp_path / "cut").name == "checkpoint-3"
+    main([str(recipe), f"output_dir={tmp_path / 'cut'}", "resume_from_checkpoint=true"])
+
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, cut[name]), name
+
+
+def test_another_run_is_never_overwritten(tiny_recipe, tmp_path, labels):
+    recipe = tiny_recipe(max_steps=1)
+    main([str(recipe)])
+    before = weights(tmp_path / "run")
+    with pytest.raises(RecipeError, match="nothing is overwritten"):
+        main([str(recipe)])
+    write_posts(tmp_path / "train.csv", labels, [("other", ("joy",)), ("posts", ())])
+    with pytest.raises(RecipeError, match="data changed since"):
+        main([str(recipe), "resume_from_checkpoint=true"])
+    after = weights(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_output_folder_that_cannot_be_written_to_fails_first(tiny_recipe, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RecipeError, match="cannot be written to"):
+        main([str(tiny_recipe()), f"output_dir={tmp_path / 'file' / 'run'}"])
+
+
+def test_broken_runs_are_named(tiny_recipe, tmp_path):
+    main([str(tiny_recipe(max_steps=1))])
+    adapter = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:100])
+    with pytest.raises(ModelError, match="adapter cannot be loaded"):
+        load_run(tmp_path / "run")
+    with pytest.raises(InputError, match=r"not a run folder: it has no recipe\.yaml"):
+        load_run(tmp_path)
+
+
+def test_writing_is_all_or_nothing(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("before")
+
+    def fail_halfway():
+        with paths.writing(path) as file:
+            file.write("half")
+            raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.txt"]
