@@ -12,7 +12,7 @@ help:
 	@echo "make demo      score a small model on the sample posts, tune it, score it again (under 10 minutes)"
 	@echo "make test      the tests"
 	@echo "make check     lint, format, types (make style mends what can be mended)"
-	@echo "make bench     see benchmarks/README.md"
+	@echo "make bench     one epoch on real posts: make bench DATA=path/to/2018-E-c-En-train.txt"
 
 install: $(VENV)/installed
 
@@ -45,7 +45,9 @@ style: install
 	$(BIN)/ruff format .
 
 bench: install
-	$(BIN)/python benchmarks/holdout.py $(DATA)
+	@test -f "$(DATA)" || { echo "name the task's training file: make bench DATA=path/to/2018-E-c-En-train.txt"; exit 1; }
+	$(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml emogen/train.py recipes/smollm2-135m.yaml \
+		train_file=$(DATA) output_dir=runs/bench-smollm2-135m
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -210,7 +210,6 @@ def fail_clearly(command: Callable[[], Any]) -> None:
     try:
         command()
     except KeyboardInterrupt:
-        err.print("Interrupted. A training run goes on from its newest checkpoint with resume_from_checkpoint=true.")
         sys.exit(130)
     except (InputError, ModelError, OSError) as error:
         err.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)

@@ -129,10 +129,13 @@ class Recipe(BaseModel):
         return paths.find(path, self.path.parent)
 
     def sft_config(self, **changes: Any) -> "SFTConfig":
-        """TRL's configuration of the trainer."""
+        """TRL's configuration of the trainer. Raises RecipeError if this machine cannot do what it asks for."""
         from trl import SFTConfig
 
-        return SFTConfig(**(self.sft_args | changes))
+        try:
+            return SFTConfig(**(self.sft_args | changes))
+        except ValueError as error:
+            raise RecipeError([f"{self.path}: not on this machine: {error}"]) from None
 
     def lm_config(self) -> "ModelConfig":
         """TRL's configuration of the model and its adapter."""

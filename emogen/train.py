@@ -100,7 +100,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         score=_scorer(recipe, encoder, watched),
     )
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except KeyboardInterrupt:
+        log.warning("Interrupted. resume_from_checkpoint=true goes on from the newest checkpoint.")
+        raise
     seconds = time.perf_counter() - started
 
     trainer.save_model(str(folder / predict.ADAPTER))
