@@ -184,7 +184,8 @@ def _use_all_cores() -> None:
     import torch
 
     if not torch.cuda.is_available() and os.environ.get("WORLD_SIZE", "1") == "1":
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(allowed or 1)
 
 
 def _scorer(recipe: Recipe, encoder: "Encoder", rows: data.Rows | None) -> Callable[[Any], dict[str, float]] | None:
