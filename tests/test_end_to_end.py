@@ -87,8 +87,10 @@ def test_check_reports_everything_at_once_and_exits_with_2(tiny_recipe, tmp_path
     (tmp_path / "bad.jinja").write_text("{% user %}\n{{ txet }}{{ text }}")
     said = emogen("check", tiny_recipe(), f"prompt={tmp_path / 'bad.jinja'}", code=2).stdout
     assert "bad.jinja:2: undefined variable 'txet'" in said
-    warned = emogen("check", tiny_recipe(), "max_length=200").stdout
-    assert "warning" not in warned or "0 errors" in warned
+    long = write_posts(tmp_path / "long.csv", labels, [*POSTS, ("a long post " * 100, ("joy",))])
+    warned = emogen("check", tiny_recipe(), f"train_file={long}", "max_length=400").stdout
+    assert "long.csv:14: 1 texts are shortened to fit max_length=400" in warned
+    assert "0 errors, 1 warnings" in warned
 
 
 def test_what_is_wrong_ends_with_2_and_a_message(tiny_recipe, tmp_path):

@@ -1,8 +1,10 @@
 import json
 
 import pytest
+from conftest import save_model
 
 from emogen import paths
+from emogen.check import check
 from emogen.recipe import RecipeError, load_recipe
 
 RECIPES = [p for p in paths.shipped("recipes").rglob("*.yaml") if p.parent.name != "accelerate"]
@@ -87,6 +89,15 @@ def test_every_recipe_is_valid_and_opens_with_its_command(path):
     recipe = load_recipe(path)
     assert path.read_text().startswith(f"# accelerate launch emogen/train.py recipes/{path.name}")
     assert json.dumps(recipe.lm_args)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_check_passes_on_every_recipe_without_a_gpu(path, tmp_path):
+    # The recipe's own model would have to be fetched; a tiny one stands in for its tokenizer.
+    tiny = save_model(tmp_path / "tiny")
+    findings = check(path, [f"model_name_or_path={tiny}", "max_length=1024"])
+    assert not findings.failed, findings.problems
+    assert len(findings.facts) == 3
 
 
 def test_qwen14b_is_the_published_qlora(tmp_path):
