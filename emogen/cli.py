@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 
 from emogen.errors import InputError, ModelError
@@ -191,11 +190,11 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], Any]]:
 
 def set_up_logging() -> None:
     """emogen's messages to standard error, one line each; other libraries only from warnings on."""
-    handler = RichHandler(console=err, show_time=False, show_path=False, markup=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)-8s %(message)s")
     logging.getLogger("emogen").setLevel(logging.INFO)
     # TRL 1.16 still sets it by its old name, in its own defaults.
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no accelerator is found")
     # Says at every import that an optional kernel package is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
