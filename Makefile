@@ -1,5 +1,5 @@
 # make demo · make test · make check · make bench      (each installs what it needs into .venv)
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -18,7 +18,7 @@ install: $(VENV)/installed
 
 # torch first and by its exact version: a range would fetch a CUDA build of several GB.
 $(VENV)/installed: pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; name yours: make install PYTHON=python3"; exit 1; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or later is needed; name yours: make install PYTHON=..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "no venv module: on Debian, apt-get install python3.11-venv"; exit 1; }
 	$(PIP) install --quiet --progress-bar on $$(grep '^torch==' constraints.txt)
 	$(PIP) install --quiet --progress-bar on --constraint constraints.txt --editable '.[dev]'
