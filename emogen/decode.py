@@ -1,17 +1,20 @@
 """Generation: greedy answers from a model, under the grammar or freely.
 
-The instruction's keys and values are computed once; texts go in batches of like length, padded on the left; and every
-step chooses among the tokens that the grammar allows.
+The instruction is computed once. Texts go in batches of like length, without padding. Under the grammar, only the rows
+of the output projection that it can reach are computed, tokens without an alternative are never waited for (`Jumps`),
+and rows that are done leave their batch. The answers are those of a plain masked greedy search.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from emogen import attention
 from emogen.encode import Encoder
-from emogen.modeling import attention_mask
+from emogen.grammar import find_jumps, spell
 
 FREE_TOKENS = 48  # room for chatter before a free answer is cut off, beyond the longest valid answer
 Progress = Callable[[int], Any]  # is told how many more rows are done
@@ -37,17 +40,20 @@ def generate(
     Returns:
         n lists of token ids: the answers, without what ends them, in the order of `suffixes`.
     """
-    step = _constrained if decode == "constrained" else _free
     training = model.training
     model.eval()
     try:
-        prefix = _prefix_cache(model, encoder.prefix_ids) if suffixes else None
+        if model.config.get_text_config()._attn_implementation == attention.NAME:
+            engine = _Engine(model, encoder)
+            step = engine.constrained if decode == "constrained" else engine.free
+        else:
+            step = _Plain(model, encoder, decode == "constrained").answers
         answers: list[list[int]] = [[] for _ in suffixes]
-        # Longest first: a batch that does not fit into memory fails at once, and like lengths need little padding.
+        # Longest first: a batch that does not fit into memory fails at once, and like lengths go together.
         order = sorted(range(len(suffixes)), key=lambda i: -len(suffixes[i]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            for i, ids in zip(rows, step(model, encoder, prefix, [suffixes[i] for i in rows]), strict=True):
+            for i, ids in zip(rows, step([suffixes[i] for i in rows]), strict=True):
                 answers[i] = ids
             if progress:
                 progress(len(rows))
@@ -56,117 +62,146 @@ def generate(
     return answers
 
 
-def _prefix_cache(model: PreTrainedModel, prefix_ids: list[int]) -> DynamicCache:
-    # Without a config every layer keeps all keys; sliding windows are cut by the mask, by position.
-    cache = DynamicCache()
-    ids = torch.tensor([prefix_ids], device=model.device)
-    positions = torch.arange(len(prefix_ids), device=model.device)[None]
-    causal = positions[:, :, None] >= positions[:, None, :]
-    model(
-        input_ids=ids,
-        position_ids=positions,
-        attention_mask=attention_mask(model, positions, positions, causal),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return cache
+class _Engine:
+    """A model with the prefix computed, and the tables of the grammar on its device."""
 
-
-def _expand(prefix: DynamicCache, batch: int) -> DynamicCache:
-    """A cache for `batch` rows that all begin with the prefix. Its keys and values are views; appending copies them."""
-    cache = DynamicCache()
-    for k, layer in enumerate(prefix.layers):
-        cache.update(layer.keys.expand(batch, -1, -1, -1), layer.values.expand(batch, -1, -1, -1), k)
-    return cache
-
-
-class _Batch:
-    """B rows under way: their cache, and what each may look at.
-
-    Keys stand in the order prefix (P) | padding | text | answer, so K = P + S + steps.
-    """
-
-    def __init__(self, model: PreTrainedModel, encoder: Encoder, prefix: DynamicCache, suffixes: list[list[int]]):
-        self.model = model
-        self.cache = _expand(prefix, len(suffixes))
-        n_prefix, length = len(encoder.prefix_ids), max(map(len, suffixes))
-        pad = encoder.tokenizer.pad_token_id or 0
-        device = model.device
-        self.ids = torch.tensor([[pad] * (length - len(ids)) + ids for ids in suffixes], device=device)  # [B, S]
-        n_pad = torch.tensor([length - len(ids) for ids in suffixes], device=device)[:, None]
-        index = torch.arange(length, device=device)[None]
-        suffix_positions = (index - n_pad).clamp(min=0) + n_prefix  # [B, S]
-        prefix_positions = torch.arange(n_prefix, device=device)[None].expand(len(suffixes), -1)
-        self.positions = torch.cat([prefix_positions, suffix_positions], 1)  # [B, K]
-        self.real = torch.cat([torch.ones_like(prefix_positions, dtype=torch.bool), index >= n_pad], 1)  # [B, K]
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Append ids [B, Q], whose positions and `real` are the last Q columns; logits [B, V] after the last one."""
-        n_query = ids.shape[1]
-        queries = self.positions[:, -n_query:]
-        index = torch.arange(self.positions.shape[1], device=ids.device)
-        causal = index[None, -n_query:, None] >= index[None, None, :]  # [1, Q, K]
-        # A padding query sees itself: a row of the mask with nothing visible would give NaN.
-        visible = causal & (self.real[:, None, :] | (index[None, -n_query:, None] == index[None, None, :]))
-        output = self.model(
-            input_ids=ids,
-            position_ids=queries,
-            attention_mask=attention_mask(self.model, queries, self.positions, visible),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
+    def __init__(self, model: PreTrainedModel, encoder: Encoder):
+        self.model, self.encoder, self.device = model, encoder, model.device
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.decoder, self.head = base.get_decoder(), base.get_output_embeddings()
+        self.jumps = find_jumps(encoder.grammar)
+        tables = (encoder.grammar.token_ids, encoder.grammar.next_node)
+        self.token_ids, self.next_node = (torch.from_numpy(table).to(self.device) for table in tables)
+        tables = (self.jumps.ends, self.jumps.tokens, self.jumps.choice, self.jumps.length, self.jumps.on)
+        self.ends, self.tokens, self.choice, self.length, self.on = (
+            torch.from_numpy(table).to(self.device) for table in tables
         )
-        return output.logits[:, -1]
+        self.prefix = attention.Prefix(len(encoder.prefix_ids))
+        positions = torch.arange(len(encoder.prefix_ids), device=self.device)
+        self._run(self.prefix, torch.tensor(encoder.prefix_ids, device=self.device), positions)
 
-    def append(self, ids: torch.Tensor) -> torch.Tensor:
-        """One more token for each row: ids [B] -> logits [B, V]."""
-        self.positions = torch.cat([self.positions, self.positions[:, -1:] + 1], 1)
-        self.real = torch.cat([self.real, torch.ones_like(self.real[:, :1])], 1)
-        return self.forward(ids[:, None])
+    def _run(self, layout: attention.Layout, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Hidden states [T, hidden] of tokens that lie so."""
+        return attention.forward(self.decoder, layout, ids, positions).last_hidden_state[0]
+
+    def _begin(self, suffixes: list[list[int]], room: int) -> tuple[attention.Rows, torch.Tensor]:
+        """Rows with all but their answers computed, and the hidden states of that."""
+        layout = attention.Rows(self.prefix, [len(ids) for ids in suffixes], room)
+        ids = torch.tensor([i for ids in suffixes for i in ids], device=self.device)
+        return layout, self._run(layout, ids, layout.begin(self.device))
+
+    def constrained(self, suffixes: list[list[int]]) -> list[list[int]]:
+        """Greedy choices, wherever the grammar leaves one, of all rows at once."""
+        grammar, n_rows = self.encoder.grammar, len(suffixes)
+        first = self.tokens[0][self.tokens[0] >= 0].tolist()  # what goes along with the rows at once
+        layout, hidden = self._begin([ids + first for ids in suffixes], grammar.max_length)
+        rows = torch.arange(n_rows, device=self.device)  # [A], those under way
+        node = torch.zeros_like(rows)  # [A], where they were before the tokens of their last jump
+        start = layout.lengths.cumsum(0) - len(first) - 1  # [A], where the token before those is, among the ones run
+        chosen = []  # of each step int64 [n_rows, 2]
+        while True:
+            columns, node = self._choose(hidden, node, start)
+            step = torch.full((n_rows, 2), -1, device=self.device)
+            step[rows] = columns
+            chosen.append(step)
+            going = ~self.ends[node]
+            if not going.any():
+                break
+            rows, node, columns = rows[going], node[going], columns[going]
+            last = torch.where(columns[:, 1] >= 0, columns[:, 1], columns[:, 0])
+            ids = torch.cat([self.token_ids[last][:, None], self.tokens[node]], 1)  # [A, 1 + M], filled up with -1
+            real = ids >= 0
+            count = real.sum(1)
+            start = count.cumsum(0) - count
+            slots = torch.arange(ids.shape[1], device=self.device).expand_as(ids)[real]
+            hidden = self._run(layout, ids[real], layout.append(rows.repeat_interleave(count), slots))
+        taken = torch.stack(chosen, 1).flatten(1).tolist()
+        n_end = len(self.encoder.end_ids)
+        return [spell(grammar, self.jumps, [c for c in row if c >= 0])[:-n_end] for row in taken]
+
+    def _choose(
+        self, hidden: torch.Tensor, node: torch.Tensor, start: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Best columns [A, 2] at the choices ahead of each node (-1 where there is no second), and where they lead."""
+        choice = self.choice[node]  # [A, 2]
+        logits = self._logits(hidden[start[:, None] + self.length[node]])  # [A, 2, R]
+        ways = self.next_node[choice]  # [A, 2, R]
+        best = logits.float().masked_fill(ways < 0, -torch.inf).argmax(2)
+        reached = ways.gather(2, best[..., None])[..., 0]
+        goes_on = (choice[:, 1] >= 0) & (best[:, 0] == self.on[choice[:, 0]])
+        columns = torch.stack([best[:, 0], torch.where(goes_on, best[:, 1], -1)], 1)
+        return columns, torch.where(goes_on, reached[:, 1], reached[:, 0])
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The logits [..., R] of the tokens that the grammar can reach; what a model does to them keeps their order."""
+        if not isinstance(self.head, torch.nn.Linear):  # an adapter on it, say
+            return self.head(hidden)[..., self.token_ids]
+        bias = None if self.head.bias is None else self.head.bias[self.token_ids]
+        weight = self.head.weight[self.token_ids]
+        return torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
+
+    def free(self, suffixes: list[list[int]]) -> list[list[int]]:
+        """Greedy steps over the whole vocabulary until the end-of-turn token, or until the room is used up."""
+        stop = torch.tensor(sorted(_stop_ids(self.model, self.encoder)), device=self.device)
+        room = self.encoder.grammar.max_length + FREE_TOKENS
+        layout, hidden = self._begin(suffixes, room)
+        hidden = hidden[layout.lengths.cumsum(0) - 1]
+        rows = torch.arange(len(suffixes), device=self.device)
+        answers: list[list[int]] = [[] for _ in suffixes]
+        for _ in range(room):
+            ids = self.head(hidden).argmax(1)
+            going = ~torch.isin(ids, stop)
+            rows, ids = rows[going], ids[going]
+            for i, token in zip(rows.tolist(), ids.tolist(), strict=True):
+                answers[i].append(token)
+            if not len(rows):
+                break
+            hidden = self._run(layout, ids, layout.append(rows, torch.zeros_like(rows)))
+        return answers
 
 
-def _constrained(
-    model: PreTrainedModel, encoder: Encoder, prefix: DynamicCache, suffixes: list[list[int]]
-) -> list[list[int]]:
-    """Greedy steps through the grammar's automaton, all rows at once."""
-    tokens = torch.from_numpy(encoder.grammar.token_ids).to(model.device)  # [R]
-    next_node = torch.from_numpy(encoder.grammar.next_node).to(model.device)  # [N, R]
-    end = len(next_node) - 1
-    batch = _Batch(model, encoder, prefix, suffixes)
-    node = torch.zeros(len(suffixes), dtype=torch.long, device=model.device)  # [B]
-    logits = batch.forward(batch.ids)
-    chosen = []
-    while True:
-        done = node == end
-        scores = logits[:, tokens].float().masked_fill(next_node[node] < 0, -torch.inf)  # [B, R]
-        best = scores.argmax(1)
-        node = torch.where(done, end, next_node[node, best])
-        ids = torch.where(done, -1, tokens[best])
-        chosen.append(ids)
-        if (node == end).all():
-            break
-        logits = batch.append(ids.clamp(min=0))
-    answers = torch.stack(chosen, 1).tolist()  # [B, steps], -1 after the end
-    n_end = len(encoder.end_ids)
-    return [[token for token in row if token >= 0][:-n_end] for row in answers]
+class _Plain:
+    """Generation by transformers, each row in full, for models whose rows cannot share their prefix."""
 
+    def __init__(self, model: PreTrainedModel, encoder: Encoder, constrained: bool):
+        self.model, self.encoder, self.constrained = model, encoder, constrained
 
-def _free(model: PreTrainedModel, encoder: Encoder, prefix: DynamicCache, suffixes: list[list[int]]) -> list[list[int]]:
-    """Greedy steps over the whole vocabulary until the end-of-turn token, or until the room is used up."""
-    stop = torch.tensor(sorted(_stop_ids(model, encoder)), device=model.device)
-    batch = _Batch(model, encoder, prefix, suffixes)
-    done = torch.zeros(len(suffixes), dtype=torch.bool, device=model.device)
-    logits = batch.forward(batch.ids)
-    chosen = []
-    for _ in range(encoder.grammar.max_length + FREE_TOKENS):
-        ids = logits.argmax(1)
-        done |= torch.isin(ids, stop)
-        chosen.append(torch.where(done, -1, ids))
-        if done.all():
-            break
-        logits = batch.append(ids)
-    return [[token for token in row if token >= 0] for row in torch.stack(chosen, 1).tolist()]
+    def answers(self, suffixes: list[list[int]]) -> list[list[int]]:
+        """Greedy answers for one batch."""
+        encoder = self.encoder
+        stop = {encoder.end_ids[0]} if self.constrained else _stop_ids(self.model, encoder)
+        n_prompt = len(encoder.prefix_ids) + max(map(len, suffixes))
+        prompts = [[*encoder.prefix_ids, *ids] for ids in suffixes]
+        pad = encoder.tokenizer.pad_token_id
+        output = self.model.generate(
+            torch.tensor([[pad] * (n_prompt - len(ids)) + ids for ids in prompts], device=self.model.device),
+            attention_mask=torch.tensor(
+                [[0] * (n_prompt - len(ids)) + [1] * len(ids) for ids in prompts], device=self.model.device
+            ),
+            max_new_tokens=encoder.grammar.max_length + (0 if self.constrained else FREE_TOKENS),
+            eos_token_id=sorted(stop),
+            pad_token_id=pad,
+            prefix_allowed_tokens_fn=self._allowed(n_prompt) if self.constrained else None,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,  # some models come with one
+            use_cache=True,
+        )
+        return [list(takewhile(lambda token: token not in stop, row)) for row in output[:, n_prompt:].tolist()]
+
+    def _allowed(self, n_prompt: int) -> Callable[[int, torch.Tensor], list[int]]:
+        grammar = self.encoder.grammar
+        column = {int(token): c for c, token in enumerate(grammar.token_ids)}
+
+        def allowed(_: int, ids: torch.Tensor) -> list[int]:
+            node = 0
+            for token in ids[n_prompt:].tolist():
+                if token == self.encoder.end_ids[0]:
+                    return [token]
+                node = int(grammar.next_node[node, column[token]])
+            return [int(token) for token in grammar.token_ids[grammar.next_node[node] >= 0]]
+
+        return allowed
 
 
 def _stop_ids(model: PreTrainedModel, encoder: Encoder) -> set[int]:

@@ -44,6 +44,80 @@ class Grammar:
         return node == len(self.next_node) - 1
 
 
+@dataclass(frozen=True)
+class Jumps:
+    """What to run through the model on arriving at each of a grammar's N nodes, so that no step decides nothing.
+
+    A node with one way out is never asked about: the tokens up to the next choice go along. And where all ways but one
+    end the answer (a comma, or the end of the turn), the one that goes on is run along as well, up to the next choice
+    after it: if the model ends there, nothing more was to come and nothing is lost; if it goes on, a step is saved.
+
+    Attributes:
+        forced: the tokens that must follow each node, up to the first choice or the end.
+        ends: bool [N], whether that is the end.
+        tokens: int64 [N, M], what to run: `forced`, and the way on as far as it goes; filled up with -1.
+        choice: int64 [N, 2], the nodes of the first choice and of the one on the way on, or -1.
+        length: int64 [N, 2], how many of `tokens` lead up to each choice.
+        on: int64 [N], for a node of a choice with one way on, the column of that token, or -1.
+    """
+
+    forced: list[list[int]]
+    ends: np.ndarray
+    tokens: np.ndarray
+    choice: np.ndarray
+    length: np.ndarray
+    on: np.ndarray
+
+
+def find_jumps(grammar: Grammar) -> Jumps:
+    """The jumps of a grammar (known as jump-forward decoding; here the way on is taken along too)."""
+    next_node, n_nodes = grammar.next_node, len(grammar.next_node)
+    end = n_nodes - 1
+
+    def run(node: int) -> tuple[list[int], int]:
+        tokens = []
+        while node != end and (next_node[node] >= 0).sum() == 1:
+            column = int(next_node[node].argmax())
+            tokens.append(int(grammar.token_ids[column]))
+            node = int(next_node[node, column])
+        return tokens, node
+
+    runs = [run(node) for node in range(n_nodes)]
+    ends = np.array([node == end for _, node in runs])
+    on = np.full(n_nodes, -1)
+    for node in range(n_nodes):
+        ways_on = [c for c in np.flatnonzero(next_node[node] >= 0) if not ends[next_node[node, c]]]
+        if len(ways_on) == 1:
+            on[node] = ways_on[0]
+
+    tokens, choice, length = [], np.full((n_nodes, 2), -1), np.zeros((n_nodes, 2), dtype=np.int64)
+    for node, (forced, first) in enumerate(runs):
+        path = list(forced)
+        if not ends[node]:
+            choice[node, 0], length[node, 0] = first, len(path)
+            if on[first] >= 0:
+                beyond, second = runs[next_node[first, on[first]]]
+                path += [int(grammar.token_ids[on[first]]), *beyond]
+                choice[node, 1], length[node, 1] = second, len(path)
+        tokens.append(path)
+    width = max(map(len, tokens))
+    padded = np.array([path + [-1] * (width - len(path)) for path in tokens], dtype=np.int64).reshape(n_nodes, width)
+    return Jumps([forced for forced, _ in runs], ends, padded, choice, length, on)
+
+
+def spell(grammar: Grammar, jumps: Jumps, columns: Iterable[int]) -> list[int]:
+    """The token ids of an answer, end tokens included, by the columns of `token_ids` taken at the choices on its way."""
+    node, left = 0, iter(columns)
+    ids: list[int] = []
+    while True:
+        ids += jumps.forced[node]
+        if jumps.ends[node]:
+            return ids
+        column = next(left)
+        ids.append(int(grammar.token_ids[column]))
+        node = int(grammar.next_node[jumps.choice[node, 0], column])
+
+
 def build_grammar(label_set: LabelSet, style: str, encode: Callable[[str], list[int]], end: list[int]) -> Grammar:
     """The grammar of an answer style.
 

@@ -103,6 +103,8 @@ def load_run(run: str | Path, overrides: Sequence[str] = ()) -> Loaded:
         InputError, ModelError: what is missing or broken, and where.
     """
     from emogen import modeling
+    from emogen.attention import share_prefix
+    from emogen.linear import use_onednn
 
     folder = Path(run) if Path(run).is_dir() else None
     if folder and not (folder / RECIPE).is_file():
@@ -118,9 +120,13 @@ def load_run(run: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     location = modeling.locate(recipe.model_name, lm_config.model_revision)
     encoder, _ = load_encoder(task, str(adapter) if adapter else location)
     model = modeling.load_model(location, lm_config, trust_remote_code=bool(recipe.sft_args.get("trust_remote_code")))
+    model = modeling.to_device(model)
+    shares = recipe.shared_prefix and share_prefix(model)
     if adapter:
         model = modeling.load_adapter(model, adapter)
-    return Loaded(recipe, task.label_set, encoder, modeling.to_device(model))
+    if shares:
+        use_onednn(model)
+    return Loaded(recipe, task.label_set, encoder, model)
 
 
 # ---------------------------------------------------------------------------------------------- writing

@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from trl import get_peft_config
 
     from emogen import modeling
+    from emogen.attention import share_prefix
     from emogen.trainer import EmogenTrainer
 
     _use_all_cores()
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         eval_dataset=Dataset.from_list(_encode(encoder, watched)[0]) if watched is not None else None,
         processing_class=encoder.tokenizer,
         peft_config=get_peft_config(lm_config),
-        n_prefix=len(encoder.prefix_ids) if recipe.shared_prefix and modeling.can_share_prefix(model) else 0,
+        n_prefix=len(encoder.prefix_ids) if recipe.shared_prefix and share_prefix(model) else 0,
         score=_scorer(recipe, encoder, watched),
     )
     started = time.perf_counter()

@@ -1,15 +1,8 @@
 """TRL's `SFTTrainer`, with the instruction computed once a batch, logits on the answers alone, and generated scores.
 
-Every row of a run begins with the same prefix. A batch of B rows becomes one packed row
-
-    prefix | rest of row 1 | rest of row 2 | ... | rest of row B
-
-in which each token sees the prefix and the earlier tokens of its own row, at the positions that it would have alone.
-Causal attention makes that exact: loss and gradients equal those of B separate rows, the gradient flows back into the
-prefix from all of them, and nothing is padded.
+Loss and gradients equal those of plain training on the same rows; `attention.py` says why.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,55 +10,51 @@ import torch
 from torch.nn import functional
 from trl import SFTTrainer
 
-from emogen.modeling import attention_mask
-
-log = logging.getLogger(__name__)
+from emogen.attention import PackedRows, forward
+from emogen.linear import use_onednn
 
 
 class PrefixCollator:
     """B rows that begin with the same P tokens -> one packed row of T = P + sum of what is left of each.
 
+    The rows are sorted by length, and their last tokens left out, which nothing is to follow.
+
     Returns:
         `lengths` int64 [B]: how much of the packed row each row takes, after the prefix. It comes first because the
             trainer reads the number of rows off the first entry.
-        `input_ids`, `labels`, `position_ids`: int64 [1, T].
+        `input_ids`, `position_ids`: int64 [T].
+        `labels`: int64 [T], the token that is to follow each one, or -100 where none is learnt.
     """
 
     def __init__(self, n_prefix: int):
         self.n_prefix = n_prefix
 
     def __call__(self, examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        prefix = examples[0]["input_ids"][: self.n_prefix]
-        ids, labels, positions = list(prefix), [-100] * self.n_prefix, list(range(self.n_prefix))
+        n = self.n_prefix
+        examples = sorted(examples, key=lambda example: len(example["input_ids"]))
+        prefix = examples[0]["input_ids"][:n]
+        ids, labels, positions = list(prefix), [-100] * n, list(range(n))
         for example in examples:
-            if example["input_ids"][: self.n_prefix] != prefix:
+            row = example["input_ids"]
+            if row[:n] != prefix or example["labels"][n] != -100:
                 raise ValueError("the rows of a batch do not share their prefix")
-            ids += example["input_ids"][self.n_prefix :]
-            labels += example["labels"][self.n_prefix :]
-            positions += range(self.n_prefix, len(example["input_ids"]))
+            ids += row[n:-1]
+            labels += example["labels"][n + 1 :]
+            positions += range(n, len(row) - 1)
         return {
-            "lengths": torch.tensor([len(example["input_ids"]) - self.n_prefix for example in examples]),
-            "input_ids": torch.tensor([ids]),
-            "labels": torch.tensor([labels]),
-            "position_ids": torch.tensor([positions]),
+            "lengths": torch.tensor([len(example["input_ids"]) - 1 - n for example in examples]),
+            "input_ids": torch.tensor(ids),
+            "labels": torch.tensor(labels),
+            "position_ids": torch.tensor(positions),
         }
-
-
-def packed_visibility(n_prefix: int, lengths: torch.Tensor) -> torch.Tensor:
-    """Who may see whom in a packed row: bool [1, T, T] (query, key)."""
-    device = lengths.device
-    rows = torch.arange(1, len(lengths) + 1, device=device).repeat_interleave(lengths)
-    owner = torch.cat([torch.zeros(n_prefix, dtype=rows.dtype, device=device), rows])  # [T], 0 for the prefix
-    index = torch.arange(len(owner), device=device)
-    causal = index[:, None] >= index[None, :]
-    return (causal & ((owner[None, :] == 0) | (owner[:, None] == owner[None, :])))[None]
 
 
 class EmogenTrainer(SFTTrainer):
     """`SFTTrainer` on rows that share a prefix. Everything but loss, batches and evaluation is TRL's.
 
     Args:
-        n_prefix: how many tokens all rows share, or 0 to train on plain rows, as TRL does.
+        n_prefix: how many tokens all rows share, if `attention.share_prefix` allows; or 0 to train on plain rows, as
+            TRL does.
         score: called with the model at each evaluation; the figures that it returns are logged as `eval_...` beside
             the loss, and any of them can be `metric_for_best_model`.
     """
@@ -78,6 +67,8 @@ class EmogenTrainer(SFTTrainer):
         if n_prefix:
             kwargs["data_collator"] = PrefixCollator(n_prefix)
         super().__init__(*args, **kwargs)
+        if n_prefix:
+            use_onednn(self.model)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -85,17 +76,11 @@ class EmogenTrainer(SFTTrainer):
         """Mean negative log-likelihood of the answers' tokens, as in TRL."""
         if not self.n_prefix:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        positions, labels = inputs["position_ids"], inputs["labels"]
-        supervised = (labels[0, 1:] != -100).nonzero()[:, 0]  # [A], where the next token is part of an answer
-        target = labels[0, supervised + 1]  # [A]
-        mask = attention_mask(self.model, positions, positions, packed_visibility(self.n_prefix, inputs["lengths"]))
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            position_ids=positions,
-            attention_mask=mask,
-            logits_to_keep=supervised,
-            use_cache=False,
-        )
+        labels = inputs["labels"]
+        supervised = (labels != -100).nonzero()[:, 0]  # [A], where the next token is part of an answer
+        target = labels[supervised]
+        layout = PackedRows(self.n_prefix, inputs["lengths"].tolist())
+        outputs = forward(model, layout, inputs["input_ids"], inputs["position_ids"], logits_to_keep=supervised)
         logits = outputs.logits[0].float()  # [A, V]
         total = functional.cross_entropy(logits, target, reduction="sum")
         loss = total / (len(target) if num_items_in_batch is None else num_items_in_batch)

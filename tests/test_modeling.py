@@ -70,13 +70,3 @@ def test_a_broken_weights_file_is_named(tmp_path):
     (folder / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(ModelError, match="cannot be loaded"):
         modeling.load_model(str(folder), ModelConfig(dtype="float32"))
-
-
-def test_sliding_windows_are_cut_by_position(model):
-    positions = torch.tensor([[0, 1, 2, 40]])
-    mask = modeling.attention_mask(model, positions, positions, torch.ones(1, 4, 4, dtype=torch.bool).tril())
-    if isinstance(mask, dict):
-        assert mask["full_attention"][0, 0, 3].tolist() == [True] * 4
-        assert mask["sliding_attention"][0, 0, 3].tolist() == [False, False, False, True]
-    else:
-        assert mask[0, 0, 3].tolist() == [True] * 4

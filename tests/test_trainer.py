@@ -7,9 +7,10 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig
 
+from emogen.attention import share_prefix
 from emogen.encode import make_encoder
 from emogen.prompt import load_prompt
-from emogen.trainer import EmogenTrainer, PrefixCollator, packed_visibility
+from emogen.trainer import EmogenTrainer, PrefixCollator
 
 
 @pytest.fixture
@@ -31,8 +32,10 @@ def loss_and_gradients(kind, encoder, folder, *, shared, checkpointing):
         gradient_checkpointing=checkpointing,
         per_device_train_batch_size=6,
     )
+    model = make_model(kind)
+    assert not shared or share_prefix(model)
     trainer = EmogenTrainer(
-        model=make_model(kind),
+        model=model,
         args=args,
         train_dataset=Dataset.from_list(examples_of(encoder)),
         processing_class=encoder.tokenizer,
@@ -62,20 +65,15 @@ def test_loss_and_every_gradient_equal_plain_rows(kind, encoder, tmp_path, check
         torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_a_packed_row_holds_the_prefix_once():
+def test_a_packed_row_holds_the_prefix_once_and_the_shortest_row_first():
     rows = [
-        {"input_ids": [7, 8, 1, 2], "labels": [-100, -100, -100, 2]},
-        {"input_ids": [7, 8, 3], "labels": [-100, -100, 3]},
+        {"input_ids": [7, 8, 1, 2, 9], "labels": [-100, -100, -100, 2, 9]},
+        {"input_ids": [7, 8, 3, 4], "labels": [-100, -100, -100, 4]},
     ]
     batch = PrefixCollator(2)(rows)
-    assert batch["input_ids"].tolist() == [[7, 8, 1, 2, 3]]
-    assert batch["labels"].tolist() == [[-100, -100, -100, 2, 3]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
-    assert next(iter(batch.values())).tolist() == [2, 1]
+    assert batch["input_ids"].tolist() == [7, 8, 3, 1, 2]  # without the last tokens, which nothing follows
+    assert batch["labels"].tolist() == [-100, -100, 4, 2, 9]  # what follows each
+    assert batch["position_ids"].tolist() == [0, 1, 2, 2, 3]
+    assert next(iter(batch.values())).tolist() == [1, 2]
     with pytest.raises(ValueError, match="do not share"):
-        PrefixCollator(2)([rows[0], {"input_ids": [9, 8, 3], "labels": [-100, -100, 3]}])
-
-
-def test_rows_see_the_prefix_and_themselves():
-    seen = packed_visibility(2, torch.tensor([2, 1]))[0].int().tolist()
-    assert seen == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]
+        PrefixCollator(2)([rows[0], {"input_ids": [9, 8, 3, 4], "labels": [-100, -100, -100, 4]}])

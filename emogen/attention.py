@@ -1,0 +1,362 @@
+"""Attention among rows that share a prefix, for any model of transformers that lets its attention be chosen.
+
+Every row of a run begins with the same instruction. A batch is one packed row
+
+    prefix | rest of row 1 | rest of row 2 | ... | rest of row B
+
+whose tokens stand at the positions they would have alone. Everything but attention treats each token by itself, so it
+is enough that attention lets each token see the prefix and the earlier tokens of its own row, and nothing else: the
+outputs are those of B separate rows, with the prefix computed once and nothing padded.
+
+A layout says how the tokens of a forward pass lie. It is passed to the model as `layout=` and reaches every layer:
+`PackedRows` to train on, `Prefix` and `Rows` to generate with.
+"""
+
+import logging
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, Protocol
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+log = logging.getLogger(__name__)
+
+NAME = "shared_prefix"  # of the attention implementation
+
+
+class Layout(Protocol):
+    """How the tokens of a forward pass lie."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        window: int | None,
+        settings: dict[str, Any],
+    ) -> torch.Tensor:
+        """Query [1, H, T, D], key and value [1, KV, T, D] -> output [1, T, H, D].
+
+        Args:
+            window: of a sliding layer, in tokens.
+            settings: SDPA's `scale` and `dropout_p`.
+        """
+        ...
+
+
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    layout: Layout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    if layout is None:
+        settings = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings, **kwargs)
+    settings = {"scale": scaling, "dropout_p": dropout}
+    return layout.attend(module.layer_idx, query, key, value, sliding_window, settings), None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def forward(model: Any, layout: Layout, ids: torch.Tensor, positions: torch.Tensor, **kwargs: Any) -> Any:
+    """Run a model, or its decoder alone, on tokens that lie so: ids and positions are int64 [T]."""
+    # A mask of four dimensions is handed on as it is, so none is made; the layout stands for it.
+    unused = torch.empty(1, 1, 1, 1, device=ids.device)
+    return model(
+        input_ids=ids[None],
+        position_ids=positions[None],
+        attention_mask=unused,
+        layout=layout,
+        use_cache=False,
+        **kwargs,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- which models
+
+
+def share_prefix(model: PreTrainedModel) -> bool:
+    """Let a model compute rows that share their prefix. False, and said why, where it could not do so exactly."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    reason = None
+    if kinds:
+        reason = f"it has layers of {', '.join(sorted(kinds))}"
+    elif config._attn_implementation != "sdpa":
+        reason = f"attn_implementation is {config._attn_implementation}, and sdpa is needed"
+    elif not model._can_set_attn_implementation() or getattr(config, "attn_logit_softcapping", None):
+        reason = "its attention is of its own kind"
+    else:
+        model.set_attn_implementation(NAME)
+        if not _agrees(model):
+            model.set_attn_implementation("sdpa")
+            reason = "it answers otherwise than on plain rows"
+    if reason:
+        log.warning(f"shared_prefix: not for this {config.model_type} model: {reason}. Every row is computed in full.")
+    return reason is None
+
+
+@torch.no_grad()
+def _agrees(model: PreTrainedModel) -> bool:
+    """Whether two packed rows get the logits of plain ones: a look at the real model, since no list of them is whole.
+
+    What would be wrong in principle is wrong by as much as logits vary. Rounding, in bf16 too, is far from that.
+    """
+    if model.device.type == "meta":
+        return True
+    rows = torch.arange(3, 15, device=model.device).view(2, 6) % model.config.get_text_config().vocab_size
+    rows[1, :3] = rows[0, :3]
+    plain = model(input_ids=rows, use_cache=False).logits.float()
+    positions = torch.tensor([0, 1, 2, 3, 4, 5, 3, 4, 5], device=model.device)
+    packed = torch.cat([rows[0], rows[1, 3:]])
+    try:
+        logits = forward(model, PackedRows(3, [3, 3]), packed, positions).logits.float()
+    except TypeError:  # its forward passes on no arguments that it does not know
+        return False
+    shared = torch.stack([logits[0, :6], torch.cat([logits[0, :3], logits[0, 6:]])])
+    return not bool((shared - plain).abs().mean() > 0.1 * plain.std())  # NaN, of weights that are not there, agrees
+
+
+# ---------------------------------------------------------------------------------------------- layouts
+
+
+class PackedRows:
+    """A prefix and the rest of B rows, to train on. Gradients flow back into the prefix from all rows.
+
+    Args:
+        n_prefix: how many tokens the rows share.
+        lengths: of the rest of each row. Neighbours of equal length are computed together, so sort the rows.
+    """
+
+    def __init__(self, n_prefix: int, lengths: Sequence[int]):
+        self.n_prefix = n_prefix
+        self.groups = _groups(lengths)
+        self.masks = _Masks(n_prefix + max(lengths))
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        window: int | None,
+        settings: dict[str, Any],
+    ) -> torch.Tensor:
+        """As `Layout` says."""
+        sizes = [self.n_prefix, query.shape[2] - self.n_prefix]
+        (query, row_queries), (key, row_keys), (value, row_values) = (x.split(sizes, 2) for x in (query, key, value))
+        mask = self.masks.get(window, query.device)
+        of_prefix = _causal(query, key, value, mask, window, settings)
+        of_rows = _attend_rows(self.groups, row_queries, row_keys, row_values, key, value, mask, settings)
+        return torch.cat([of_prefix, of_rows], 1)
+
+
+class Prefix:
+    """The prefix alone; its keys and values [1, KV, P, D], by layer, are kept for `Rows`."""
+
+    def __init__(self, n_prefix: int):
+        self.n_prefix = n_prefix
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        self.masks = _Masks(n_prefix)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        window: int | None,
+        settings: dict[str, Any],
+    ) -> torch.Tensor:
+        """As `Layout` says."""
+        self.keys[layer], self.values[layer] = key, value
+        mask = self.masks.get(window, query.device)
+        return _causal(query, key, value, mask, window, settings)
+
+
+class Rows:
+    """B rows after a prefix, to generate with: first the rest of each row, then a few tokens at a time for some.
+
+    Args:
+        prefix: what all rows begin with, computed.
+        lengths: of the rest of each row.
+        room: how many tokens may be appended to a row.
+    """
+
+    def __init__(self, prefix: Prefix, lengths: Sequence[int], room: int):
+        self.prefix = prefix
+        self.groups = _groups(lengths)
+        self.lengths = torch.tensor(lengths)  # [B], how many tokens of each row are there
+        self.capacity = max(lengths) + room
+        self.keys: dict[int, torch.Tensor] = {}  # by layer: [B, KV, capacity, D]
+        self.values: dict[int, torch.Tensor] = {}
+        self.masks = _Masks(prefix.n_prefix + self.capacity)
+        self._first = True
+
+    def begin(self, device: torch.device) -> torch.Tensor:
+        """The positions [T] of the rest of the rows, one row after another."""
+        self.lengths = self.lengths.to(device)
+        self.rows = torch.arange(len(self.lengths), device=device).repeat_interleave(self.lengths)
+        starts = self.lengths.cumsum(0) - self.lengths
+        self.columns = torch.arange(len(self.rows), device=device) - starts[self.rows]
+        return self.columns + self.prefix.n_prefix
+
+    def append(self, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Say where the next tokens belong: token t is the `slots[t]`-th new one of row `rows[t]`. Their positions [T]."""
+        self._first = False
+        self.rows, self.slots = rows, slots
+        self.columns = self.lengths[rows] + slots
+        self.lengths = self.lengths.index_add(0, rows, torch.ones_like(rows))
+        self.active, self.place = rows.unique(return_inverse=True)
+        return self.columns + self.prefix.n_prefix
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        window: int | None,
+        settings: dict[str, Any],
+    ) -> torch.Tensor:
+        """As `Layout` says."""
+        if layer not in self.keys:
+            shape = (len(self.lengths), key.shape[1], self.capacity, key.shape[3])
+            self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
+        self.keys[layer][self.rows, :, self.columns] = key[0].transpose(0, 1)
+        self.values[layer][self.rows, :, self.columns] = value[0].transpose(0, 1)
+        mask = self.masks.get(window, query.device)
+        prefix_key, prefix_value = self.prefix.keys[layer], self.prefix.values[layer]
+        if self._first:
+            return _attend_rows(self.groups, query, key, value, prefix_key, prefix_value, mask, settings)
+        scale = settings["scale"]
+        query = query * (query.shape[3] ** -0.5 if scale is None else scale)
+        return self._attend_few(layer, query, prefix_key[0], prefix_value[0], mask)
+
+    def _attend_few(
+        self, layer: int, query: torch.Tensor, prefix_key: torch.Tensor, prefix_value: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """A few queries a row: written out, so that the prefix is read once for all rows, and not copied for each."""
+        n_prefix, n_kv = self.prefix.n_prefix, prefix_key.shape[0]
+        n_own = int(self.columns.max()) + 1
+        n_slots = int(self.slots.max()) + 1
+        keys = self.keys[layer][self.active, :, :n_own]  # [A, KV, K, D] of the rows that go on
+        values = self.values[layer][self.active, :, :n_own]
+        _, n_heads, _, size = query.shape
+        shared = n_heads // n_kv  # heads that share a key
+
+        flat = query[0].unflatten(0, (n_kv, shared))  # [KV, G, T, D]
+        to_prefix = (flat.flatten(1, 2) @ prefix_key.mT).unflatten(1, (shared, -1))  # [KV, G, T, P]
+        padded = query.new_zeros(len(self.active), n_kv, shared, n_slots, size)
+        padded[self.place, :, :, self.slots] = flat.permute(2, 0, 1, 3)
+        own = (padded.flatten(2, 3) @ keys.mT).unflatten(2, (shared, n_slots))  # [A, KV, G, S, K]
+        to_own = own[self.place, :, :, self.slots].permute(1, 2, 0, 3)  # [KV, G, T, K]
+        scores = torch.cat([to_prefix, to_own], 3).float()
+        seen = mask[self.columns + n_prefix, : n_prefix + n_own]  # [T, P + K]
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(3).to(query.dtype)
+
+        from_prefix = (weights[..., :n_prefix].flatten(1, 2) @ prefix_value).unflatten(1, (shared, -1))
+        padded = query.new_zeros(len(self.active), n_kv, shared, n_slots, n_own)
+        padded[self.place, :, :, self.slots] = weights[..., n_prefix:].permute(2, 0, 1, 3)
+        own = (padded.flatten(2, 3) @ values).unflatten(2, (shared, n_slots))  # [A, KV, G, S, D]
+        from_own = own[self.place, :, :, self.slots].permute(1, 2, 0, 3)
+        return (from_prefix + from_own).flatten(0, 1).transpose(0, 1)[None]
+
+
+class _Masks:
+    """Who sees whom among the tokens of one row, by window: bool [n, n] (query, key)."""
+
+    def __init__(self, n_tokens: int):
+        self.n_tokens = n_tokens
+        self._made: dict[int | None, torch.Tensor] = {}
+
+    def get(self, window: int | None, device: torch.device) -> torch.Tensor:
+        if window not in self._made:
+            index = torch.arange(self.n_tokens, device=device)
+            distance = index[:, None] - index[None, :]
+            seen = distance >= 0
+            self._made[window] = seen if window is None else seen & (distance < window)
+        return self._made[window]
+
+
+def _groups(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs of equal lengths, as (how many, length)."""
+    return [(len(list(run)), length) for length, run in groupby(lengths)]
+
+
+def _causal(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    window: int | None,
+    settings: dict[str, Any],
+) -> torch.Tensor:
+    """The prefix among itself: [1, P, H, D]."""
+    n = query.shape[2]
+    whole = window is None or n <= window
+    output = scaled_dot_product_attention(
+        query,
+        *_for_each_head(query, key, value),
+        attn_mask=None if whole else mask[:n, :n],
+        is_causal=whole,
+        enable_gqa=_grouped(query),
+        **settings,
+    )
+    return output.transpose(1, 2)
+
+
+def _attend_rows(
+    groups: list[tuple[int, int]],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    prefix_key: torch.Tensor,
+    prefix_value: torch.Tensor,
+    mask: torch.Tensor,
+    settings: dict[str, Any],
+) -> torch.Tensor:
+    """Whole rows, packed, to the prefix and to themselves: [1, T, H, D]. Rows of one length go together, unpadded."""
+    key, value = _for_each_head(query, key, value)
+    prefix_key, prefix_value = _for_each_head(query, prefix_key, prefix_value)
+    n_prefix = prefix_key.shape[2]
+    sizes = [n_rows * length for n_rows, length in groups]
+    outputs = []
+    for (n_rows, length), *parts in zip(groups, *(x.split(sizes, 2) for x in (query, key, value)), strict=True):
+        q, k, v = (part[0].unflatten(1, (n_rows, length)).transpose(0, 1) for part in parts)  # [rows, heads, S, D]
+        output = scaled_dot_product_attention(
+            q,
+            torch.cat([prefix_key.expand(n_rows, -1, -1, -1), k], 2),
+            torch.cat([prefix_value.expand(n_rows, -1, -1, -1), v], 2),
+            attn_mask=mask[n_prefix : n_prefix + length, : n_prefix + length],
+            enable_gqa=_grouped(query),
+            **settings,
+        )
+        outputs.append(output.transpose(1, 2).flatten(0, 1)[None])
+    return torch.cat(outputs, 1)
+
+
+def _grouped(query: torch.Tensor) -> bool:
+    # On other devices a mask together with grouped heads would leave the fast kernels.
+    return query.device.type == "cpu"
+
+
+def _for_each_head(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values as SDPA takes them: as they are, or one for each head of the query."""
+    times = 1 if _grouped(query) else query.shape[1] // key.shape[1]
+    return repeat_kv(key, times), repeat_kv(value, times)
