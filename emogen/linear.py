@@ -48,10 +48,10 @@ class _LoraLinear4bit(LoraLinear4bit):
 
 
 def _fits(layer: nn.Linear, x: torch.Tensor) -> bool:
-    """Whether `_product` may stand for a bare layer: float32 on a CPU, and frozen."""
+    """Whether `_product` may stand for a bare layer: float32 on a CPU, and nothing to learn in it."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or not x.numel():
         return False
-    if any(parameter.requires_grad for parameter in layer.parameters()):
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in layer.parameters()):
         return False
     if isinstance(layer, Linear4bit):
         state = layer.weight.quant_state
