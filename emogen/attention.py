@@ -23,6 +23,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from emogen.linear import use_onednn
+
 log = logging.getLogger(__name__)
 
 NAME = "shared_prefix"  # of the attention implementation
@@ -101,6 +103,7 @@ def share_prefix(model: PreTrainedModel) -> bool:
     elif not model._can_set_attn_implementation() or getattr(config, "attn_logit_softcapping", None):
         reason = "its attention is of its own kind"
     else:
+        use_onednn(model)
         model.set_attn_implementation(NAME)
         if not _agrees(model):
             model.set_attn_implementation("sdpa")
@@ -217,7 +220,7 @@ class Rows:
         return self.columns + self.prefix.n_prefix
 
     def append(self, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """Say where the next tokens belong: token t is the `slots[t]`-th new one of row `rows[t]`. Their positions [T]."""
+        """Say where the next T tokens belong: token t is the `slots[t]`-th new one of row `rows[t]`; their positions."""
         self._first = False
         self.rows, self.slots = rows, slots
         self.columns = self.lengths[rows] + slots

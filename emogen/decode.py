@@ -70,11 +70,13 @@ class _Engine:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder, self.head = base.get_decoder(), base.get_output_embeddings()
         self.jumps = find_jumps(encoder.grammar)
-        tables = (encoder.grammar.token_ids, encoder.grammar.next_node)
-        self.token_ids, self.next_node = (torch.from_numpy(table).to(self.device) for table in tables)
-        tables = (self.jumps.ends, self.jumps.tokens, self.jumps.choice, self.jumps.length, self.jumps.on)
-        self.ends, self.tokens, self.choice, self.length, self.on = (
-            torch.from_numpy(table).to(self.device) for table in tables
+        grammar, jumps = encoder.grammar, self.jumps
+        self.token_ids, self.next_node, self.ends, self.tokens, self.choice, self.length, self.on = (
+            torch.from_numpy(table).to(self.device)
+            for table in [
+                *(grammar.token_ids, grammar.next_node),
+                *(jumps.ends, jumps.tokens, jumps.choice, jumps.length, jumps.on),
+            ]
         )
         self.prefix = attention.Prefix(len(encoder.prefix_ids))
         positions = torch.arange(len(encoder.prefix_ids), device=self.device)

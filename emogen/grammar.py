@@ -106,7 +106,7 @@ def find_jumps(grammar: Grammar) -> Jumps:
 
 
 def spell(grammar: Grammar, jumps: Jumps, columns: Iterable[int]) -> list[int]:
-    """The token ids of an answer, end tokens included, by the columns of `token_ids` taken at the choices on its way."""
+    """The token ids of an answer, end tokens included, by the columns of `token_ids` taken at its choices."""
     node, left = 0, iter(columns)
     ids: list[int] = []
     while True:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn.modules import Linear4bit
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import Linear4bit as LoraLinear4bit
 from torch import nn
@@ -27,13 +27,19 @@ def use_onednn(model: nn.Module) -> None:
         return
     for module in model.modules():
         # To change the class of a module is how peft itself (FSDP, too) gives layers another forward in place.
-        faster = {nn.Linear: _Linear, LoraLinear: _LoraLinear, LoraLinear4bit: _LoraLinear4bit}.get(type(module))
-        if faster:
-            module.__class__ = faster
+        if type(module) in _FASTER:
+            module.__class__ = _FASTER[type(module)]
 
 
 class _Linear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _product(x, self) if _fits(self, x) else super().forward(x)
+
+
+class _Linear4bit(Linear4bit):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # In evaluation mode bitsandbytes would repack the weight for a bf16 product of its own, for good: training on
+        # would find no gradient in it.
         return _product(x, self) if _fits(self, x) else super().forward(x)
 
 
@@ -47,6 +53,14 @@ class _LoraLinear4bit(LoraLinear4bit):
         return _product(x, self.base_layer, *_update(self)) if _plain(self, x, kwargs) else super().forward(x, **kwargs)
 
 
+_FASTER: dict[type, type] = {
+    nn.Linear: _Linear,
+    Linear4bit: _Linear4bit,
+    LoraLinear: _LoraLinear,
+    LoraLinear4bit: _LoraLinear4bit,
+}
+
+
 def _fits(layer: nn.Linear, x: torch.Tensor) -> bool:
     """Whether `_product` may stand for a bare layer: float32 on a CPU, and nothing to learn in it."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or not x.numel():
@@ -55,7 +69,6 @@ def _fits(layer: nn.Linear, x: torch.Tensor) -> bool:
         return False
     if isinstance(layer, Linear4bit):
         state = layer.weight.quant_state
-        # In evaluation mode bitsandbytes may have repacked the weight for its own bf16 product.
         return state is not None and not getattr(state, "packing_format_for_cpu", False)
     return layer.weight.dtype == torch.float32
 
@@ -91,7 +104,7 @@ def _product(
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: torch.Tensor, base: nn.Linear, a: torch.Tensor | None, b: torch.Tensor | None, scaling: float
     ) -> torch.Tensor:
         y = _matmul(x, _weight(base), base.bias)
@@ -103,7 +116,7 @@ class _Product(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, z, a, b = ctx.saved_tensors
         wants_x, _, wants_a, wants_b, _ = ctx.needs_input_grad
         grad_x = _matmul(grad, _weight(ctx.base).t()) if wants_x else None

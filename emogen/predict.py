@@ -121,11 +121,11 @@ def load_run(run: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     encoder, _ = load_encoder(task, str(adapter) if adapter else location)
     model = modeling.load_model(location, lm_config, trust_remote_code=bool(recipe.sft_args.get("trust_remote_code")))
     model = modeling.to_device(model)
-    shares = recipe.shared_prefix and share_prefix(model)
+    if recipe.shared_prefix:
+        share_prefix(model)
     if adapter:
         model = modeling.load_adapter(model, adapter)
-    if shares:
-        use_onednn(model)
+    use_onednn(model)
     return Loaded(recipe, task.label_set, encoder, model)
 
 

@@ -67,8 +67,7 @@ class EmogenTrainer(SFTTrainer):
         if n_prefix:
             kwargs["data_collator"] = PrefixCollator(n_prefix)
         super().__init__(*args, **kwargs)
-        if n_prefix:
-            use_onednn(self.model)
+        use_onednn(self.model)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from conftest import save_model, write_posts
 from safetensors.torch import load_file
 from trl import ModelConfig
