@@ -220,7 +220,7 @@ class Rows:
         return self.columns + self.prefix.n_prefix
 
     def append(self, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """Say where the next T tokens belong: token t is the `slots[t]`-th new one of row `rows[t]`; their positions."""
+        """Say where the next T tokens go: token t is the `slots[t]`-th new one of row `rows[t]`. Their positions [T]."""
         self._first = False
         self.rows, self.slots = rows, slots
         self.columns = self.lengths[rows] + slots
