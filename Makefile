@@ -1,10 +1,10 @@
-# make demo · make test · make check · make bench      (each installs what it needs into .venv)
+# make demo · make test · make check · make bench · make holdout      (each installs what it needs into .venv)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test check style bench clean
+.PHONY: help install demo test check style bench holdout clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,7 +12,8 @@ help:
 	@echo "make demo      score a small model on the sample posts, tune it, score it again (under 10 minutes)"
 	@echo "make test      the tests"
 	@echo "make check     lint, format, types (make style mends what can be mended)"
-	@echo "make bench     one epoch on real posts: make bench DATA=path/to/2018-E-c-En-train.txt"
+	@echo "make bench     the speed of training and decoding beside that of others (an hour; QUICK=1 for a look)"
+	@echo "make holdout   one epoch on real posts: make holdout DATA=path/to/2018-E-c-En-train.txt"
 
 install: $(VENV)/installed
 
@@ -45,9 +46,15 @@ style: install
 	$(BIN)/ruff format .
 
 bench: install
-	@test -f "$(DATA)" || { echo "name the task's training file: make bench DATA=path/to/2018-E-c-En-train.txt"; exit 1; }
+	$(PIP) install --quiet --progress-bar on --constraint constraints.txt --editable '.[dev,bench]'
+	test -d runs/demo/adapter || $(MAKE) demo
+	$(BIN)/python benchmarks/train_speed.py $(if $(QUICK),--quick,--json benchmarks/results/train_speed.json)
+	$(BIN)/python benchmarks/decode_speed.py $(if $(QUICK),--quick,--json benchmarks/results/decode_speed.json)
+
+holdout: install
+	@test -f "$(DATA)" || { echo "name the task's training file: make holdout DATA=path/to/2018-E-c-En-train.txt"; exit 1; }
 	$(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml emogen/train.py recipes/smollm2-135m.yaml \
-		train_file=$(DATA) output_dir=runs/bench-smollm2-135m
+		train_file=$(DATA) output_dir=runs/holdout-smollm2-135m
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,51 +1,52 @@
-"""Shared-prefix training equals plain training on the same rows."""
+"""Shared-prefix training equals plain training on the same rows.
+
+Run as a script, this file trains as one of several processes: see `test_two_processes`.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIGS, POSTS, make_model
+from conftest import CONFIGS, POSTS, make_model, make_tokenizer, save_model
 from datasets import Dataset
 from peft import LoraConfig
-from trl import SFTConfig
+from safetensors.torch import load_file
+from trl import ModelConfig, SFTConfig
 
+from emogen import modeling
 from emogen.attention import share_prefix
 from emogen.encode import make_encoder
+from emogen.labels import load_label_set
 from emogen.prompt import load_prompt
 from emogen.trainer import EmogenTrainer, PrefixCollator
 
 
-@pytest.fixture
-def encoder(labels, tokenizer):
-    return make_encoder(tokenizer, load_prompt("prompts/list.jinja"), labels)
-
-
-def examples_of(encoder):
-    return [encoder.training_example(encoder.rows(text, names)[0]) for text, names in POSTS[:6]]
-
-
-def loss_and_gradients(kind, encoder, folder, *, shared, checkpointing):
-    args = SFTConfig(
-        output_dir=str(folder),
-        report_to="none",
-        bf16=False,
-        use_cpu=True,
-        max_length=None,
-        gradient_checkpointing=checkpointing,
-        per_device_train_batch_size=6,
-    )
-    model = make_model(kind)
+def make_trainer(model, folder, *, shared, n_rows=6, **settings):
+    """A trainer of LoRA on a tiny model and some posts, whose B is not zero: that would hide the gradients of A."""
+    encoder = make_encoder(make_tokenizer(), load_prompt("prompts/list.jinja"), load_label_set("semeval2018"))
+    examples = [encoder.training_example(encoder.rows(text, names)[0]) for text, names in POSTS[:n_rows]]
     assert not shared or share_prefix(model)
     trainer = EmogenTrainer(
         model=model,
-        args=args,
-        train_dataset=Dataset.from_list(examples_of(encoder)),
+        args=SFTConfig(output_dir=str(folder), report_to="none", bf16=False, use_cpu=True, max_length=None, **settings),
+        train_dataset=Dataset.from_list(examples),
         processing_class=encoder.tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
         n_prefix=len(encoder.prefix_ids) if shared else 0,
     )
     generator = torch.Generator().manual_seed(1)
     for name, parameter in trainer.model.named_parameters():
-        if "lora_B" in name:  # zero at first, which would hide the gradients of A
+        if "lora_B" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    return trainer
+
+
+def loss_and_gradients(model, folder, *, shared, checkpointing=False):
+    settings = {"gradient_checkpointing": checkpointing, "per_device_train_batch_size": 6}
+    trainer = make_trainer(model, folder, shared=shared, **settings)
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, batch)
@@ -53,16 +54,68 @@ def loss_and_gradients(kind, encoder, folder, *, shared, checkpointing):
     return loss.item(), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
 
 
+def assert_same(shared, plain):
+    (loss, ours), (expected, theirs) = shared, plain
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert ours.keys() == theirs.keys()
+    assert any(tensor.abs().max() > 1e-4 for tensor in theirs.values())
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_loss_and_every_gradient_equal_plain_rows(kind, encoder, tmp_path, checkpointing):
-    expected, plain = loss_and_gradients(kind, encoder, tmp_path, shared=False, checkpointing=checkpointing)
-    loss, packed = loss_and_gradients(kind, encoder, tmp_path, shared=True, checkpointing=checkpointing)
-    assert loss == pytest.approx(expected, rel=1e-6)
-    assert packed.keys() == plain.keys()
-    assert any(gradient.abs().max() > 1e-4 for gradient in plain.values())
-    for name, gradient in packed.items():
-        torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6, msg=name)
+def test_loss_and_every_gradient_equal_plain_rows(kind, tmp_path, checkpointing):
+    shared, plain = (
+        loss_and_gradients(make_model(kind), tmp_path, shared=shared, checkpointing=checkpointing)
+        for shared in (True, False)
+    )
+    assert_same(shared, plain)
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_on_nf4_weights_too(kind, tmp_path):
+    save_model(tmp_path / "m", kind)
+    config = ModelConfig(load_in_4bit=True, dtype="float32", use_bnb_nested_quant=True)
+    shared, plain = (
+        loss_and_gradients(modeling.load_model(str(tmp_path / "m"), config), tmp_path, shared=shared)
+        for shared in (True, False)
+    )
+    assert_same(shared, plain)
+
+
+def train(folder, *, shared, accumulation):
+    """Three steps of SGD (Adam would blow rounding up): the losses, and the adapter that is saved."""
+    settings = {"max_steps": 3, "learning_rate": 0.5, "optim": "sgd", "logging_steps": 1, "disable_tqdm": True}
+    settings |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation}
+    trainer = make_trainer(make_model("llama"), folder, shared=shared, n_rows=12, save_strategy="no", **settings)
+    trainer.train()
+    trainer.save_model(str(folder))
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def assert_same_training(folder, expected_folder, losses, expected):
+    assert losses == pytest.approx(expected, rel=1e-4)
+    ours, theirs = (load_file(f / "adapter_model.safetensors") for f in (folder, expected_folder))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_gradients_are_accumulated_as_on_plain_rows(tmp_path):
+    losses, expected = (train(tmp_path / str(s), shared=s, accumulation=2) for s in (True, False))
+    assert len(set(expected)) == 3
+    assert_same_training(tmp_path / "True", tmp_path / "False", losses, expected)
+
+
+def test_two_processes(tmp_path):
+    """Two processes with two rows each, over gloo, take the steps of one process that accumulates over the four."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", __file__]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(tmp_path / "two")], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in (tmp_path / "two" / "losses.txt").read_text().split()]
+    expected = train(tmp_path / "one", shared=False, accumulation=2)
+    assert_same_training(tmp_path / "two", tmp_path / "one", losses, expected)
 
 
 def test_a_packed_row_holds_the_prefix_once_and_the_shortest_row_first():
@@ -77,3 +130,11 @@ def test_a_packed_row_holds_the_prefix_once_and_the_shortest_row_first():
     assert next(iter(batch.values())).tolist() == [1, 2]
     with pytest.raises(ValueError, match="do not share"):
         PrefixCollator(2)([rows[0], {"input_ids": [9, 8, 3, 4], "labels": [-100, -100, -100, 4]}])
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    found = train(folder, shared=True, accumulation=1)
+    if os.environ["RANK"] == "0":
+        assert torch.distributed.get_world_size() == 2
+        (folder / "losses.txt").write_text(" ".join(map(str, found)))
