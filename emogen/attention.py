@@ -31,7 +31,9 @@ NAME = "shared_prefix"  # of the attention implementation
 
 
 class Layout(Protocol):
-    """How the tokens of a forward pass lie."""
+    """How the tokens of a forward pass lie. `positions` int64 [T]: where each stands in its own text."""
+
+    positions: torch.Tensor
 
     def attend(
         self,
@@ -74,13 +76,13 @@ AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def forward(model: Any, layout: Layout, ids: torch.Tensor, positions: torch.Tensor, **kwargs: Any) -> Any:
-    """Run a model, or its decoder alone, on tokens that lie so: ids and positions are int64 [T]."""
+def forward(model: Any, layout: Layout, ids: torch.Tensor, **kwargs: Any) -> Any:
+    """Run a model, or its decoder alone, on token ids int64 [T] that lie so."""
     # A mask of four dimensions is handed on as it is, so none is made; the layout stands for it.
     unused = torch.empty(1, 1, 1, 1, device=ids.device)
     return model(
         input_ids=ids[None],
-        position_ids=positions[None],
+        position_ids=layout.positions.to(ids.device)[None],
         attention_mask=unused,
         layout=layout,
         use_cache=False,
@@ -124,10 +126,9 @@ def _agrees(model: PreTrainedModel) -> bool:
     rows = torch.arange(3, 15, device=model.device).view(2, 6) % model.config.get_text_config().vocab_size
     rows[1, :3] = rows[0, :3]
     plain = model(input_ids=rows, use_cache=False).logits.float()
-    positions = torch.tensor([0, 1, 2, 3, 4, 5, 3, 4, 5], device=model.device)
     packed = torch.cat([rows[0], rows[1, 3:]])
     try:
-        logits = forward(model, PackedRows(3, [3, 3]), packed, positions).logits.float()
+        logits = forward(model, PackedRows(3, [3, 3]), packed).logits.float()
     except TypeError:  # its forward passes on no arguments that it does not know
         return False
     shared = torch.stack([logits[0, :6], torch.cat([logits[0, :3], logits[0, 6:]])])
@@ -150,6 +151,9 @@ class PackedRows:
         self.n_prefix = n_prefix
         self.groups = _groups(lengths)
         self.masks = _Masks(n_prefix + max(lengths))
+        self.positions = torch.cat(
+            [torch.arange(n_prefix), *(torch.arange(n_prefix, n_prefix + length) for length in lengths)]
+        )
 
     def attend(
         self,
@@ -174,6 +178,7 @@ class Prefix:
 
     def __init__(self, n_prefix: int):
         self.n_prefix = n_prefix
+        self.positions = torch.arange(n_prefix)
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
         self.masks = _Masks(n_prefix)
@@ -205,29 +210,26 @@ class Rows:
     def __init__(self, prefix: Prefix, lengths: Sequence[int], room: int):
         self.prefix = prefix
         self.groups = _groups(lengths)
-        self.lengths = torch.tensor(lengths)  # [B], how many tokens of each row are there
+        device = prefix.keys[0].device
+        self.lengths = torch.tensor(lengths, device=device)  # [B], how many tokens of each row are there
         self.capacity = max(lengths) + room
         self.keys: dict[int, torch.Tensor] = {}  # by layer: [B, KV, capacity, D]
         self.values: dict[int, torch.Tensor] = {}
         self.masks = _Masks(prefix.n_prefix + self.capacity)
-        self._first = True
+        # The tokens that are run next: all there are, one row after another. Of each, the row and the place in it.
+        self.rows = torch.arange(len(lengths), device=device).repeat_interleave(self.lengths)  # [T]
+        self.columns = torch.cat([torch.arange(length, device=device) for length in lengths])  # [T]
+        self.positions = self.columns + prefix.n_prefix
+        self.slots: torch.Tensor | None = None
 
-    def begin(self, device: torch.device) -> torch.Tensor:
-        """The positions [T] of the rest of the rows, one row after another."""
-        self.lengths = self.lengths.to(device)
-        self.rows = torch.arange(len(self.lengths), device=device).repeat_interleave(self.lengths)
-        starts = self.lengths.cumsum(0) - self.lengths
-        self.columns = torch.arange(len(self.rows), device=device) - starts[self.rows]
-        return self.columns + self.prefix.n_prefix
-
-    def append(self, rows: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """Say where the next T tokens go: t is the `slots[t]`-th new one of row `rows[t]`. Returns positions [T]."""
-        self._first = False
+    def append(self, rows: torch.Tensor, slots: torch.Tensor) -> None:
+        """Say where the next T tokens go: token t is the `slots[t]`-th new one of row `rows[t]`."""
         self.rows, self.slots = rows, slots
         self.columns = self.lengths[rows] + slots
+        self.positions = self.columns + self.prefix.n_prefix
         self.lengths = self.lengths.index_add(0, rows, torch.ones_like(rows))
-        self.active, self.place = rows.unique(return_inverse=True)
-        return self.columns + self.prefix.n_prefix
+        self.active, self.place = rows.unique(return_inverse=True)  # the A rows that go on; each token's among them
+        self.n_own = int(self.columns.max()) + 1
 
     def attend(
         self,
@@ -246,40 +248,20 @@ class Rows:
         self.values[layer][self.rows, :, self.columns] = value[0].transpose(0, 1)
         mask = self.masks.get(window, query.device)
         prefix_key, prefix_value = self.prefix.keys[layer], self.prefix.values[layer]
-        if self._first:
+        if self.slots is None:
             return _attend_rows(self.groups, query, key, value, prefix_key, prefix_value, mask, settings)
         scale = settings["scale"]
         query = query * (query.shape[3] ** -0.5 if scale is None else scale)
-        return self._attend_few(layer, query, prefix_key[0], prefix_value[0], mask)
-
-    def _attend_few(
-        self, layer: int, query: torch.Tensor, prefix_key: torch.Tensor, prefix_value: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """A few queries a row: written out, so that the prefix is read once for all rows, and not copied for each."""
-        n_prefix, n_kv = self.prefix.n_prefix, prefix_key.shape[0]
-        n_own = int(self.columns.max()) + 1
-        n_slots = int(self.slots.max()) + 1
-        keys = self.keys[layer][self.active, :, :n_own]  # [A, KV, K, D] of the rows that go on
-        values = self.values[layer][self.active, :, :n_own]
-        _, n_heads, _, size = query.shape
-        shared = n_heads // n_kv  # heads that share a key
-
-        flat = query[0].unflatten(0, (n_kv, shared))  # [KV, G, T, D]
-        to_prefix = (flat.flatten(1, 2) @ prefix_key.mT).unflatten(1, (shared, -1))  # [KV, G, T, P]
-        padded = query.new_zeros(len(self.active), n_kv, shared, n_slots, size)
-        padded[self.place, :, :, self.slots] = flat.permute(2, 0, 1, 3)
-        own = (padded.flatten(2, 3) @ keys.mT).unflatten(2, (shared, n_slots))  # [A, KV, G, S, K]
-        to_own = own[self.place, :, :, self.slots].permute(1, 2, 0, 3)  # [KV, G, T, K]
-        scores = torch.cat([to_prefix, to_own], 3).float()
-        seen = mask[self.columns + n_prefix, : n_prefix + n_own]  # [T, P + K]
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(3).to(query.dtype)
-
-        from_prefix = (weights[..., :n_prefix].flatten(1, 2) @ prefix_value).unflatten(1, (shared, -1))
-        padded = query.new_zeros(len(self.active), n_kv, shared, n_slots, n_own)
-        padded[self.place, :, :, self.slots] = weights[..., n_prefix:].permute(2, 0, 1, 3)
-        own = (padded.flatten(2, 3) @ values).unflatten(2, (shared, n_slots))  # [A, KV, G, S, D]
-        from_own = own[self.place, :, :, self.slots].permute(1, 2, 0, 3)
-        return (from_prefix + from_own).flatten(0, 1).transpose(0, 1)[None]
+        return _attend_few(
+            query,
+            prefix_key[0],
+            prefix_value[0],
+            self.keys[layer][self.active, :, : self.n_own],
+            self.values[layer][self.active, :, : self.n_own],
+            self.place,
+            self.slots,
+            mask[self.positions, : self.prefix.n_prefix + self.n_own],
+        )
 
 
 class _Masks:
@@ -353,6 +335,49 @@ def _attend_rows(
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1)[None])
     return torch.cat(outputs, 1)
+
+
+def _attend_few(
+    query: torch.Tensor,
+    prefix_key: torch.Tensor,
+    prefix_value: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    place: torch.Tensor,
+    slots: torch.Tensor,
+    seen: torch.Tensor,
+) -> torch.Tensor:
+    """A few tokens of each row: written out, so that the prefix is read once for all rows, and not copied for each.
+
+    Args:
+        query: [1, H, T, D], scaled.
+        prefix_key, prefix_value: [KV, P, D].
+        key, value: [A, KV, K, D], of the rows themselves.
+        place, slots: int64 [T], the row of each token, and its place among the new tokens of that row.
+        seen: bool [T, P + K], what each may look at.
+
+    Returns:
+        [1, T, H, D].
+    """
+    (_, n_heads, _, size), (n_rows, n_kv, n_own, _), n_prefix = query.shape, key.shape, prefix_key.shape[1]
+    shared, n_slots = n_heads // n_kv, int(slots.max()) + 1  # heads that share a key; the most new tokens of a row
+
+    def padded(by_token: torch.Tensor) -> torch.Tensor:  # [KV, G, T, X] -> [A, KV, G S, X]
+        full = by_token.new_zeros(n_rows, n_kv, shared, n_slots, by_token.shape[3])
+        full[place, :, :, slots] = by_token.permute(2, 0, 1, 3)
+        return full.flatten(2, 3)
+
+    def unpadded(by_row: torch.Tensor) -> torch.Tensor:  # [A, KV, G S, X] -> [KV, G, T, X]
+        return by_row.unflatten(2, (shared, n_slots))[place, :, :, slots].permute(1, 2, 0, 3)
+
+    query = query[0].unflatten(0, (n_kv, shared))  # [KV, G, T, D]
+    to_prefix = (query.flatten(1, 2) @ prefix_key.mT).unflatten(1, (shared, -1))  # [KV, G, T, P]
+    to_own = unpadded(padded(query) @ key.mT)  # [KV, G, T, K]
+    scores = torch.cat([to_prefix, to_own], 3).float().masked_fill(~seen, -torch.inf)
+    weights = scores.softmax(3).to(query.dtype)
+    from_prefix = (weights[..., :n_prefix].flatten(1, 2) @ prefix_value).unflatten(1, (shared, -1))
+    from_own = unpadded(padded(weights[..., n_prefix:]) @ value)  # [KV, G, T, D]
+    return (from_prefix + from_own).flatten(0, 1).transpose(0, 1)[None]
 
 
 def _grouped(query: torch.Tensor) -> bool:

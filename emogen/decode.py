@@ -79,18 +79,16 @@ class _Engine:
             ]
         )
         self.prefix = attention.Prefix(len(encoder.prefix_ids))
-        positions = torch.arange(len(encoder.prefix_ids), device=self.device)
-        self._run(self.prefix, torch.tensor(encoder.prefix_ids, device=self.device), positions)
+        self._run(self.prefix, torch.tensor(encoder.prefix_ids, device=self.device))
 
-    def _run(self, layout: attention.Layout, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _run(self, layout: attention.Layout, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states [T, hidden] of tokens that lie so."""
-        return attention.forward(self.decoder, layout, ids, positions).last_hidden_state[0]
+        return attention.forward(self.decoder, layout, ids).last_hidden_state[0]
 
     def _begin(self, suffixes: list[list[int]], room: int) -> tuple[attention.Rows, torch.Tensor]:
         """Rows with all but their answers computed, and the hidden states of that."""
         layout = attention.Rows(self.prefix, [len(ids) for ids in suffixes], room)
-        ids = torch.tensor([i for ids in suffixes for i in ids], device=self.device)
-        return layout, self._run(layout, ids, layout.begin(self.device))
+        return layout, self._run(layout, torch.tensor([i for ids in suffixes for i in ids], device=self.device))
 
     def constrained(self, suffixes: list[list[int]]) -> list[list[int]]:
         """Greedy choices, wherever the grammar leaves one, of all rows at once."""
@@ -116,7 +114,8 @@ class _Engine:
             count = real.sum(1)
             start = count.cumsum(0) - count
             slots = torch.arange(ids.shape[1], device=self.device).expand_as(ids)[real]
-            hidden = self._run(layout, ids[real], layout.append(rows.repeat_interleave(count), slots))
+            layout.append(rows.repeat_interleave(count), slots)
+            hidden = self._run(layout, ids[real])
         taken = torch.stack(chosen, 1).flatten(1).tolist()
         n_end = len(self.encoder.end_ids)
         return [spell(grammar, self.jumps, [c for c in row if c >= 0])[:-n_end] for row in taken]
@@ -158,7 +157,8 @@ class _Engine:
                 answers[i].append(token)
             if not len(rows):
                 break
-            hidden = self._run(layout, ids, layout.append(rows, torch.zeros_like(rows)))
+            layout.append(rows, torch.zeros_like(rows))
+            hidden = self._run(layout, ids)
         return answers
 
 

