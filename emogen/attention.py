@@ -359,8 +359,9 @@ def _attend_few(
     Returns:
         [1, T, H, D].
     """
-    (_, n_heads, _, size), (n_rows, n_kv, n_own, _), n_prefix = query.shape, key.shape, prefix_key.shape[1]
-    shared, n_slots = n_heads // n_kv, int(slots.max()) + 1  # heads that share a key; the most new tokens of a row
+    n_rows, n_kv = key.shape[:2]
+    n_prefix, shared = prefix_key.shape[1], query.shape[1] // n_kv  # heads that share a key
+    n_slots = int(slots.max()) + 1
 
     def padded(by_token: torch.Tensor) -> torch.Tensor:  # [KV, G, T, X] -> [A, KV, G S, X]
         full = by_token.new_zeros(n_rows, n_kv, shared, n_slots, by_token.shape[3])

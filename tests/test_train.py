@@ -2,8 +2,9 @@ import json
 
 import pytest
 import torch
-from conftest import write_posts
+from conftest import make_tokenizer, write_posts
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, BloomConfig
 
 from emogen import paths
 from emogen.errors import InputError, ModelError
@@ -62,6 +63,30 @@ def test_a_base_model_yes_no_and_few_shot_examples(tiny_recipe, tmp_path):
     loaded = load_run(tmp_path / "few")
     prefix = loaded.encoder.tokenizer.decode(loaded.encoder.prefix_ids)
     assert all(text in prefix for text in shown)
+
+
+def test_with_and_without_sharing_the_same_is_learnt_and_said(tiny_recipe, tmp_path):
+    said = []
+    for shared in (True, False):
+        recipe = tiny_recipe(
+            shared_prefix=shared, eval_fraction=0.3, optim="sgd", output_dir=str(tmp_path / str(shared))
+        )
+        main([str(recipe)])
+        said.append((tmp_path / str(shared) / "predictions.jsonl").read_text())
+    assert said[0] == said[1]
+    for name, tensor in weights(tmp_path / "True").items():
+        torch.testing.assert_close(tensor, weights(tmp_path / "False")[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_model_that_cannot_share_its_prefix_trains_all_the_same(tiny_recipe, tmp_path, caplog):
+    config = BloomConfig(vocab_size=512, hidden_size=32, n_layer=1, n_head=2, eos_token_id=2, pad_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "bloom")
+    make_tokenizer().save_pretrained(tmp_path / "bloom")
+    main([str(tiny_recipe(model_name_or_path=str(tmp_path / "bloom"), eval_fraction=0.3, max_steps=2))])
+    assert caplog.text.count("Every row is computed in full") == 1
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["parse"]["parse_failure"] == 0
+    loaded = load_run(tmp_path / "run")
+    assert not predict_texts(loaded.model, loaded.encoder, ["hello"])[0].parsed.failed
 
 
 def test_evaluation_generates_and_the_best_checkpoint_is_chosen_by_it(tiny_recipe, tmp_path):
