@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # From here on it is slow: torch, transformers and TRL are loaded.
     from datasets import Dataset
+    from transformers import set_seed
     from trl import get_peft_config
 
     from emogen import modeling
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _write_run_files(task, folder, fingerprint, argv)
     log.info(f"Going on from {checkpoint}" if checkpoint else "Starting at the first step")
 
+    set_seed(args.seed)  # the trainer does so itself, but not before the adapter has been drawn
     model = modeling.load_model(location, lm_config, trust_remote_code=args.trust_remote_code)
     trainer = EmogenTrainer(
         model=model,

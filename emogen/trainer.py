@@ -65,6 +65,12 @@ class EmogenTrainer(SFTTrainer):
         if n_prefix:
             kwargs["data_collator"] = PrefixCollator(n_prefix)
         super().__init__(*args, **kwargs)
+        if self.model.dtype == torch.float32:
+            # TRL casts the adapter of a quantised model to bf16, as wide as such a model computes on a GPU. Where it
+            # computes in float32, that would only round the adapter, and lose small updates altogether.
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
         use_onednn(self.model)
 
     def compute_loss(

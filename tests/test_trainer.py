@@ -40,7 +40,7 @@ def make_trainer(model, folder, *, shared, n_rows=6, **settings):
     generator = torch.Generator().manual_seed(1)
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return trainer
 
 
@@ -109,7 +109,7 @@ def test_gradients_are_accumulated_as_on_plain_rows(tmp_path):
 
 def test_two_processes(tmp_path):
     """Two processes with two rows each, over gloo, take the steps of one process that accumulates over the four."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", __file__]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, str(tmp_path / "two")], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
