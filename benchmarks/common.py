@@ -151,10 +151,22 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     Console().print(table)
 
 
+def begin(path: str | None, quick: bool, **settings: Any) -> dict[str, Any]:
+    """The result to fill: what a run that was cut short left in `path`, if it was of the same settings and machine."""
+    here = machine()
+    result = {**settings, "machine": here, "runs": {}, "ratio": {}}
+    with contextlib.suppress(OSError, ValueError):
+        left = json.loads(Path(path or "").read_text(encoding="utf-8"))
+        same = all(left.get(key) == value for key, value in settings.items())
+        if same and left["machine"]["cpu"] == here["cpu"] and "growth" not in left and not quick:
+            console.print(f"Going on from {path}: {', '.join(left['runs'])} are measured")
+            return left
+    return result
+
+
 def write_json(path: str | None, result: dict[str, Any]) -> None:
     if path:
         from emogen import paths
 
         with paths.writing(Path(path)) as file:
             json.dump(result, file, indent=1)
-        console.print(f"Written to {path}")

@@ -20,8 +20,8 @@ from common import (
     MODEL,
     ROOT,
     alternate,
+    begin,
     environment,
-    machine,
     median,
     print_table,
     recipe_of,
@@ -38,7 +38,7 @@ PEERS = ("generate", "xgrammar", "outlines", "lm-format-enforcer")
 CONSTRAINED = PEERS[1:]
 LLAMA_CPP = ("llama-cpp-python==0.3.36", "rich")
 # How many texts each is timed on.
-TEXTS = {"short": {"emogen": 256, "peer": 64}, "long": {"emogen": 256, "peer": 32}}
+TEXTS = {"short": {"emogen": 128, "peer": 32}, "long": {"emogen": 128, "peer": 16}}
 QUICK = {"short": {"emogen": 64, "peer": 32}, "long": {"emogen": 64, "peer": 8}}
 GROWTH_TOKENS = (64, 128, 256, 512, 1024)
 GROWTH_TEXTS = (1_000, 10_000, 100_000)
@@ -285,7 +285,7 @@ def compare(systems: Sequence[str], instruction: str, sizes: dict[str, int], rep
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", help="a run folder with a tuned SmolLM2-135M (make demo leaves runs/demo)")
-    parser.add_argument("--json", metavar="FILE", help="write every measurement there")
+    parser.add_argument("--json", metavar="FILE", help="write all measurements there; a run that was cut short goes on")
     parser.add_argument("--quick", action="store_true", help="under five minutes: one run each, without llama.cpp")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each system (default 3)")
     for name in ("--system", "--instruction", "--task", "--out"):
@@ -301,41 +301,35 @@ def main() -> None:
     if not (Path(args.run) / "adapter").is_dir():
         parser.error(f"{args.run}: no tuned model there; make demo leaves one in runs/demo")
     repeats, sizes = (1, QUICK) if args.quick else (args.repeats, TEXTS)
-    here = machine()
     names = ("torch", "transformers", "peft", "xgrammar", "outlines", "lm-format-enforcer", "emogen")
-    result: dict[str, Any] = {
-        "model": MODEL,
-        "batch": BATCH,
-        "machine": here,
-        "versions": versions(*names),
-        "runs": {},
-        "ratio": {},
-    }
+    result = begin(args.json, args.quick, model=MODEL, batch=BATCH, versions=versions(*names))
+    peak = result["machine"]["gemm_peak"]
     header = ["instruction: system", "texts/s", "emogen is", "peak GB", "valid", "as emogen", "of GEMM peak"]
     table = []
-    for instruction in sizes:
-        cases = [(instruction, ["emogen", *PEERS], args.run)]
-        if not args.quick:
-            cases.append((f"{instruction}, untuned", ["emogen", "llama.cpp"], None))
-        for case, systems, run in cases:
-            runs = compare(systems, instruction, sizes[instruction], repeats, run)
-            result["runs"][case] = runs
-            speed = {system: median(of_system, "texts_per_second") for system, of_system in runs.items()}
-            result["ratio"][case] = {s: round(speed["emogen"] / v, 2) for s, v in speed.items() if s != "emogen"}
-            flops = runs["emogen"][0]["flops_per_row"]
-            for system, of_system in runs.items():
-                table.append(
-                    [
-                        f"{case}: {system}",
-                        f"{speed[system]:.2f}",
-                        "" if system == "emogen" else f"{speed['emogen'] / speed[system]:.1f}x",
-                        f"{median(of_system, 'peak_mb') / 1024:.1f}",
-                        f"{of_system[0]['valid']:.0%}",
-                        f"{of_system[0]['as_emogen']:.0%}",
-                        f"{speed[system] * flops / here['gemm_peak']:.0%}",
-                    ]
-                )
-    title = f"Generation, {MODEL}, batches of {BATCH}; peak {here['gemm_peak'] / 1e9:.0f} GFLOP/s"
+    cases = [(instruction, instruction, ["emogen", *PEERS], args.run) for instruction in sizes]
+    if not args.quick:
+        cases += [(f"{instruction}, untuned", instruction, ["emogen", "llama.cpp"], None) for instruction in sizes]
+    for case, instruction, systems, run in cases:
+        if case not in result["runs"]:
+            result["runs"][case] = compare(systems, instruction, sizes[instruction], repeats, run)
+        runs = result["runs"][case]
+        speed = {system: median(of_system, "texts_per_second") for system, of_system in runs.items()}
+        result["ratio"][case] = {s: round(speed["emogen"] / v, 2) for s, v in speed.items() if s != "emogen"}
+        write_json(args.json, result)  # after each case: a run that is cut short has not been for nothing
+        flops = runs["emogen"][0]["flops_per_row"]
+        for system, of_system in runs.items():
+            table.append(
+                [
+                    f"{case}: {system}",
+                    f"{speed[system]:.2f}",
+                    "" if system == "emogen" else f"{speed['emogen'] / speed[system]:.1f}x",
+                    f"{median(of_system, 'peak_mb') / 1024:.1f}",
+                    f"{of_system[0]['valid']:.0%}",
+                    f"{of_system[0]['as_emogen']:.0%}",
+                    f"{speed[system] * flops / peak:.0%}",
+                ]
+            )
+    title = f"Generation, {MODEL}, batches of {BATCH}; peak {peak / 1e9:.0f} GFLOP/s"
     print_table(title, header, table)
 
     result["growth"] = {

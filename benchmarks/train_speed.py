@@ -1,6 +1,6 @@
-"""How fast training is: emogen against TRL's own `SFTTrainer`, and LLaMA-Factory.
+"""How fast training is: emogen against TRL's own `SFTTrainer`.
 
-    python benchmarks/train_speed.py [--json FILE] [--quick] [--llamafactory] [--growth]
+    python benchmarks/train_speed.py [--json FILE] [--quick]
 
 The same model, rows and hyperparameters; each run in a process of its own, in alternating order; medians. TRL runs at
 the settings that were fastest for it here: micro-batches of 4 rows of like length, no gradient checkpointing, the
@@ -15,7 +15,7 @@ from typing import Any
 from common import (
     MODEL,
     alternate,
-    machine,
+    begin,
     median,
     print_table,
     recipe_of,
@@ -127,6 +127,15 @@ def child(args: argparse.Namespace) -> None:
     )
 
 
+def compare(instruction: str, precision: str, rows: dict[str, int], repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """Runs of both systems: {system: [measurement]}."""
+    runs: dict[str, list[dict[str, Any]]] = {"trl": [], "emogen": []}
+    for system in alternate(list(runs), repeats, f"{instruction} {precision}"):
+        options = ["--system", system, "--instruction", instruction, "--precision", precision]
+        runs[system].append(run_child(__file__, *options, "--rows", str(rows[system])))
+    return runs
+
+
 def growth(quick: bool) -> list[dict[str, Any]]:
     """emogen's rows/s as the instruction grows."""
     lengths = GROWTH[::2] if quick else GROWTH
@@ -141,7 +150,7 @@ def growth(quick: bool) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="FILE", help="write every measurement there")
+    parser.add_argument("--json", metavar="FILE", help="write all measurements there; a run that was cut short goes on")
     parser.add_argument("--quick", action="store_true", help="under five minutes: one run each, fp32 only")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each system (default 3)")
     for name in ("--system", "--instruction", "--precision", "--out"):
@@ -154,30 +163,23 @@ def main() -> None:
         return
 
     repeats, rows = (1, QUICK) if args.quick else (args.repeats, ROWS)
-    here = machine()
-    result: dict[str, Any] = {
-        "model": MODEL,
-        "batch": BATCH,
-        "machine": here,
-        "versions": versions("torch", "transformers", "trl", "peft", "bitsandbytes", "emogen"),
-        "runs": {},
-        "ratio": {},
-    }
+    names = ("torch", "transformers", "trl", "peft", "bitsandbytes", "emogen")
+    result = begin(args.json, args.quick, model=MODEL, batch=BATCH, versions=versions(*names))
+    peak = result["machine"]["gemm_peak"]
     table = []
     for precision in ("fp32",) if args.quick else ("fp32", "nf4"):
         for instruction in rows:
             case = f"{instruction} {precision}"
-            runs: dict[str, list[dict[str, Any]]] = {"trl": [], "emogen": []}
-            for system in alternate(list(runs), repeats, case):
-                options = ["--system", system, "--instruction", instruction, "--precision", precision]
-                runs[system].append(run_child(__file__, *options, "--rows", str(rows[instruction][system])))
-            result["runs"][case] = runs
+            if case not in result["runs"]:
+                result["runs"][case] = compare(instruction, precision, rows[instruction], repeats)
+            runs = result["runs"][case]
             ratio = median(runs["emogen"], "rows_per_second") / median(runs["trl"], "rows_per_second")
             memory = median(runs["emogen"], "peak_mb") / median(runs["trl"], "peak_mb")
             result["ratio"][case] = {"rows_per_second": round(ratio, 2), "peak_mb": round(memory, 2)}
+            write_json(args.json, result)  # after each case: a run that is cut short has not been for nothing
             for system, of_system in runs.items():
                 speed = median(of_system, "rows_per_second")
-                share = speed * of_system[0]["flops_per_row"] / here["gemm_peak"]
+                share = speed * of_system[0]["flops_per_row"] / peak
                 table.append(
                     [
                         f"{instruction} ({of_system[0]['n_prefix']} tokens), {precision}: {system}",
@@ -188,7 +190,7 @@ def main() -> None:
                     ]
                 )
     print_table(
-        f"Training, {MODEL}, LoRA r 16, batches of {BATCH}; peak {here['gemm_peak'] / 1e9:.0f} GFLOP/s",
+        f"Training, {MODEL}, LoRA r 16, batches of {BATCH}; peak {peak / 1e9:.0f} GFLOP/s",
         ["instruction, precision: system", "rows/s", "ratio", "peak GB", "of GEMM peak"],
         table,
     )

@@ -231,6 +231,13 @@ class Rows:
         self.active, self.place = rows.unique(return_inverse=True)  # the A rows that go on; each token's among them
         self.n_own = int(self.columns.max()) + 1
 
+    def branch(self, rows: torch.Tensor) -> None:
+        """Go on with these rows, int64 [A], alone; one that stands there several times is copied."""
+        for of_layer in (self.keys, self.values):
+            for layer, tensor in of_layer.items():
+                of_layer[layer] = tensor[rows]
+        self.lengths = self.lengths[rows]
+
     def attend(
         self,
         layer: int,

@@ -1,14 +1,16 @@
-"""Generation: greedy answers from a model, under the grammar or freely.
+"""Generation: greedy answers from a model, under the grammar or freely; and a probability for each label.
 
 The instruction is computed once. Texts go in batches of like length, without padding. Under the grammar, only the rows
 of the output projection that it can reach are computed, tokens without an alternative are never waited for (`Jumps`),
 and rows that are done leave their batch. The answers are those of a plain masked greedy search.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -40,26 +42,86 @@ def generate(
     Returns:
         n lists of token ids: the answers, without what ends them, in the order of `suffixes`.
     """
-    training = model.training
-    model.eval()
-    try:
-        if model.config.get_text_config()._attn_implementation == attention.NAME:
+    with _evaluating(model):
+        if _shares(model):
             engine = _Engine(model, encoder)
             step = engine.constrained if decode == "constrained" else engine.free
         else:
             step = _Plain(model, encoder, decode == "constrained").answers
-        answers: list[list[int]] = [[] for _ in suffixes]
-        # Longest first: a batch that does not fit into memory fails at once, and like lengths go together.
-        order = sorted(range(len(suffixes)), key=lambda i: -len(suffixes[i]))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            for i, ids in zip(rows, step([suffixes[i] for i in rows]), strict=True):
-                answers[i] = ids
-            if progress:
-                progress(len(rows))
+        return _in_batches(step, suffixes, batch_size, progress)
+
+
+@torch.inference_mode()
+def probabilities(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    suffixes: Sequence[list[int]],
+    *,
+    floor: float = 0.002,
+    width: int | None = 16,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """How probable it is that an answer contains each label: its marginal over all answers of the grammar.
+
+    P(label) is the sum, over all beginnings of an answer, of their probability times that of the label coming next.
+    Beginnings are followed breadth first, and only the probable ones: what comes after the others is left out, so the
+    figure is a lower bound, and exact where `floor` is 0 and `width` None.
+
+    Args:
+        floor: beginnings that are less probable are not followed.
+        width: of those of one row that are equally many choices long, only so many are followed; None for all.
+
+    Returns:
+        float32 [n, C], C the choices of the grammar: L labels (`list`, `json`), or yes and no (`yes_no`, exact).
+    """
+    with _evaluating(model):
+        make = _Branches if _shares(model) else _PlainBranches
+        branches = make(model, encoder)
+        step = lambda rows: _marginals(branches, rows, floor, width)  # noqa: E731
+        found = _in_batches(step, suffixes, batch_size, progress)
+    n_choices = encoder.grammar.settles.shape[2]
+    return np.array(found, dtype=np.float32).reshape(-1, n_choices)
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(training)
-    return answers
+
+
+def _shares(model: PreTrainedModel) -> bool:
+    return bool(model.config.get_text_config()._attn_implementation == attention.NAME)
+
+
+def _in_batches(
+    step: Callable[[list[list[int]]], Sequence[Any]],
+    suffixes: Sequence[list[int]],
+    batch_size: int,
+    progress: Progress | None,
+) -> list[Any]:
+    """What `step` gives for each row. Longest first: a batch that does not fit into memory fails at once, and rows of
+    like length go together."""
+    results: list[Any] = [None] * len(suffixes)
+    order = sorted(range(len(suffixes)), key=lambda i: -len(suffixes[i]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        for i, result in zip(rows, step([suffixes[i] for i in rows]), strict=True):
+            results[i] = result
+        if progress:
+            progress(len(rows))
+    return results
+
+
+def _prefix(decoder: Any, encoder: Encoder) -> attention.Prefix:
+    """The encoder's prefix, computed."""
+    layout = attention.Prefix(len(encoder.prefix_ids))
+    attention.forward(decoder, layout, torch.tensor(encoder.prefix_ids, device=decoder.device))
+    return layout
 
 
 class _Engine:
@@ -78,8 +140,7 @@ class _Engine:
                 *(jumps.ends, jumps.tokens, jumps.choice, jumps.length, jumps.on),
             ]
         )
-        self.prefix = attention.Prefix(len(encoder.prefix_ids))
-        self._run(self.prefix, torch.tensor(encoder.prefix_ids, device=self.device))
+        self.prefix = _prefix(self.decoder, encoder)
 
     def _run(self, layout: attention.Layout, ids: torch.Tensor) -> torch.Tensor:
         """Hidden states [T, hidden] of tokens that lie so."""
@@ -160,6 +221,117 @@ class _Engine:
             layout.append(rows, torch.zeros_like(rows))
             hidden = self._run(layout, ids)
         return answers
+
+
+# ---------------------------------------------------------------------------------------------- probabilities
+
+
+def _marginals(
+    branches: "_Branches | _PlainBranches", suffixes: list[list[int]], floor: float, width: int | None
+) -> list[list[float]]:
+    """[B][C]: see `probabilities`."""
+    device, grammar, jumps = branches.device, branches.grammar, branches.jumps
+    next_node, choice, ends, settles, token_ids = (
+        torch.from_numpy(table).to(device)
+        for table in (grammar.next_node, jumps.choice[:, 0], jumps.ends, jumps.settles, grammar.token_ids)
+    )
+    longest = max(map(len, jumps.forced))
+    forced = torch.tensor([ids + [-1] * (longest - len(ids)) for ids in jumps.forced], device=device)
+    # A beginnings of answers: the row that each belongs to, the choice that it stands at, and how probable it is.
+    row = torch.arange(len(suffixes), device=device)
+    node = choice[torch.zeros_like(row)]
+    log_prob = torch.zeros(len(suffixes), device=device)
+    prob = torch.zeros(len(suffixes), settles.shape[2], device=device)
+    logits = branches.begin([ids + jumps.forced[0] for ids in suffixes])
+    while True:
+        allowed = next_node[node] >= 0  # [A, R]
+        step = logits[:, token_ids].float().masked_fill(~allowed, -torch.inf).log_softmax(1)
+        ahead = log_prob[:, None] + step  # [A, R]
+        prob.index_add_(0, row, torch.einsum("ar,arc->ac", ahead.exp(), settles[node].float()))
+        reached = next_node[node].clamp(min=0)
+        going = allowed & ~ends[reached] & (ahead.exp() > floor)
+        parent, column = going.nonzero(as_tuple=True)
+        kept = _most_probable(row[parent], ahead[parent, column], width)
+        parent, column = parent[kept], column[kept]
+        if not len(parent):
+            return prob.clamp(max=1).tolist()
+        row, log_prob, reached = row[parent], ahead[parent, column], reached[parent, column]
+        node = choice[reached]
+        logits = branches.go_on(parent, torch.cat([token_ids[column][:, None], forced[reached]], 1))
+
+
+def _most_probable(row: torch.Tensor, log_prob: torch.Tensor, width: int | None) -> torch.Tensor:
+    """Positions of the `width` most probable of each row, row by row."""
+    order = log_prob.argsort(descending=True, stable=True)
+    order = order[row[order].argsort(stable=True)]
+    if width is None:
+        return order
+    rank = torch.arange(len(row), device=row.device) - torch.searchsorted(row[order], row[order])
+    return order[rank < width]
+
+
+class _Branches:
+    """Rows that branch, over a shared prefix. `begin` and `go_on` give the logits [A, V] of what comes next."""
+
+    def __init__(self, model: PreTrainedModel, encoder: Encoder):
+        self.model, self.device, self.grammar = model, model.device, encoder.grammar
+        self.jumps = find_jumps(encoder.grammar)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.prefix = _prefix(base.get_decoder(), encoder)
+
+    def begin(self, suffixes: list[list[int]]) -> torch.Tensor:
+        """Start with these rows."""
+        self.layout = attention.Rows(self.prefix, [len(ids) for ids in suffixes], self.grammar.max_length)
+        ids = torch.tensor([i for ids in suffixes for i in ids], device=self.device)
+        return self._logits(ids, self.layout.lengths.cumsum(0) - 1)
+
+    def go_on(self, parent: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Go on with the rows `parent` [A] alone, each by `ids` [A, M], filled up with -1."""
+        self.layout.branch(parent)
+        real = ids >= 0
+        count = real.sum(1)
+        rows = torch.arange(len(parent), device=self.device).repeat_interleave(count)
+        self.layout.append(rows, torch.arange(ids.shape[1], device=self.device).expand_as(ids)[real])
+        return self._logits(ids[real], count.cumsum(0) - 1)
+
+    def _logits(self, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        return attention.forward(self.model, self.layout, ids, logits_to_keep=last).logits[0]
+
+
+class _PlainBranches:
+    """The same, each branch computed in full, for models whose rows cannot share their prefix."""
+
+    def __init__(self, model: PreTrainedModel, encoder: Encoder):
+        self.model, self.device, self.grammar = model, model.device, encoder.grammar
+        self.jumps = find_jumps(encoder.grammar)
+        self.prefix_ids = encoder.prefix_ids
+
+    def begin(self, suffixes: list[list[int]]) -> torch.Tensor:
+        """Start with these rows."""
+        self.rows = [[*self.prefix_ids, *ids] for ids in suffixes]
+        return self._logits()
+
+    def go_on(self, parent: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Go on with the rows `parent` [A] alone, each by `ids` [A, M], filled up with -1."""
+        more = [[i for i in new if i >= 0] for new in ids.tolist()]
+        self.rows = [self.rows[p] + new for p, new in zip(parent.tolist(), more, strict=True)]
+        return self._logits()
+
+    def _logits(self) -> torch.Tensor:
+        # Padded on the right, where causal attention does not look; in groups, for the memory.
+        found = []
+        for start in range(0, len(self.rows), 16):
+            rows = self.rows[start : start + 16]
+            longest = max(map(len, rows))
+            ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.device)
+            mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=self.device)
+            ends, which = torch.tensor([len(row) - 1 for row in rows], device=self.device).unique(return_inverse=True)
+            logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ends).logits
+            found.append(logits[torch.arange(len(rows)), which])
+        return torch.cat(found)
+
+
+# ---------------------------------------------------------------------------------------------- without sharing
 
 
 class _Plain:

@@ -25,12 +25,14 @@ class Grammar:
         arcs: the pieces that it was made from.
         token_ids: int64 [R], the vocabulary ids that can occur, ascending.
         next_node: int64 [N, R], the node after each token, or -1 where the token is not allowed.
+        settles: bool [N, R, C], the choices (labels; yes and no) that are known to be made once a token is taken.
         max_length: the number of tokens of the longest answer, end tokens included.
     """
 
     arcs: Arcs
     token_ids: np.ndarray
     next_node: np.ndarray
+    settles: np.ndarray
     max_length: int
 
     def accepts(self, ids: Iterable[int]) -> bool:
@@ -59,6 +61,7 @@ class Jumps:
         choice: int64 [N, 2], the nodes of the first choice and of the one on the way on, or -1.
         length: int64 [N, 2], how many of `tokens` lead up to each choice.
         on: int64 [N], for a node of a choice with one way on, the column of that token, or -1.
+        settles: bool [N, R, C], as the grammar's, with what the tokens forced after each token settle.
     """
 
     forced: list[list[int]]
@@ -67,6 +70,7 @@ class Jumps:
     choice: np.ndarray
     length: np.ndarray
     on: np.ndarray
+    settles: np.ndarray
 
 
 def find_jumps(grammar: Grammar) -> Jumps:
@@ -74,16 +78,19 @@ def find_jumps(grammar: Grammar) -> Jumps:
     next_node, n_nodes = grammar.next_node, len(grammar.next_node)
     end = n_nodes - 1
 
-    def run(node: int) -> tuple[list[int], int]:
-        tokens = []
+    def run(node: int) -> tuple[list[int], int, np.ndarray]:
+        tokens, settled = [], np.zeros(grammar.settles.shape[2], dtype=bool)
         while node != end and (next_node[node] >= 0).sum() == 1:
             column = int(next_node[node].argmax())
             tokens.append(int(grammar.token_ids[column]))
+            settled |= grammar.settles[node, column]
             node = int(next_node[node, column])
-        return tokens, node
+        return tokens, node, settled
 
     runs = [run(node) for node in range(n_nodes)]
-    ends = np.array([node == end for _, node in runs])
+    ends = np.array([node == end for _, node, _ in runs])
+    after = np.stack([settled for _, _, settled in runs])  # [N, C]
+    settles = grammar.settles | (after[next_node] & (next_node >= 0)[:, :, None])
     on = np.full(n_nodes, -1)
     for node in range(n_nodes):
         ways_on = [c for c in np.flatnonzero(next_node[node] >= 0) if not ends[next_node[node, c]]]
@@ -91,18 +98,18 @@ def find_jumps(grammar: Grammar) -> Jumps:
             on[node] = ways_on[0]
 
     tokens, choice, length = [], np.full((n_nodes, 2), -1), np.zeros((n_nodes, 2), dtype=np.int64)
-    for node, (forced, first) in enumerate(runs):
+    for node, (forced, first, _) in enumerate(runs):
         path = list(forced)
         if not ends[node]:
             choice[node, 0], length[node, 0] = first, len(path)
             if on[first] >= 0:
-                beyond, second = runs[next_node[first, on[first]]]
+                beyond, second, _ = runs[next_node[first, on[first]]]
                 path += [int(grammar.token_ids[on[first]]), *beyond]
                 choice[node, 1], length[node, 1] = second, len(path)
         tokens.append(path)
     width = max(map(len, tokens))
     padded = np.array([path + [-1] * (width - len(path)) for path in tokens], dtype=np.int64).reshape(n_nodes, width)
-    return Jumps([forced for forced, _ in runs], ends, padded, choice, length, on)
+    return Jumps([forced for forced, _, _ in runs], ends, padded, choice, length, on, settles)
 
 
 def spell(grammar: Grammar, jumps: Jumps, columns: Iterable[int]) -> list[int]:
@@ -194,10 +201,25 @@ def _determinise(arcs: Arcs) -> Grammar:
 
     token_ids = np.unique([token for _, token, _ in edges])
     next_node = np.full((len(number) + 1, len(token_ids)), -1, dtype=np.int64)
+    settles = np.zeros((*next_node.shape, max(arcs) + 1), dtype=bool)
+    items_of = list(number)
+    made = [_made(items) for items in items_of]
     for source, token, target in edges:
-        next_node[source, np.searchsorted(token_ids, token)] = len(number) if target == DONE else target
+        column = np.searchsorted(token_ids, token)
+        next_node[source, column] = len(number) if target == DONE else target
+        if target != DONE and made[target] is not None:
+            settles[source, column, made[target]] = True
+        if made[source] is None:  # where one piece begins with another one, what follows tells which it was
+            begun = {state for state, a, read in items_of[source] if read == 0 and arcs[state][a][0][0] == token}
+            settles[source, column, sorted(begun - {START})] = True
 
     longest = {DONE: 0}
     for state in sorted(arcs, reverse=True):  # arcs lead to later states, START (-1) comes last
         longest[state] = max(len(ids) + longest[target] for ids, target in arcs[state])
-    return Grammar(arcs, token_ids, next_node, longest[START])
+    return Grammar(arcs, token_ids, next_node, settles, longest[START])
+
+
+def _made(items: Iterable[tuple[int, int, int]]) -> int | None:
+    """The choice that was certainly the last one made where these pieces may be under way, or None."""
+    states = {state if read == 0 else START for state, _, read in items}
+    return states.pop() if len(states) == 1 and START not in states else None

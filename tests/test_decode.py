@@ -1,11 +1,14 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from emogen.attention import share_prefix
-from emogen.decode import generate
+from emogen.decode import generate, probabilities
 from emogen.encode import make_encoder
+from emogen.grammar import encode_answer
+from emogen.labels import Label, LabelSet
 from emogen.parse import parse_answer
 from emogen.prompt import load_prompt
 
@@ -72,3 +75,57 @@ def test_no_rows_and_the_training_mode(model, tokenizer, labels):
     assert generate(model, encoder, []) == []
     generate(model, encoder, [encoder.rows("x")[0].suffix_ids])
     assert model.training
+
+
+def brute_force(model, encoder, suffix):
+    """The probability of every answer there is, by running each in full; and from those, of each choice."""
+    grammar = encoder.grammar
+    n_choices = 2 if encoder.style == "yes_no" else len(encoder.label_set)
+    sizes = [1] if encoder.style == "yes_no" else range(n_choices + 1)
+    answers = [chosen for size in sizes for chosen in itertools.combinations(range(n_choices), size)]
+    column = {int(token): c for c, token in enumerate(grammar.token_ids)}
+    prob, total = torch.zeros(n_choices), 0.0
+    for chosen in answers:
+        ids, node, log_prob = encode_answer(grammar, chosen), 0, 0.0
+        prompt = [*encoder.prefix_ids, *suffix]
+        logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 :]
+        for k, token in enumerate(ids):
+            allowed = torch.from_numpy(grammar.next_node[node] >= 0)
+            step = logits[k, grammar.token_ids].masked_fill(~allowed, -torch.inf).log_softmax(0)
+            log_prob += step[column[token]]
+            node = grammar.next_node[node, column[token]]
+        prob[list(chosen)] += log_prob.exp()
+        total += float(log_prob.exp())
+    assert total == pytest.approx(1, abs=1e-5)
+    return prob
+
+
+@pytest.mark.parametrize("style", ["list", "json", "yes_no"])
+@torch.no_grad()
+def test_probabilities_equal_those_of_all_answers_added_up(model, engine, tokenizer, style):
+    # One name begins with another one, and one with the tokens of another one.
+    labels = LabelSet(name="four", labels=tuple(Label(name=n) for n in ("joy", "joyful", "anger", "anticipation")))
+    encoder = make_encoder(tokenizer, load_prompt(f"prompts/{style}.jinja"), labels, style)
+    suffixes = [row.suffix_ids for text in TEXTS for row in encoder.rows(text)[:2]]
+    model.eval()
+    model.get_input_embeddings().weight.normal_(std=0.5)  # answers that differ in how probable they are
+    expected = torch.stack([brute_force(model, encoder, suffix) for suffix in suffixes])
+    assert expected.std() > 0.01
+    assert engine(model)
+    for batch_size in (1, 5):
+        prob = probabilities(model, encoder, suffixes, floor=0, width=None, batch_size=batch_size)
+        torch.testing.assert_close(torch.from_numpy(prob), expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_what_is_left_out_makes_probabilities_smaller_and_by_no_more_than_that(model, tokenizer, labels):
+    encoder = make_encoder(tokenizer, load_prompt("prompts/list.jinja"), labels)
+    suffixes = [encoder.rows(text)[0].suffix_ids for text in TEXTS]
+    assert share_prefix(model)
+    exact = probabilities(model, encoder, suffixes, floor=0, width=None)
+    wide = probabilities(model, encoder, suffixes, floor=0, width=64)
+    narrow = probabilities(model, encoder, suffixes, floor=0, width=4)
+    assert (narrow <= wide + 1e-6).all()
+    assert (wide <= exact + 1e-6).all()
+    assert np.abs(exact - narrow).max() > 0.01  # this model is quite undecided, and a beam cannot hide it
+    assert probabilities(model, encoder, []).shape == (0, 11)
