@@ -67,7 +67,7 @@ def child(args: argparse.Namespace) -> None:
     from emogen.train import _use_all_cores
 
     _use_all_cores()
-    recipe = recipe_of(args.instruction)
+    recipe = recipe_of(args.instruction, *(["max_length=null"] if args.prefix else []))
     task = load_task(recipe)
     location = modeling.locate(recipe.model_name, "main")
     encoder, _ = load_encoder(task, location)

@@ -4,16 +4,22 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from emogen.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    import optuna
+
+    from emogen.crossval import Fold
 
 app = typer.Typer(
     help="Tune an instruct model to name the labels of a text, and score what it generates.\n\n"
@@ -85,18 +91,29 @@ def show(
 
 @app.command()
 def predict(
-    run: Annotated[str, typer.Argument(help="A run folder; or a recipe, for its model without any tuning.")],
-    input: Annotated[str, typer.Argument(help="A CSV, TSV, JSONL or Parquet file with texts.")],
-    overrides: Overrides = None,
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN_DIR... FILE [KEY=VALUE]...",
+            help="Run folders, and last a CSV, TSV, JSONL or Parquet file with texts.",
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="CSV: ids and 0/1 columns, a submission.")
     ] = None,
-    jsonl: Annotated[Path | None, typer.Option(help="JSONL: text, raw answer, how it was read, labels.")] = None,
+    jsonl: Annotated[
+        Path | None, typer.Option(help="JSONL: text, raw answer, how it was read, labels, probabilities.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")] = False,
 ) -> None:
-    """Label the texts of a file."""
-    from emogen import predict
+    """Label the texts of a file, with one run or with several together.
+
+    A recipe stands for its model without any tuning; the folder of a cross-validation for all its folds. Several
+    models' answers are put to the vote; with predict_by=thresholds, which takes the labels that are more probable than
+    the threshold tuned for them, their probabilities are averaged.
+    """
+    from emogen import predict, results
     from emogen.data import checked, read_rows
 
     outputs = [path for path in (output, jsonl) if path is not None]
@@ -105,35 +122,145 @@ def predict(
     for path in outputs:
         if path.exists() and not overwrite:
             raise typer.BadParameter(f"{path} exists; add --overwrite to replace it")
-    with err.status("Loading the model ..."):
-        loaded = predict.load_run(run, overrides or [])
+    overrides = [word for word in files if "=" in word and not Path(word).exists()]
+    *runs, input = [Path(word) for word in files if word not in overrides]
+    if not runs:
+        raise typer.BadParameter("name a run folder (or a recipe), and then a file of texts")
+    folders = predict.members(runs)
+    recipe, label_set = predict.read_recipe(folders[0], overrides)
     rows = checked(
         read_rows(
             input,
-            loaded.label_set,
-            text_column=loaded.recipe.text_column,
-            id_column=loaded.recipe.id_column,
-            separator=loaded.recipe.separator,
-            encoding=loaded.recipe.encoding,
+            label_set,
+            text_column=recipe.text_column,
+            id_column=recipe.id_column,
+            separator=recipe.separator,
+            encoding=recipe.encoding,
         )
     )
-    with progress_bar("Predicting", len(rows) * len(loaded.encoder.question_ids)) as advance:
-        predictions = predict.predict_texts(
-            loaded.model,
-            loaded.encoder,
-            rows.texts,
-            decode=loaded.recipe.decode,
-            batch_size=batch_size,
-            progress=advance,
-        )
+    thresholds = predict.load_thresholds(runs, label_set) if recipe.predict_by == "thresholds" else None
+    done = predict.predict_rows(
+        folders, rows, overrides, thresholds=thresholds, with_prob=bool(jsonl), batch_size=batch_size, bar=progress_bar
+    )
     if output:
-        predict.write_csv(output, rows, predictions, loaded.label_set)
+        results.write_csv(output, rows, done.pred, label_set)
     if jsonl:
-        predict.write_jsonl(jsonl, rows, predictions, loaded.label_set)
-    audit = ", ".join(f"{name} {share:.1%}" for name, share in predict.parse_audit(predictions).items())
-    err.print(f"{len(rows):,} texts -> {', '.join(map(str, outputs))}; answers: {audit}", highlight=False)
-    if n_cut := sum(prediction.n_cut > 0 for prediction in predictions):
-        err.print(f"{n_cut:,} texts were shortened to fit max_length={loaded.recipe.max_length}")
+        results.write_jsonl(jsonl, rows, done.pred, done.prob, label_set, done.predictions)
+    err.print(f"{len(rows):,} texts -> {', '.join(map(str, outputs))}", highlight=False)
+    if done.predictions:
+        audit = ", ".join(f"{name} {share:.1%}" for name, share in predict.parse_audit(done.predictions).items())
+        err.print(f"answers: {audit}", highlight=False)
+        if n_cut := sum(prediction.n_cut > 0 for prediction in done.predictions):
+            err.print(f"{n_cut:,} texts were shortened to fit max_length={recipe.max_length}")
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def cv(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    folds: Annotated[int, typer.Option(min=2, help="How many folds; 5 and 10 are usual.")] = 5,
+    jobs: Annotated[int, typer.Option(min=1, help="Folds at once; with several GPUs, each fold gets one.")] = 1,
+) -> None:
+    """Cross-validate a recipe: train it on all folds but one, in turn, and score what it says of the one left out.
+
+    The folds are stratified over the labels, and the same text is never in two of them. Leaves a folder,
+    runs/<recipe name>-cv: a run for each fold, one file with the prediction for every row by the model that had not
+    seen it, and thresholds. `emogen predict` takes it as an ensemble. Interrupted, the same command goes on.
+    """
+    from rich.live import Live
+
+    from emogen.crossval import cross_validate
+
+    with Live(console=err, refresh_per_second=2) as live:
+        folder, metrics = cross_validate(
+            recipe, folds, overrides or [], jobs=jobs, show=lambda runs: live.update(_progress_of(runs))
+        )
+    show_metrics(metrics)
+    show_spread(metrics)
+    out.print(f"The folds are in {folder}. Next: emogen predict {folder} YOUR.csv -o OUT.csv predict_by=thresholds")
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def baseline(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    folds: Annotated[int, typer.Option(min=2, help="How many folds, as for cv.")] = 5,
+) -> None:
+    """Cross-validate TF-IDF with logistic regression on a recipe's rows, in the same folds as cv: what is to be beaten.
+
+    Leaves a folder, runs/<recipe name>-baseline, that `emogen compare` takes.
+    """
+    from emogen.baseline import cross_validate_baseline
+
+    with progress_bar("Folds", folds, "fold") as advance:
+        folder, metrics = cross_validate_baseline(recipe, folds, overrides or [], advance)
+    show_metrics(metrics)
+    show_spread(metrics)
+    out.print(f"Its predictions are in {folder}. Next: emogen compare {folder} RUN_DIR")
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def sweep(
+    recipe: RecipeArgument,
+    space: Annotated[
+        str, typer.Argument(help="YAML: for each key a list of values, or {low: 1e-4, high: 1e-3, log: true}.")
+    ],
+    overrides: Overrides = None,
+    trials: Annotated[int, typer.Option(min=1, help="How many combinations, those of earlier calls included.")] = 20,
+    metric: Annotated[
+        str, typer.Option(help="What is to be large, of metrics.json: f1_macro, by_thresholds.f1_macro ...")
+    ] = "f1_macro",
+    seed_with: Annotated[
+        list[Path] | None, typer.Option("--from", help="Runs whose figures the search begins with.")
+    ] = None,
+) -> None:
+    """Search over the keys of a recipe: each combination is a run, and what does badly is stopped early.
+
+    The same command goes on with a search that was interrupted. The best run is the best on the rows that it was chosen
+    by: cross-validate its recipe for a figure to believe.
+    """
+    from rich.live import Live
+
+    from emogen.sweep import sweep as search
+
+    with Live(console=err, refresh_per_second=2) as live:
+        study = search(
+            recipe, space, overrides or [], n_trials=trials, metric=metric, seeds=seed_with or [],
+            show=lambda study, run: live.update(_progress_of_sweep(study, run)),
+        )  # fmt: skip
+    out.print(_progress_of_sweep(study, None))
+    best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
+    out.print(f"The best: {metric} {study.best_value:.3f} with {best}", highlight=False)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, cross-validations or baselines.")],
+    by: Annotated[str, typer.Option(help="What decides the labels: thresholds (nested) or answer.")] = "thresholds",
+    ensemble: Annotated[bool, typer.Option("--ensemble", help="Add the average of their probabilities.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="Add what others report on SemEval-2018 E-c.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Runs against each other on the rows that all of them were scored on, with paired bootstrap intervals.
+
+    Differences are to the first run. "Not better" is the share of resamples in which a run does not beat it.
+    """
+    from dataclasses import asdict
+
+    from emogen.compare import compare, label_set_of, tables
+
+    if by not in ("thresholds", "answer"):
+        raise typer.BadParameter(f"--by is thresholds or answer, not {by}")
+    systems = compare(runs, label_set_of(runs[0]), by=by, ensemble=ensemble)
+    if as_json:
+        print(json.dumps([asdict(system) for system in systems], indent=2))
+        return
+    out.print(f"{systems[0].metrics['n']:,} rows; labels by {'nested thresholds' if by == 'thresholds' else 'answer'}")
+    for table in tables(systems, with_published=published):
+        out.print(table)
+        out.print()
+    if published:
+        out.print("Published figures are their authors', on rows of their own; see published_results.yaml for sources.")
 
 
 @app.command()
@@ -179,12 +306,61 @@ def keys() -> None:
     out.print("\n[bold]of TRL's SFTConfig:[/] " + ", ".join(n for n in sft if n not in SETTLED), highlight=False)
 
 
+def show_metrics(metrics: dict[str, Any]) -> None:
+    """Print the table of what `score.evaluate` returned: the answers, and the thresholds beside them."""
+    from emogen.score import footnote, table
+
+    nested = metrics.get("by_thresholds")
+    out.print(table([("answer", metrics), ("thresholds, nested", nested)] if nested else metrics))
+    if note := footnote(metrics):
+        out.print(note)
+
+
+def show_spread(metrics: dict[str, Any]) -> None:
+    """Print how the figures of a cross-validation vary, over the folds and by the bootstrap."""
+    for system, title in (("answer", "answers"), ("thresholds", "thresholds, nested")):
+        for key, name in (("f1_macro", "macro-F1"), ("f1_micro", "micro-F1")):
+            low, high = metrics["interval"][system][key]
+            spread = f"{metrics['mean'][system][key]:.3f} ± {metrics['sd'][system][key]:.3f} over the folds"
+            out.print(f"{name} by {title}: {spread}; pooled, 95 %: {low:.3f} to {high:.3f}", highlight=False)
+
+
+def _progress_of_sweep(study: "optuna.Study", run: "Fold | None") -> Table:
+    """The trials of a search, the best first, and the one under way."""
+    keys = list(study.trials[-1].distributions) if study.trials else []
+    view = Table("trial", "", "value", *keys, box=None, pad_edge=False)
+    order = sorted(study.trials, key=lambda trial: -(trial.value if trial.value is not None else -1))
+    for trial in order[:15]:
+        value = "" if trial.value is None else f"{trial.value:.3f}"
+        state = "seed" if "seed" in trial.user_attrs else trial.state.name.lower()
+        if run and run.number == trial.number:
+            seen = run.last_logged()
+            state = f"step {seen['step']:,} of {seen['max_steps']:,}" if seen else "starting"
+        shown = [trial.params.get(key, "") for key in keys]
+        view.add_row(str(trial.number), state, value, *(f"{v:.3g}" if isinstance(v, float) else str(v) for v in shown))
+    return view
+
+
+def _progress_of(runs: "Sequence[Fold]") -> Table:
+    """One line for each fold of a cross-validation."""
+    view = Table("fold", "", "step", "loss", "macro-F1", box=None, pad_edge=False)
+    for run in runs:
+        seen = run.last_logged()
+        state = "done" if run.done else "running" if run.process else "waiting"
+        if run.process and seen.get("step", 0) == seen.get("max_steps"):
+            state = "scoring"
+        steps = f"{seen['step']:,} of {seen['max_steps']:,}" if seen else ""
+        shown = [f"{seen[key]:.3f}" if key in seen else "" for key in ("loss", "eval_f1_macro")]
+        view.add_row(str(run.number), state, steps, *shown)
+    return view
+
+
 @contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[int], Any]]:
+def progress_bar(what: str, total: int, unit: str = "row") -> Iterator[Callable[[int], Any]]:
     """A progress bar on standard error, with the rate; gives a function that moves it on."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=what, unit="row", mininterval=0.5) as bar:
+    with tqdm(total=total, desc=what, unit=unit, mininterval=0.5) as bar:
         yield bar.update
 
 

@@ -515,18 +515,43 @@ def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[np.ndarray, np.nda
     """
     from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 
+    members, gold = _same_texts(rows)
+    if len(members) < 2:
+        raise ValueError(f"{rows.path}: cannot hold out rows: fewer than two different texts")
+    splitter = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
+    kept, held = next(splitter.split(np.zeros(len(members)), gold))
+    return tuple(np.sort([i for g in part for i in members[g]]) for part in (kept, held))  # type: ignore[return-value]
+
+
+def make_folds(rows: Rows, n_folds: int, seed: int) -> np.ndarray:
+    """The fold of each row, int64 [n], stratified over the labels; rows with the same text are in the same fold.
+
+    Uses iterative stratification (Sechidis et al. 2011). Needs gold labels.
+
+    Raises:
+        ValueError: fewer different texts than folds, or no labels.
+    """
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+
+    members, gold = _same_texts(rows)
+    if len(members) < n_folds:
+        raise ValueError(f"{rows.path}: cannot make {n_folds} folds of {len(members)} different texts")
+    splitter = MultilabelStratifiedKFold(n_splits=n_folds, shuffle=True, random_state=seed)
+    folds = np.empty(len(rows), dtype=np.int64)
+    for k, (_, held) in enumerate(splitter.split(np.zeros(len(members)), gold)):
+        folds[[i for g in held for i in members[g]]] = k
+    return folds
+
+
+def _same_texts(rows: Rows) -> tuple[list[list[int]], np.ndarray]:
+    """The positions of the rows of each different text, and the gold labels [groups, L] of its first row."""
     if rows.gold is None:
         raise ValueError(f"{rows.path}: no labels to stratify by")
     groups: dict[str, list[int]] = defaultdict(list)
     for i, text in enumerate(rows.texts):
         groups[normalised(text)].append(i)
     members = list(groups.values())
-    if len(members) < 2:
-        raise ValueError(f"{rows.path}: cannot hold out rows: fewer than two different texts")
-    gold = rows.gold[[group[0] for group in members]]
-    splitter = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
-    kept, held = next(splitter.split(np.zeros(len(members)), gold))
-    return tuple(np.sort([i for g in part for i in members[g]]) for part in (kept, held))  # type: ignore[return-value]
+    return members, rows.gold[[group[0] for group in members]]
 
 
 def sample_rows(rows: Rows, n: int, seed: int) -> Rows:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from emogen import attention
@@ -57,18 +58,24 @@ def probabilities(
     encoder: Encoder,
     suffixes: Sequence[list[int]],
     *,
+    how: str = "marginal",
     floor: float = 0.002,
     width: int | None = 16,
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """How probable it is that an answer contains each label: its marginal over all answers of the grammar.
+    """How probable it is that an answer contains each label.
 
-    P(label) is the sum, over all beginnings of an answer, of their probability times that of the label coming next.
-    Beginnings are followed breadth first, and only the probable ones: what comes after the others is left out, so the
-    figure is a lower bound, and exact where `floor` is 0 and `width` None.
+    `marginal`: over all answers of the grammar. P(label) is the sum, over all beginnings of an answer, of their
+    probability times that of the label coming next. Beginnings are followed breadth first, and only the probable ones:
+    what comes after the others is left out, so the figure is a lower bound, and exact where `floor` is 0 and `width`
+    None.
+
+    `maximum`: cheaper, and no probability of anything: the most that a label had as the next one, at any step of the
+    greedy answer and at its end (arXiv 2505.17510).
 
     Args:
+        how: `marginal` or `maximum`.
         floor: beginnings that are less probable are not followed.
         width: of those of one row that are equally many choices long, only so many are followed; None for all.
 
@@ -78,7 +85,7 @@ def probabilities(
     with _evaluating(model):
         make = _Branches if _shares(model) else _PlainBranches
         branches = make(model, encoder)
-        step = lambda rows: _marginals(branches, rows, floor, width)  # noqa: E731
+        step = lambda rows: _search(branches, rows, how == "maximum", floor, width)  # noqa: E731
         found = _in_batches(step, suffixes, batch_size, progress)
     n_choices = encoder.grammar.settles.shape[2]
     return np.array(found, dtype=np.float32).reshape(-1, n_choices)
@@ -200,7 +207,7 @@ class _Engine:
             return self.head(hidden)[..., self.token_ids]
         bias = None if self.head.bias is None else self.head.bias[self.token_ids]
         weight = self.head.weight[self.token_ids]
-        return torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
+        return functional.linear(hidden.to(weight.dtype), weight, bias)
 
     def free(self, suffixes: list[list[int]]) -> list[list[int]]:
         """Greedy steps over the whole vocabulary until the end-of-turn token, or until the room is used up."""
@@ -226,8 +233,8 @@ class _Engine:
 # ---------------------------------------------------------------------------------------------- probabilities
 
 
-def _marginals(
-    branches: "_Branches | _PlainBranches", suffixes: list[list[int]], floor: float, width: int | None
+def _search(
+    branches: "_Branches | _PlainBranches", suffixes: list[list[int]], maximum: bool, floor: float, width: int | None
 ) -> list[list[float]]:
     """[B][C]: see `probabilities`."""
     device, grammar, jumps = branches.device, branches.grammar, branches.jumps
@@ -237,25 +244,37 @@ def _marginals(
     )
     longest = max(map(len, jumps.forced))
     forced = torch.tensor([ids + [-1] * (longest - len(ids)) for ids in jumps.forced], device=device)
-    # A beginnings of answers: the row that each belongs to, the choice that it stands at, and how probable it is.
+    # A beginnings of answers: the row that each belongs to, the choice that it stands at, and how probable it is - for
+    # the maximum, counted from the last label on, and with a mark on the greedy one.
     row = torch.arange(len(suffixes), device=device)
     node = choice[torch.zeros_like(row)]
     log_prob = torch.zeros(len(suffixes), device=device)
+    greedy = torch.ones_like(row, dtype=torch.bool)
     prob = torch.zeros(len(suffixes), settles.shape[2], device=device)
     logits = branches.begin([ids + jumps.forced[0] for ids in suffixes])
     while True:
         allowed = next_node[node] >= 0  # [A, R]
         step = logits[:, token_ids].float().masked_fill(~allowed, -torch.inf).log_softmax(1)
         ahead = log_prob[:, None] + step  # [A, R]
-        prob.index_add_(0, row, torch.einsum("ar,arc->ac", ahead.exp(), settles[node].float()))
+        settled = settles[node]  # [A, R, C]
         reached = next_node[node].clamp(min=0)
         going = allowed & ~ends[reached] & (ahead.exp() > floor)
+        if maximum:
+            coming = (ahead.exp()[:, :, None] * settled).amax(1)  # [A, C]
+            prob.scatter_reduce_(0, row[:, None].expand_as(coming), coming, "amax")
+            best = functional.one_hot(step.argmax(1), step.shape[1]).bool() & greedy[:, None]
+            going = (going & ~settled.any(2)) | (best & allowed & ~ends[reached])
+            ahead = ahead.masked_fill(settled.any(2), 0.0)
+        else:
+            best = torch.zeros_like(allowed)
+            prob.index_add_(0, row, torch.einsum("ar,arc->ac", ahead.exp(), settled.float()))
         parent, column = going.nonzero(as_tuple=True)
         kept = _most_probable(row[parent], ahead[parent, column], width)
         parent, column = parent[kept], column[kept]
         if not len(parent):
             return prob.clamp(max=1).tolist()
-        row, log_prob, reached = row[parent], ahead[parent, column], reached[parent, column]
+        row, log_prob, greedy = row[parent], ahead[parent, column], best[parent, column]
+        reached = reached[parent, column]
         node = choice[reached]
         logits = branches.go_on(parent, torch.cat([token_ids[column][:, None], forced[reached]], 1))
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
@@ -39,12 +39,16 @@ class Row:
 
     Attributes:
         suffix_ids: token ids after the shared prefix: text and question, then the answer if it is known.
+        n_text: how many of the first `suffix_ids` are the text.
         n_answer: how many of the last `suffix_ids` are the answer, end tokens included; 0 for a row to predict.
+        names: of each token of the answer, the label (its position) that it says is there, or -1.
         n_cut: how many tokens of the text were left out to fit `max_length`.
     """
 
     suffix_ids: list[int]
+    n_text: int
     n_answer: int
+    names: list[int]
     n_cut: int
 
 
@@ -89,8 +93,13 @@ class Encoder:
                 room = self.max_length - len(self.prefix_ids) - len(question) - self.grammar.max_length
                 kept = self.plain.cut(text_ids, room)
                 n_cut = len(text_ids) - len(kept)
-            answer = [] if labels is None else encode_answer(self.grammar, self._choices(labels, k))
-            rows.append(Row([*kept, *question, *answer], len(answer), n_cut))
+            answer: list[int] = []
+            names: list[int] = []
+            if labels is not None:
+                answer, names = encode_answer(self.grammar, self._choices(labels, k))
+            if self.style == "yes_no":
+                names = [k if choice == 0 else -1 for choice in names]
+            rows.append(Row([*kept, *question, *answer], len(kept), len(answer), names, n_cut))
         return rows
 
     def _choices(self, labels: Sequence[str], question: int) -> list[int]:
@@ -99,11 +108,32 @@ class Encoder:
             return [0 if vector[question] else 1]
         return [i for i, value in enumerate(vector) if value]
 
-    def training_example(self, row: Row) -> dict[str, list[int]]:
-        """A row as TRL's `SFTTrainer` takes it: `input_ids`, and `labels` with -100 wherever there is no answer."""
+    def training_example(
+        self, row: Row, label_weights: Sequence[float] | None = None, text_weight: float = 0.0
+    ) -> dict[str, list[Any]]:
+        """A row as TRL's `SFTTrainer` takes it.
+
+        Args:
+            label_weights: [L], how much the tokens that name each label count in the loss.
+            text_weight: how much the tokens of the text count. The first one has nothing of the row before it, and does
+                not.
+
+        Returns:
+            `input_ids`; `labels`, with -100 wherever nothing is learnt; and, if either weight is given, `weights`.
+        """
         input_ids = [*self.prefix_ids, *row.suffix_ids]
-        n_masked = len(input_ids) - row.n_answer
-        return {"input_ids": input_ids, "labels": [_IGNORE] * n_masked + input_ids[n_masked:]}
+        n_prefix, n_masked = len(self.prefix_ids), len(input_ids) - row.n_answer
+        labels = [_IGNORE] * n_masked + input_ids[n_masked:]
+        if label_weights is None and not text_weight:
+            return {"input_ids": input_ids, "labels": labels}
+        weights = [1.0] * len(input_ids)
+        if label_weights is not None:
+            weights[n_masked:] = [label_weights[name] if name >= 0 else 1.0 for name in row.names]
+        if text_weight:
+            learnt = slice(n_prefix + 1, n_prefix + row.n_text)
+            labels[learnt] = input_ids[learnt]
+            weights[learnt] = [text_weight] * len(labels[learnt])
+        return {"input_ids": input_ids, "labels": labels, "weights": weights}
 
 
 def make_encoder(

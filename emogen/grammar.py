@@ -150,18 +150,20 @@ def build_grammar(label_set: LabelSet, style: str, encode: Callable[[str], list[
     return _determinise(arcs)
 
 
-def encode_answer(grammar: Grammar, choices: Iterable[int]) -> list[int]:
-    """The token ids of an answer, end tokens included.
+def encode_answer(grammar: Grammar, choices: Iterable[int]) -> tuple[list[int], list[int]]:
+    """The token ids of an answer, end tokens included; and, as many, the choice that each one belongs to (or -1).
 
     Args:
         choices: `list`, `json`: the positions of the labels, ascending; `yes_no`: [0] for yes, [1] for no.
     """
     ids: list[int] = []
+    of: list[int] = []
     state = START
     for choice in (*choices, DONE):
         piece, state = next(arc for arc in grammar.arcs[state] if arc[1] == choice)
         ids += piece
-    return ids
+        of += [choice if choice != DONE else -1] * len(piece)
+    return ids, of
 
 
 def _determinise(arcs: Arcs) -> Grammar:

@@ -206,8 +206,8 @@ def load_model(location: str, config: "ModelConfig", *, trust_remote_code: bool 
     return model
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """A base model with a trained adapter on it, for inference.
+def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PreTrainedModel:
+    """A base model with a trained adapter on it, for inference or to train it further.
 
     Raises:
         ModelError: the folder holds no adapter, or one that does not fit the model.
@@ -217,7 +217,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder}: no adapter here (adapter_model.safetensors is missing)")
     try:
-        return PeftModel.from_pretrained(model, str(folder))
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except Exception as error:
         raise ModelError(f"{folder}: the adapter cannot be loaded: {error}") from error
 

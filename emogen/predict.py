@@ -1,20 +1,20 @@
-"""A run folder (or a recipe, for the model as it is) and texts -> answers, read and written."""
+"""Run folders (or a recipe, for the model as it is) and texts -> answers, probabilities, labels."""
 
-import csv
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emogen import paths
+from emogen import results
 from emogen.data import Rows
 from emogen.errors import InputError, ModelError
-from emogen.labels import LabelSet
+from emogen.labels import LabelSet, load_label_set
 from emogen.parse import ParsedAnswer, parse_answer
 from emogen.recipe import Recipe, load_recipe
+from emogen.score import apply_thresholds, tune_thresholds
 from emogen.task import load_encoder, load_task
 
 if TYPE_CHECKING:
@@ -71,6 +71,30 @@ def predict_texts(
     return predictions
 
 
+def predict_prob(
+    model: "PreTrainedModel",
+    encoder: "Encoder",
+    texts: Sequence[str],
+    *,
+    how: str = "marginal",
+    batch_size: int = 16,
+    progress: Callable[[int], Any] | None = None,
+) -> np.ndarray:
+    """The probability of each label for each text, float32 [n, L]; `decode.probabilities` says what that is.
+
+    Args:
+        how: `marginal` or `maximum`.
+        progress: as in `predict_texts`.
+    """
+    from emogen.decode import probabilities
+
+    suffixes = [row.suffix_ids for text in texts for row in encoder.rows(text)]
+    prob = probabilities(model, encoder, suffixes, how=how, batch_size=batch_size, progress=progress)
+    if encoder.style == "yes_no":
+        prob = prob.reshape(len(texts), -1, 2)[:, :, 0]  # of yes
+    return prob.reshape(len(texts), len(encoder.label_set))
+
+
 def pred_matrix(predictions: Sequence[Prediction]) -> np.ndarray:
     """Predictions -> int8 [n, L]."""
     return np.array([prediction.parsed.vector for prediction in predictions], dtype=np.int8)
@@ -96,8 +120,33 @@ class Loaded:
     model: "PreTrainedModel"
 
 
-def load_run(run: str | Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Load a run folder with its adapter; or, given a recipe file, the base model without any tuning.
+def members(runs: Sequence[Path]) -> list[Path]:
+    """Run folders, with each cross-validation replaced by the folds that it consists of."""
+    return [member for run in runs for member in (sorted(run.glob("fold-*/")) or [run])]
+
+
+def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, LabelSet]:
+    """The recipe of a run folder (or of a file) and its labels, without any model.
+
+    Raises:
+        InputError: it is no run folder, or the run has not finished.
+    """
+    if run.is_dir():
+        if not (run / RECIPE).is_file():
+            raise InputError(f"{run}: not a run folder: it has no {RECIPE}")
+        if not (run / ADAPTER).is_dir():
+            raise ModelError(
+                f"{run}: it has no {ADAPTER}/: the run has not finished (resume_from_checkpoint=true goes on)"
+            )
+    recipe = load_recipe(run / RECIPE if run.is_dir() else run, overrides)
+    return recipe, load_label_set(recipe.find(recipe.labels))
+
+
+def load_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[Loaded]:
+    """Load run folders one after another; a recipe file stands for its base model without any tuning.
+
+    As long as the base model stays the same it is loaded once, and only the adapter on it changes: use each one before
+    you ask for the next.
 
     Raises:
         InputError, ModelError: what is missing or broken, and where.
@@ -106,56 +155,100 @@ def load_run(run: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     from emogen.attention import share_prefix
     from emogen.linear import use_onednn
 
-    folder = Path(run) if Path(run).is_dir() else None
-    if folder and not (folder / RECIPE).is_file():
-        raise InputError(f"{folder}: not a run folder: it has no {RECIPE}")
-    adapter = folder / ADAPTER if folder else None
-    if adapter and not adapter.is_dir():
-        raise ModelError(
-            f"{folder}: it has no {ADAPTER}/: the run has not finished (resume_from_checkpoint=true goes on)"
-        )
-    recipe = load_recipe(folder / RECIPE if folder else run, overrides)
-    task = load_task(recipe, with_rows=False)
-    lm_config = recipe.lm_config()
-    location = modeling.locate(recipe.model_name, lm_config.model_revision)
-    encoder, _ = load_encoder(task, str(adapter) if adapter else location)
-    model = modeling.load_model(location, lm_config, trust_remote_code=bool(recipe.sft_args.get("trust_remote_code")))
-    model = modeling.to_device(model)
-    if recipe.shared_prefix:
-        share_prefix(model)
-    if adapter:
-        model = modeling.load_adapter(model, adapter)
-    use_onednn(model)
-    return Loaded(recipe, task.label_set, encoder, model)
+    model: Any = None
+    base = None
+    for run in runs:
+        recipe, label_set = read_recipe(run, overrides)
+        task = load_task(recipe, with_rows=False)
+        lm_config = recipe.lm_config()
+        location = modeling.locate(recipe.model_name, lm_config.model_revision)
+        adapter = run / ADAPTER if run.is_dir() else None
+        encoder, _ = load_encoder(task, str(adapter) if adapter else location)
+        remote_code = bool(recipe.sft_args.get("trust_remote_code"))
+        wanted = (location, lm_config.dtype, lm_config.load_in_4bit, lm_config.load_in_8bit, recipe.shared_prefix)
+        if wanted != base:
+            model, base = modeling.load_model(location, lm_config, trust_remote_code=remote_code), wanted
+            model = modeling.to_device(model)
+            if recipe.shared_prefix:
+                share_prefix(model)
+        elif hasattr(model, "unload"):
+            model = model.unload()  # the adapter of the run before
+        if adapter:
+            model = modeling.load_adapter(model, adapter)
+        use_onednn(model)
+        yield Loaded(recipe, label_set, encoder, model)
 
 
-# ---------------------------------------------------------------------------------------------- writing
+def load_run(run: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Load one run folder, or the base model of a recipe; see `load_runs`."""
+    return next(load_runs([Path(run)], overrides))
 
 
-def write_csv(path: Path, rows: Rows, predictions: Sequence[Prediction], label_set: LabelSet) -> None:
-    """The ids and the 0/1 columns, in the form of a Kaggle submission."""
-    with paths.writing(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([rows.id_column, *label_set.names])
-        for row_id, prediction in zip(rows.ids, predictions, strict=True):
-            writer.writerow([row_id, *prediction.parsed.vector])
+def load_thresholds(runs: Sequence[Path], label_set: LabelSet) -> np.ndarray:
+    """The thresholds [L] of a run or a cross-validation; for several, tuned on the average of their probabilities for
+    the rows that were held out from all of them.
+
+    Raises:
+        InputError: there are none, or the runs were not scored on the same rows.
+    """
+    if len(runs) == 1:
+        return results.read_thresholds(runs[0], label_set)
+    systems = results.aligned([results.read_scored(run, label_set) for run in runs])
+    return tune_thresholds(systems[0].gold, np.stack([of.prob for of in systems]).mean(axis=0))
 
 
-def write_jsonl(path: Path, rows: Rows, predictions: Sequence[Prediction], label_set: LabelSet) -> None:
-    """One object a row: id, text, raw answer, how it was read, labels, and the gold labels where they are known."""
-    with paths.writing(path) as file:
-        for i, prediction in enumerate(predictions):
-            parsed = prediction.parsed
-            record: dict[str, Any] = {
-                "id": rows.ids[i],
-                "text": rows.texts[i],
-                "raw": prediction.raw,
-                "status": parsed.status,
-                "unknown": parsed.unknown,
-                "labels": parsed.labels,
-            }
-            if prediction.n_cut:
-                record["tokens_cut"] = prediction.n_cut
-            if rows.gold is not None:
-                record["gold"] = label_set.names_of(rows.gold[i])
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+@dataclass(frozen=True)
+class Outcome:
+    """The labels that one or several models came to: `pred` int8 [n, L]; the mean of their `prob` [n, L], where that
+    was wanted; and, of one model that was asked for answers, these."""
+
+    pred: np.ndarray
+    prob: np.ndarray | None
+    predictions: list[Prediction] | None
+
+
+def predict_rows(
+    folders: Sequence[Path],
+    rows: Rows,
+    overrides: Sequence[str] = (),
+    *,
+    thresholds: np.ndarray | None = None,
+    with_prob: bool = False,
+    batch_size: int = 32,
+    bar: Callable[[str, int], AbstractContextManager[Callable[[int], Any]]],
+) -> Outcome:
+    """Label rows with one or several runs.
+
+    Args:
+        folders: run folders, as `members` gives them.
+        thresholds: [L]; a label is given where its mean probability is above them. Without them, where half of the
+            models' answers or more name it.
+        with_prob: compute the probabilities also where nothing is decided by them.
+        bar: makes a progress bar of a title and a number of rows.
+
+    Raises:
+        InputError: the runs have different labels.
+    """
+    names = read_recipe(folders[0], overrides)[1].names
+    answers, probs, predictions = [], [], []
+    for k, (folder, loaded) in enumerate(zip(folders, load_runs(folders, overrides), strict=True), start=1):
+        if loaded.label_set.names != names:
+            raise InputError(f"{folder}: its labels are not those of {folders[0]}")
+        of = f" ({k} of {len(folders)})" if len(folders) > 1 else ""
+        model, encoder, n_questions = loaded.model, loaded.encoder, len(rows) * len(loaded.encoder.question_ids)
+        if thresholds is None or with_prob:
+            with bar(f"Generating{of}", n_questions) as advance:
+                predictions = predict_texts(
+                    model, encoder, rows.texts, decode=loaded.recipe.decode, batch_size=batch_size, progress=advance
+                )
+            answers.append(pred_matrix(predictions))
+        if thresholds is not None or with_prob:
+            with bar(f"Probabilities{of}", n_questions) as advance:
+                probs.append(predict_prob(model, encoder, rows.texts, how=loaded.recipe.prob, progress=advance))
+    prob = np.stack(probs).mean(axis=0) if probs else None
+    if thresholds is None:
+        pred = (np.mean(answers, axis=0) >= 0.5).astype(np.int8)
+    else:
+        assert prob is not None
+        pred = apply_thresholds(prob, thresholds)
+    return Outcome(pred, prob, predictions if answers and len(folders) == 1 else None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from emogen import paths
 from emogen.errors import InputError
@@ -70,6 +70,26 @@ class RecipeError(InputError):
         super().__init__("\n".join(problems))
 
 
+class SelectBest(BaseModel):
+    """Which checkpoint a run ends with: of those within a tolerance of the best metric, the one with the lowest loss.
+
+    The rows that this is judged by are held out from the training rows, never those that are scored in the end.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    metric: str = "f1_macro"
+    within: float = Field(0.002, ge=0)
+    then: str = "eval_loss"
+    fraction: float = Field(0.1, gt=0, lt=1)
+    patience: int | None = Field(None, ge=1)
+
+    @field_validator("metric")
+    @classmethod
+    def _by_its_name(cls, value: str) -> str:
+        return {"macro_f1": "f1_macro", "micro_f1": "f1_micro"}.get(value, value)
+
+
 class Recipe(BaseModel):
     """A validated recipe: emogen's own keys, and TRL's in two dictionaries."""
 
@@ -96,6 +116,31 @@ class Recipe(BaseModel):
     examples: int = Field(0, ge=0, description="few-shot examples drawn from the training rows for the template")
     answer: Literal["list", "json", "yes_no"] = Field("list", description="the style of the answer")
     decode: Literal["constrained", "free"] = Field("constrained", description="allow valid answers only, or anything")
+    prob: Literal["marginal", "maximum"] = Field(
+        "marginal",
+        description="a label's probability: over all answers, or the most it had at a step of the greedy one",
+    )
+    predict_by: Literal["answer", "thresholds"] = Field(
+        "answer", description="labels are those of the generated answer, or those more probable than their threshold"
+    )
+    label_weights: Literal["none", "within", "across"] = Field(
+        "none",
+        description="what the tokens that name a label count in the loss: 1; its negatives over its positives; or by "
+        "its rarity among the labels",
+    )
+    sampling: Literal["none", "rare"] = Field("none", description="rare: rows with rare labels are repeated")
+    text_loss_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="what the tokens of the text count in the loss, beside the answer's; .01 to .1, or 0",
+    )
+    select_best: SelectBest | None = Field(
+        None,
+        description="end with the checkpoint that `metric` (within a tolerance, `within`) and `then` the lowest loss "
+        "choose, judged by a `fraction` of the training rows; stop after `patience` evaluations without a new one",
+    )
+    init_adapter: str | None = Field(None, description="a run folder whose adapter this run goes on with")
     shared_prefix: bool = Field(True, description="compute the instruction once for all rows of a batch")
 
     path: Path = Field(exclude=True)
@@ -176,6 +221,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             values[key] = value
         where[key] = f"{override!r}"
     return _validate(found, values, where, problems)
+
+
+def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A YAML file of `key: value` lines -> its values, and where each key stands. Raises RecipeError."""
+    problems: list[str] = []
+    values, where = _read_yaml(paths.find(path), str(path), problems)
+    if problems:
+        raise RecipeError(problems)
+    return values, where
 
 
 class _Loader(yaml.SafeLoader):
@@ -274,6 +328,11 @@ def _validate(path: Path, values: dict[str, Any], where: dict[str, str], problem
         for key, value in {str(e["loc"][0]): e["input"] for e in error.errors()}.items():
             problems.append(f"{where.get(key, path)}: {key}: {_reasons(error, key)}, got {value!r}")
         recipe = None
+    if recipe is not None and recipe.select_best:
+        # Any checkpoint may turn out to be the one, so all are kept until the end, unless the recipe says otherwise.
+        sft_args["load_best_model_at_end"] = True
+        if "save_total_limit" not in values:
+            sft_args["save_total_limit"] = None
     problems += _construct(path, sft_args, lm_args, where)
     if recipe is None:
         raise RecipeError(problems)

@@ -1,4 +1,7 @@
-"""gold and pred -> metrics, and the table that shows them. Pure numpy and scikit-learn."""
+"""gold and pred -> metrics, and the table that shows them; gold and prob -> thresholds and calibration; intervals.
+
+Pure numpy and scikit-learn.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -79,6 +82,173 @@ def _matrix(what: str, values: npt.NDArray[Any], names: Sequence[str]) -> npt.ND
     if not np.isin(values, (0, 1)).all():
         raise ValueError(f"{what} may hold only 0 and 1")
     return values.astype(np.int8)
+
+
+# ---------------------------------------------------------------------------------------------- thresholds
+
+# A threshold's weight grows with the positives that it was tuned on; at this many it counts as much as F1*/2.
+SHRINK_POSITIVES = 50
+
+
+def tune_thresholds(gold: npt.NDArray[Any], prob: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """The threshold of each label that gives the best F1 on these rows, shrunk where it rests on few positives.
+
+    With calibrated probabilities the best threshold is half of the best F1 (Lipton et al. 2014, arXiv 1402.1892). A
+    threshold tuned on few positives fits their noise, so it is drawn towards that half: with n positives,
+    t = (n t* + k F1*/2) / (n + k), where t* is the tuned one and k = 50.
+
+    Args:
+        gold: the true labels, 0/1, [n, L].
+        prob: the probabilities, [n, L]. They must not be of the rows that the thresholds will be judged by.
+
+    Returns:
+        [L]. A label without a positive gets 1.0, which no probability passes.
+    """
+    from sklearn.metrics import precision_recall_curve
+
+    thresholds = np.ones(prob.shape[1])
+    for k in range(prob.shape[1]):
+        positives = int(gold[:, k].sum())
+        if not positives:
+            continue
+        precision, recall, at = precision_recall_curve(gold[:, k], prob[:, k])
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+        best = int(f1[:-1].argmax())
+        # Halfway to the next probability below: at the value itself, the last row would pass by rounding alone.
+        tuned = (at[best] + (at[best - 1] if best else 0.0)) / 2
+        thresholds[k] = (positives * tuned + SHRINK_POSITIVES * f1[best] / 2) / (positives + SHRINK_POSITIVES)
+    return thresholds
+
+
+def apply_thresholds(prob: npt.NDArray[Any], thresholds: Sequence[float] | npt.NDArray[Any]) -> npt.NDArray[np.int8]:
+    """The labels whose probability is above their threshold: prob [n, L], thresholds [L] -> int8 [n, L]."""
+    return (np.asarray(prob) > np.asarray(thresholds)).astype(np.int8)
+
+
+def nested_pred(gold: npt.NDArray[Any], prob: npt.NDArray[Any], folds: npt.NDArray[np.int_]) -> npt.NDArray[np.int8]:
+    """Labels by thresholds that never saw their row: each fold is decided by thresholds tuned on all the others.
+
+    Args:
+        gold, prob: [n, L].
+        folds: the fold of each row, [n].
+
+    Returns:
+        int8 [n, L].
+
+    Raises:
+        ValueError: there is one fold only.
+    """
+    if len(np.unique(folds)) < 2:
+        raise ValueError("nested thresholds need two folds or more")
+    pred = np.zeros(prob.shape, dtype=np.int8)
+    for fold in np.unique(folds):
+        held = folds == fold
+        pred[held] = apply_thresholds(prob[held], tune_thresholds(gold[~held], prob[~held]))
+    return pred
+
+
+# ---------------------------------------------------------------------------------------------- calibration
+
+
+def calibration(
+    gold: npt.NDArray[Any], prob: npt.NDArray[Any], names: Sequence[str], n_bins: int = 10
+) -> dict[str, Any]:
+    """How far probabilities can be taken at their word.
+
+    Args:
+        gold, prob: [n, L].
+        n_bins: of equal width over 0..1.
+
+    Returns:
+        `brier` (mean squared error) and `ece` (expected calibration error: the mean distance between the mean
+        probability of a bin and the share of positives in it, weighted by the rows of the bin), as means over the
+        labels and by label under `per_label`, there with `bins`: of each bin that is not empty its rows, mean
+        probability and share of positives. Plain numbers.
+    """
+    per_label = {}
+    for k, name in enumerate(names):
+        which = np.minimum((prob[:, k] * n_bins).astype(int), n_bins - 1)
+        count = np.bincount(which, minlength=n_bins)
+        full = count > 0
+        mean_prob = np.bincount(which, weights=prob[:, k], minlength=n_bins)[full] / count[full]
+        positive = np.bincount(which, weights=gold[:, k], minlength=n_bins)[full] / count[full]
+        per_label[name] = {
+            "brier": float(np.mean((prob[:, k] - gold[:, k]) ** 2)),
+            "ece": float(np.sum(count[full] * np.abs(mean_prob - positive)) / len(prob)),
+            "bins": [
+                {"n": int(n), "prob": float(p), "positive": float(s)}
+                for n, p, s in zip(count[full], mean_prob, positive, strict=True)
+            ],
+        }
+    means = {key: float(np.mean([label[key] for label in per_label.values()])) for key in ("brier", "ece")}
+    return means | {"per_label": per_label}
+
+
+def evaluate(
+    gold: npt.NDArray[Any],
+    pred: npt.NDArray[Any],
+    prob: npt.NDArray[Any],
+    folds: npt.NDArray[np.int_] | None,
+    names: Sequence[str],
+) -> Metrics:
+    """All that is said of held-out rows: `score` of the answers, of nested thresholds, and calibration.
+
+    Args:
+        gold, pred, prob: [n, L].
+        folds: the fold of each row, [n], for the nested thresholds; None leaves them out.
+
+    Returns:
+        What `score` says of `pred`; under `by_thresholds`, what it says of `nested_pred`; and `calibration`.
+    """
+    metrics = score(gold, pred, names)
+    if folds is not None:
+        metrics["by_thresholds"] = score(gold, nested_pred(gold, prob, folds), names)
+    return metrics | {"calibration": calibration(gold, prob, names)}
+
+
+# ---------------------------------------------------------------------------------------------- intervals
+
+INTERVAL = (2.5, 97.5)  # percentiles: 95 %
+
+
+def bootstrap(
+    gold: npt.NDArray[Any],
+    preds: Sequence[npt.NDArray[Any]],
+    names: Sequence[str],
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> list[dict[str, npt.NDArray[np.float64]]]:
+    """F1 of each system on the same resamples of the rows (Efron 1979), so that differences are paired.
+
+    Args:
+        gold: [n, L].
+        preds: each system's labels, [n, L].
+
+    Returns:
+        For each system: `f1_macro`, `f1_micro` and `f1/<label>`, each [n_resamples]. `interval` reads them.
+    """
+    rng = np.random.default_rng(seed)
+    gold = np.asarray(gold, dtype=np.float32)
+    # How often each row is drawn; the counts of a resample are then a matrix product.
+    drawn = rng.multinomial(len(gold), np.full(len(gold), 1 / len(gold)), size=n_resamples).astype(np.float32)
+    results = []
+    for pred in preds:
+        pred = np.asarray(pred, dtype=np.float32)
+        hits, both = drawn @ (gold * pred), drawn @ (gold + pred)  # [n_resamples, L]: TP, and 2 TP + FP + FN
+        f1 = 2 * hits / np.maximum(both, 1)
+        micro = 2 * hits.sum(1) / np.maximum(both.sum(1), 1)
+        by_label = {f"f1/{name}": f1[:, k].astype(np.float64) for k, name in enumerate(names)}
+        results.append({"f1_macro": f1.mean(1, dtype=np.float64), "f1_micro": micro.astype(np.float64)} | by_label)
+    return results
+
+
+def interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % percentile interval of bootstrapped figures."""
+    low, high = np.percentile(values, INTERVAL)
+    return float(low), float(high)
+
+
+# ---------------------------------------------------------------------------------------------- the table
 
 
 def table(metrics: Metrics | Sequence[tuple[str, Metrics]]) -> Table:

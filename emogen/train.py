@@ -17,10 +17,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emogen import data, paths, predict
-from emogen.cli import fail_clearly, out, progress_bar
+from emogen import data, paths, predict, results
+from emogen.balance import label_weights, repeat_rare
+from emogen.cli import fail_clearly, progress_bar, show_metrics
 from emogen.recipe import Recipe, RecipeError, load_recipe
-from emogen.score import footnote, score, table
+from emogen.score import evaluate, score, tune_thresholds
 from emogen.task import Task, load_encoder, load_task, write_examples
 
 if TYPE_CHECKING:
@@ -66,24 +67,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from emogen import modeling
     from emogen.attention import share_prefix
-    from emogen.trainer import EmogenTrainer
+    from emogen.trainer import EmogenTrainer, LogFile
 
     _use_all_cores()
-    args = recipe.sft_config(resume_from_checkpoint=None, max_length=None)  # rows are cut to length by `encode.py`
+    # Rows are cut to length by `encode.py`, and bring columns that the trainer does not know.
+    args = recipe.sft_config(resume_from_checkpoint=None, max_length=None, remove_unused_columns=False)
     lm_config = recipe.lm_config()
     location = modeling.locate(recipe.model_name, lm_config.model_revision)
     encoder, plain = load_encoder(task, location)
     if plain:
         log.warning(f"{recipe.model_name} has no chat template: it is a base model, and gets a plain one.")
-    train_set, n_cut = _encode(encoder, splits.train)
+    learnt, watched = _watch(recipe, splits)
+    train_set, n_cut = _encode(encoder, learnt, recipe)
     if n_cut:
         log.warning(f"{n_cut:,} texts were shortened to fit max_length={recipe.max_length}")
-    # During training only a fixed part of the evaluation rows is looked at; at the end all of them are scored.
-    watched = None
-    if splits.eval is not None:
-        watched = data.sample_rows(splits.eval, recipe.eval_samples or len(splits.eval), recipe.seed)
     log.info(
-        f"{len(splits.train):,} rows to learn from, {len(splits.eval) if splits.eval else 0:,} to score on; the "
+        f"{len(learnt):,} rows to learn from, {len(splits.eval) if splits.eval else 0:,} to score on; the "
         f"instruction takes {len(encoder.prefix_ids)} tokens, the rest of a row {_mean_rest(encoder, train_set):.0f}"
     )
     if main_process:
@@ -92,15 +91,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     set_seed(args.seed)  # the trainer does so itself, but not before the adapter has been drawn
     model = modeling.load_model(location, lm_config, trust_remote_code=args.trust_remote_code)
+    if recipe.init_adapter:
+        model = modeling.load_adapter(model, recipe.find(recipe.init_adapter) / predict.ADAPTER, trainable=True)
     trainer = EmogenTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(train_set),
         eval_dataset=Dataset.from_list(_encode(encoder, watched)[0]) if watched is not None else None,
         processing_class=encoder.tokenizer,
-        peft_config=get_peft_config(lm_config),
+        peft_config=None if recipe.init_adapter else get_peft_config(lm_config),
         n_prefix=len(encoder.prefix_ids) if recipe.shared_prefix and share_prefix(model) else 0,
         score=_scorer(recipe, encoder, watched),
+        select_best=recipe.select_best,
+        callbacks=[LogFile(folder / results.LOG)],
     )
     started = time.perf_counter()
     try:
@@ -114,12 +117,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not main_process:
         return
     _name_base_model(folder / predict.ADAPTER, recipe.model_name)
-    results: dict[str, Any] = {"train_seconds": round(seconds, 1), "train_rows": len(splits.train)}
+    figures: dict[str, Any] = {"train_seconds": round(seconds, 1), "train_rows": len(learnt)}
     if splits.eval is not None:
         model = trainer.accelerator.unwrap_model(trainer.model)
-        results |= _final_score(recipe, encoder, model, splits.eval, args.per_device_eval_batch_size)
-    with paths.writing(folder / "metrics.json") as file:
-        json.dump(results, file, indent=2)
+        figures |= _final_score(recipe, encoder, model, splits.eval, args.per_device_eval_batch_size)
+    results.write_json(folder / results.METRICS, figures)
     log.info(f"The run is in {folder}. Next: emogen predict {folder} YOUR.csv -o OUT.csv")
 
 
@@ -168,13 +170,39 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _encode(encoder: "Encoder", rows: data.Rows) -> tuple[list[dict[str, list[int]]], int]:
-    """Rows -> training examples, and how many texts had to be shortened."""
-    examples, n_cut = [], 0
+def _watch(recipe: Recipe, splits: data.Splits) -> tuple[data.Rows, data.Rows | None]:
+    """The rows to learn from, and those that are looked at during training; at the end all of `splits.eval` are scored.
+
+    Where a checkpoint is chosen by them they are held out from the training rows: a choice by the rows that are scored
+    in the end would flatter the score. Otherwise they are a fixed part of the evaluation rows.
+    """
+    if recipe.select_best:
+        kept, held = data.hold_out(splits.train, recipe.select_best.fraction, recipe.seed)
+        return splits.train.take(kept), splits.train.take(held)
+    if splits.eval is None:
+        return splits.train, None
+    return splits.train, data.sample_rows(splits.eval, recipe.eval_samples or len(splits.eval), recipe.seed)
+
+
+def _encode(encoder: "Encoder", rows: data.Rows, recipe: Recipe | None = None) -> tuple[list[dict[str, Any]], int]:
+    """Rows -> examples, and how many texts had to be shortened. With a recipe, weighted and repeated as it says."""
+    weights = None
+    if recipe and recipe.sampling == "rare":
+        rows = rows.take(repeat_rare(rows.truth, recipe.seed))
+    if recipe and recipe.label_weights != "none":
+        weights = label_weights(rows.truth, recipe.label_weights).tolist()
+    examples: list[dict[str, Any]] = []
+    n_cut = 0
     for text, vector in zip(rows.texts, rows.truth, strict=True):
         questions = encoder.rows(text, encoder.label_set.names_of(vector))
         n_cut += any(row.n_cut for row in questions)
-        examples += [encoder.training_example(row) for row in questions]
+        text_weight = recipe.text_loss_weight if recipe else 0.0
+        examples += [encoder.training_example(row, weights, text_weight) for row in questions]
+    if examples and "weights" in examples[0]:
+        # The mean weight of what is learnt is 1: the learning rate means what it means without weights.
+        learnt = [w for e in examples for w, label in zip(e["weights"], e["labels"], strict=True) if label != -100]
+        mean = sum(learnt) / len(learnt)
+        examples = [example | {"weights": [w / mean for w in example["weights"]]} for example in examples]
     return examples, n_cut
 
 
@@ -208,26 +236,37 @@ def _scorer(recipe: Recipe, encoder: "Encoder", rows: data.Rows | None) -> Calla
 
 def _final_score(recipe: Recipe, encoder: "Encoder", model: Any, rows: data.Rows, batch_size: int) -> dict[str, Any]:
     """Generate for all rows that are held out, keep what came out, print the table, and give the figures back."""
-    with progress_bar("Scoring", len(rows) * len(encoder.question_ids)) as advance:
+    names, gold = encoder.label_set.names, rows.truth
+    n_questions = len(rows) * len(encoder.question_ids)
+    with progress_bar("Generating", n_questions) as advance:
         predictions = predict.predict_texts(
             model, encoder, rows.texts, decode=recipe.decode, batch_size=batch_size, progress=advance
         )
-    predict.write_jsonl(recipe.output_dir / "predictions.jsonl", rows, predictions, encoder.label_set)
-    metrics = score(rows.truth, predict.pred_matrix(predictions), encoder.label_set.names)
-    out.print(table([("", metrics)]))
-    if note := footnote(metrics):
-        out.print(note)
+    with progress_bar("Probabilities", n_questions) as advance:
+        prob = predict.predict_prob(model, encoder, rows.texts, how=recipe.prob, progress=advance)
+    pred = predict.pred_matrix(predictions)
+    try:
+        # The thresholds that are kept rest on all of these rows; what they are worth is said by nested ones.
+        folds = data.make_folds(rows, 5, recipe.seed)
+    except ValueError:
+        folds = None  # too few rows
+    folder, label_set = recipe.output_dir, encoder.label_set
+    results.write_jsonl(folder / results.PREDICTIONS, rows, pred, prob, label_set, predictions, folds)
+    results.write_thresholds(folder, tune_thresholds(gold, prob), label_set)
+    metrics = evaluate(gold, pred, prob, folds, names)
+    show_metrics(metrics)
     return metrics | {"parse": predict.parse_audit(predictions)}
 
 
 def _fingerprint(recipe: Recipe) -> dict[str, str]:
     """sha256 of everything besides the recipe that a run depends on."""
     files = {"data": recipe.train_file, "eval data": recipe.eval_file, "prompt": recipe.prompt}
-    return {
-        name: hashlib.sha256(recipe.find(file).read_bytes()).hexdigest()
-        for name, file in files.items()
-        if file is not None
-    }
+    if recipe.init_adapter:
+        files["init_adapter"] = f"{recipe.init_adapter}/{predict.ADAPTER}/adapter_model.safetensors"
+    found = {name: recipe.find(file) for name, file in files.items() if file is not None}
+    if missing := [f"{name}: {path}: no such file" for name, path in found.items() if not path.is_file()]:
+        raise RecipeError(missing)
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
 
 
 def _write_run_files(task: Task, folder: Path, fingerprint: dict[str, str], argv: Sequence[str]) -> None:

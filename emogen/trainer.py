@@ -3,15 +3,19 @@
 Loss and gradients equal those of plain training on the same rows; `attention.py` says why.
 """
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from emogen.attention import PackedRows, forward
 from emogen.linear import use_onednn
+from emogen.recipe import SelectBest
 
 
 class PrefixCollator:
@@ -24,6 +28,7 @@ class PrefixCollator:
             trainer reads the number of rows off the first entry.
         `input_ids`: int64 [T].
         `labels`: int64 [T], the token that is to follow each one, or -100 where none is learnt.
+        `weights`: float32 [T], what that counts, where the examples have weights.
     """
 
     def __init__(self, n_prefix: int):
@@ -33,18 +38,33 @@ class PrefixCollator:
         n = self.n_prefix
         examples = sorted(examples, key=lambda example: len(example["input_ids"]))
         prefix = examples[0]["input_ids"][:n]
-        ids, labels = list(prefix), [-100] * n
+        packed: dict[str, list[Any]] = {"input_ids": list(prefix), "labels": [-100] * n}
+        if "weights" in examples[0]:
+            packed["weights"] = [0.0] * n
         for example in examples:
             row = example["input_ids"]
             if row[:n] != prefix or example["labels"][n] != -100:
                 raise ValueError("the rows of a batch do not share their prefix")
-            ids += row[n:-1]
-            labels += example["labels"][n + 1 :]
-        return {
-            "lengths": torch.tensor([len(example["input_ids"]) - 1 - n for example in examples]),
-            "input_ids": torch.tensor(ids),
-            "labels": torch.tensor(labels),
-        }
+            packed["input_ids"] += row[n:-1]
+            for name in packed.keys() - {"input_ids"}:
+                packed[name] += example[name][n + 1 :]
+        lengths = torch.tensor([len(example["input_ids"]) - 1 - n for example in examples])
+        return {"lengths": lengths} | {name: torch.tensor(values) for name, values in packed.items()}
+
+
+def collate_weighted(examples: list[dict[str, list[Any]]]) -> dict[str, torch.Tensor]:
+    """B rows with weights, that do not share a prefix -> `input_ids`, `attention_mask`, `labels` and `weights` [B, T].
+
+    Padded on the right, where causal attention does not look. Examples without weights (to evaluate on) weigh 1.
+    """
+    longest = max(len(example["input_ids"]) for example in examples)
+    filler = {"input_ids": 0, "attention_mask": 0, "labels": -100, "weights": 0.0}
+    ones = [[1] * len(example["input_ids"]) for example in examples]
+    rows = [{"weights": one} | example | {"attention_mask": one} for example, one in zip(examples, ones, strict=True)]
+    return {
+        name: torch.tensor([[*row[name], *[value] * (longest - len(row[name]))] for row in rows])
+        for name, value in filler.items()
+    }
 
 
 class EmogenTrainer(SFTTrainer):
@@ -55,15 +75,24 @@ class EmogenTrainer(SFTTrainer):
             TRL does.
         score: called with the model at each evaluation; the figures that it returns are logged as `eval_...` beside
             the loss, and any of them can be `metric_for_best_model`.
+        select_best: how the best checkpoint is chosen, if not by one metric alone.
     """
 
     def __init__(
-        self, *args: Any, n_prefix: int = 0, score: Callable[[Any], dict[str, float]] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        n_prefix: int = 0,
+        score: Callable[[Any], dict[str, float]] | None = None,
+        select_best: SelectBest | None = None,
+        **kwargs: Any,
     ):
         self.n_prefix = n_prefix
         self.score = score
+        self.select_best = select_best
         if n_prefix:
             kwargs["data_collator"] = PrefixCollator(n_prefix)
+        elif "weights" in kwargs["train_dataset"].column_names:
+            kwargs["data_collator"] = collate_weighted
         super().__init__(*args, **kwargs)
         if self.model.dtype == torch.float32:
             # TRL casts the adapter of a quantised model to bf16, as wide as such a model computes on a GPU. Where it
@@ -76,16 +105,23 @@ class EmogenTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean negative log-likelihood of the answers' tokens, as in TRL."""
-        if not self.n_prefix:
+        """Mean negative log-likelihood of what is learnt, as in TRL, each token times its weight if there are any."""
+        if self.n_prefix:
+            labels = inputs["labels"]
+            learnt = (labels != -100).nonzero()[:, 0]  # [A], where the next token is learnt
+            layout = PackedRows(self.n_prefix, inputs["lengths"].tolist())
+            outputs = forward(model, layout, inputs["input_ids"], logits_to_keep=learnt)
+            logits, target, weights = outputs.logits[0], labels[learnt], inputs.get("weights")
+        elif "weights" in inputs:
+            labels, weights = inputs["labels"][:, 1:], inputs["weights"][:, 1:]
+            learnt = labels != -100
+            outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+            logits, target = outputs.logits[:, :-1][learnt], labels[learnt]
+        else:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"]
-        supervised = (labels != -100).nonzero()[:, 0]  # [A], where the next token is part of an answer
-        target = labels[supervised]
-        layout = PackedRows(self.n_prefix, inputs["lengths"].tolist())
-        outputs = forward(model, layout, inputs["input_ids"], logits_to_keep=supervised)
-        logits = outputs.logits[0].float()  # [A, V]
-        total = functional.cross_entropy(logits, target, reduction="sum")
+        logits = logits.float()  # [A, V]
+        nll = functional.cross_entropy(logits, target, reduction="none")
+        total = nll.sum() if weights is None else nll @ weights[learnt]
         loss = total / (len(target) if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
@@ -110,3 +146,56 @@ class EmogenTrainer(SFTTrainer):
             figures = self.score(self.accelerator.unwrap_model(self.model))
             output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
         return output
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Note which checkpoint is the best so far; called after each evaluation, before the checkpoint is saved."""
+        if self.select_best is None:
+            return bool(super()._determine_best_metric(metrics, trial))
+        step, waited = best_step(self.state.log_history, self.select_best)
+        self.state.best_global_step = step
+        if self.select_best.patience and waited >= self.select_best.patience:
+            self.control.should_training_stop = True
+        return step == self.state.global_step
+
+
+def best_step(history: list[dict[str, Any]], rule: SelectBest) -> tuple[int, int]:
+    """The best evaluation in a trainer's log, and how many came after it.
+
+    Of those whose metric is no more than `within` below the best (or, for a loss, above it), the one whose `then` is
+    lowest; of equal ones the first.
+
+    Raises:
+        KeyError: an evaluation without these figures.
+    """
+    metric, then = (name if name.startswith("eval_") else f"eval_{name}" for name in (rule.metric, rule.then))
+    sign = -1 if metric.endswith("loss") else 1
+    seen = [logs for logs in history if "eval_loss" in logs]
+    top = max(sign * logs[metric] for logs in seen)
+    k = min((k for k, logs in enumerate(seen) if sign * logs[metric] >= top - rule.within), key=lambda k: seen[k][then])
+    return int(seen[k]["step"]), len(seen) - 1 - k
+
+
+class LogFile(TrainerCallback):
+    """Keeps what the trainer logs in a file, one JSON object a line, for whoever looks on and for the report.
+
+    Each has the `step` that it was logged at, and `max_steps`. A run that is resumed goes on after the checkpoint's.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin with what the checkpoint remembers."""
+        if state.is_world_process_zero:
+            self.path.write_text("", encoding="utf-8")
+            for logs in state.log_history:
+                self._write(state, logs)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Add what was logged."""
+        if state.is_world_process_zero and logs:
+            self._write(state, {**logs, "step": state.global_step})
+
+    def _write(self, state: Any, logs: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**logs, "max_steps": state.max_steps}) + "\n")

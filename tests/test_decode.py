@@ -78,15 +78,15 @@ def test_no_rows_and_the_training_mode(model, tokenizer, labels):
 
 
 def brute_force(model, encoder, suffix):
-    """The probability of every answer there is, by running each in full; and from those, of each choice."""
+    """The probability of every answer there is, by running each in full: {choices made: probability}."""
     grammar = encoder.grammar
     n_choices = 2 if encoder.style == "yes_no" else len(encoder.label_set)
     sizes = [1] if encoder.style == "yes_no" else range(n_choices + 1)
     answers = [chosen for size in sizes for chosen in itertools.combinations(range(n_choices), size)]
     column = {int(token): c for c, token in enumerate(grammar.token_ids)}
-    prob, total = torch.zeros(n_choices), 0.0
+    prob = {}
     for chosen in answers:
-        ids, node, log_prob = encode_answer(grammar, chosen), 0, 0.0
+        ids, node, log_prob = encode_answer(grammar, chosen)[0], 0, 0.0
         prompt = [*encoder.prefix_ids, *suffix]
         logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 :]
         for k, token in enumerate(ids):
@@ -94,9 +94,8 @@ def brute_force(model, encoder, suffix):
             step = logits[k, grammar.token_ids].masked_fill(~allowed, -torch.inf).log_softmax(0)
             log_prob += step[column[token]]
             node = grammar.next_node[node, column[token]]
-        prob[list(chosen)] += log_prob.exp()
-        total += float(log_prob.exp())
-    assert total == pytest.approx(1, abs=1e-5)
+        prob[chosen] = float(log_prob.exp())
+    assert sum(prob.values()) == pytest.approx(1, abs=1e-5)
     return prob
 
 
@@ -109,12 +108,44 @@ def test_probabilities_equal_those_of_all_answers_added_up(model, engine, tokeni
     suffixes = [row.suffix_ids for text in TEXTS for row in encoder.rows(text)[:2]]
     model.eval()
     model.get_input_embeddings().weight.normal_(std=0.5)  # answers that differ in how probable they are
-    expected = torch.stack([brute_force(model, encoder, suffix) for suffix in suffixes])
+    n_choices = 2 if style == "yes_no" else 4
+    answers = [brute_force(model, encoder, suffix) for suffix in suffixes]
+    expected = torch.tensor(
+        [[sum(p for made, p in of.items() if c in made) for c in range(n_choices)] for of in answers]
+    )
     assert expected.std() > 0.01
     assert engine(model)
     for batch_size in (1, 5):
         prob = probabilities(model, encoder, suffixes, floor=0, width=None, batch_size=batch_size)
         torch.testing.assert_close(torch.from_numpy(prob), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("style", ["list", "json"])
+@torch.no_grad()
+def test_the_maximum_over_the_steps_of_the_greedy_answer(model, engine, tokenizer, style):
+    labels = LabelSet(name="four", labels=tuple(Label(name=n) for n in ("anger", "anticipation", "joy", "trust")))
+    encoder = make_encoder(tokenizer, load_prompt(f"prompts/{style}.jinja"), labels, style)
+    suffixes = [encoder.rows(text)[0].suffix_ids for text in TEXTS]
+    model.eval()
+    model.get_input_embeddings().weight.normal_(std=0.5)
+    assert engine(model)
+    greedy = generate(model, encoder, suffixes)
+    lengths = set()
+    expected = torch.zeros(len(suffixes), 4)
+    for i, (suffix, ids) in enumerate(zip(suffixes, greedy, strict=True)):
+        said = encoder.label_set.vector(parse_answer(tokenizer.decode(ids), labels, style=style).labels)
+        chosen = tuple(k for k, value in enumerate(said) if value)
+        lengths.add(len(chosen))
+        answers = brute_force(model, encoder, suffix)
+        for step in range(len(chosen) + 1):  # the last one is what would have come after the end
+            begun = chosen[:step]
+            going = {made: p for made, p in answers.items() if made[:step] == begun}
+            for label in range(4):
+                next_one = sum(p for made, p in going.items() if made[: step + 1] == (*begun, label))
+                expected[i, label] = max(expected[i, label], next_one / sum(going.values()))
+    assert max(lengths) > 0  # answers with steps of their own
+    prob = probabilities(model, encoder, suffixes, how="maximum", floor=0, width=None)
+    torch.testing.assert_close(torch.from_numpy(prob), expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -92,7 +92,7 @@ def test_the_grammar_accepts_every_set_of_labels_in_canonical_order(labels, toke
     grammar = make_encoder(tokenizer, LIST, labels).grammar
     for size in range(12):
         for chosen in itertools.combinations(range(11), size):
-            ids = encode_answer(grammar, chosen)
+            ids, _ = encode_answer(grammar, chosen)
             assert grammar.accepts(ids)
             assert len(ids) <= grammar.max_length
 
@@ -105,7 +105,7 @@ def test_the_grammar_refuses_everything_else(labels, tokenizer, text):
 
 def test_an_answer_without_its_end_is_not_one(labels, tokenizer):
     grammar = make_encoder(tokenizer, LIST, labels).grammar
-    assert not grammar.accepts(encode_answer(grammar, [4])[:-1])
+    assert not grammar.accepts(encode_answer(grammar, [4])[0][:-1])
 
 
 # ------------------------------------------------------------------------------------------ chat templates

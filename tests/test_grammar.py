@@ -43,7 +43,7 @@ def test_jumps_lead_along_the_grammar(labels, tokenizer, style):
 def test_a_comma_is_run_along_and_a_single_answer_is_never_stepped_through(labels, tokenizer):
     encoder = encoder_of(labels, tokenizer)
     grammar, jumps = encoder.grammar, find_jumps(encoder.grammar)
-    ids = encode_answer(grammar, [4])  # "joy", which may be followed by a comma or the end
+    ids, _ = encode_answer(grammar, [4])  # "joy", which may be followed by a comma or the end
     node = 0
     for token in ids[: -len(encoder.end_ids)]:
         node = int(grammar.next_node[node, list(grammar.token_ids).index(token)])
@@ -57,7 +57,7 @@ def test_answers_are_spelt_by_their_choices(labels, tokenizer):
     grammar = encoder_of(labels, tokenizer).grammar
     jumps = find_jumps(grammar)
     for choices in ([], [0], [10], [0, 4, 10], list(range(11))):
-        ids = encode_answer(grammar, choices)
+        ids, _ = encode_answer(grammar, choices)
         node, columns = 0, []
         for token in ids:
             c = list(grammar.token_ids).index(token)

@@ -12,7 +12,18 @@ from rich.console import Console
 from sklearn import metrics as sk
 
 from emogen.labels import LabelSet
-from emogen.score import footnote, score, table
+from emogen.score import (
+    SHRINK_POSITIVES,
+    apply_thresholds,
+    bootstrap,
+    calibration,
+    footnote,
+    interval,
+    nested_pred,
+    score,
+    table,
+    tune_thresholds,
+)
 
 NAMES = ["a", "b", "c"]
 GOLD = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0]], dtype=np.int8)
@@ -226,3 +237,93 @@ def test_footnote_only_where_it_is_needed():
 def test_scoring_needs_no_torch(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers', 'sklearn'}} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---------------------------------------------------------------------------------------------- thresholds
+
+
+def test_a_threshold_with_many_positives_is_the_best_one_and_with_few_is_drawn_to_half_of_the_best_f1():
+    # 0.9 0.8 | 0.6 are positive, 0.7 is not: above 0.65 there are 3 of which 2 hit (F1 .667), above 0.55 4 with 3 (.857).
+    gold = np.array([[1], [1], [0], [1], [0], [0]])
+    prob = np.array([[0.9], [0.8], [0.7], [0.6], [0.4], [0.1]])
+    best, f1, k = 0.5, 6 / 7, SHRINK_POSITIVES  # halfway between 0.6 and 0.4
+    assert tune_thresholds(gold, prob) == pytest.approx((3 * best + k * f1 / 2) / (3 + k))
+    many = 1000
+    assert tune_thresholds(np.tile(gold, (many, 1)), np.tile(prob, (many, 1))) == pytest.approx(best, abs=0.002)
+
+
+def test_a_label_without_positives_is_never_given():
+    gold, prob = np.array([[0, 1], [0, 0]]), np.array([[1.0, 0.6], [0.3, 0.1]])
+    thresholds = tune_thresholds(gold, prob)
+    assert thresholds[0] == 1.0
+    assert apply_thresholds(prob, thresholds).tolist() == [[0, 1], [0, 0]]
+
+
+def test_nested_thresholds_never_see_their_row():
+    rng = np.random.default_rng(0)
+    gold = rng.integers(0, 2, (60, 3))
+    prob = np.clip(gold * 0.3 + rng.random((60, 3)) * 0.7, 0, 1)
+    folds = np.arange(60) % 4
+    pred = nested_pred(gold, prob, folds)
+    for fold in range(4):
+        held = folds == fold
+        expected = apply_thresholds(prob[held], tune_thresholds(gold[~held], prob[~held]))
+        assert (pred[held] == expected).all()
+        other = gold.copy()
+        other[held] = 1 - other[held]  # whatever the gold labels of a fold are, what it is said to be stays the same
+        assert (nested_pred(other, prob, folds)[held] == pred[held]).all()
+    with pytest.raises(ValueError, match="two folds"):
+        nested_pred(gold, prob, np.zeros(60, dtype=int))
+
+
+def test_nested_thresholds_gain_nothing_from_noise():
+    """In-sample thresholds of probabilities that say nothing beat chance; nested ones may not."""
+    rng = np.random.default_rng(1)
+    gold = (rng.random((2000, 5)) < 0.05).astype(int)
+    prob = rng.random((2000, 5))
+    pred = nested_pred(gold, prob, np.arange(2000) % 5)
+    assert score(gold, pred, list("abcde"))["f1_macro"] < 2 * 0.05 / 1.05 + 0.01  # what saying yes always gives
+
+
+# ---------------------------------------------------------------------------------------------- calibration
+
+
+def test_calibration_by_hand():
+    gold = np.array([[1], [0], [1], [1]])
+    prob = np.array([[0.95], [0.25], [0.25], [1.0]])
+    found = calibration(gold, prob, ["x"])
+    assert found["brier"] == pytest.approx((0.05**2 + 0.25**2 + 0.75**2) / 4)
+    bins = found["per_label"]["x"]["bins"]
+    assert bins == [{"n": 2, "prob": 0.25, "positive": 0.5}, {"n": 2, "prob": pytest.approx(0.975), "positive": 1.0}]
+    assert found["ece"] == pytest.approx(0.5 * 0.25 + 0.5 * 0.025)
+
+
+# ---------------------------------------------------------------------------------------------- intervals
+
+
+def test_the_bootstrap_draws_the_same_rows_for_all_systems_and_brackets_the_figure():
+    rng = np.random.default_rng(2)
+    gold = rng.integers(0, 2, (300, 3))
+    good, bad = (
+        np.where(rng.random((300, 3)) < 0.2, 1 - gold, gold),
+        np.where(rng.random((300, 3)) < 0.4, 1 - gold, gold),
+    )
+    first, again, worse = bootstrap(gold, [good, good, bad], list("abc"))
+    assert (first["f1_macro"] == again["f1_macro"]).all()
+    for pred, found in ((good, first), (bad, worse)):
+        figures = score(gold, pred, list("abc"))
+        low, high = interval(found["f1_macro"])
+        assert low < figures["f1_macro"] < high
+        assert high - low < 0.12
+        assert found["f1_macro"].mean() == pytest.approx(figures["f1_macro"], abs=0.01)
+        assert found["f1_micro"].mean() == pytest.approx(figures["f1_micro"], abs=0.01)
+        assert found["f1/b"].mean() == pytest.approx(figures["per_label"]["b"]["f1"], abs=0.01)
+    assert interval(first["f1_macro"] - worse["f1_macro"])[0] > 0
+
+
+def test_the_bootstrap_of_a_perfect_system_is_1_and_of_one_row_is_that_row():
+    gold = np.array([[1, 0], [1, 1], [0, 1]] * 30)
+    (perfect,) = bootstrap(gold, [gold], ["a", "b"])
+    assert (perfect["f1_macro"] == 1).all()
+    (single,) = bootstrap(np.array([[1, 1]]), [np.array([[1, 0]])], ["a", "b"])
+    assert (single["f1_macro"] == 0.5).all()

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_tokenizer, write_posts
+from conftest import POSTS, make_tokenizer, write_posts
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BloomConfig
 
@@ -172,3 +172,52 @@ def test_writing_is_all_or_nothing(tmp_path):
         fail_halfway()
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["out.txt"]
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+
+
+def test_select_best_ends_with_the_checkpoint_of_its_rule(tiny_recipe, tmp_path, labels):
+    posts = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
+    steps = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    rule = {"within": 1.0, "fraction": 0.3}  # any macro-F1 will do, so it is the lowest loss
+    recipe = tiny_recipe(select_best=rule, max_steps=12, learning_rate=0.3, eval_fraction=0.2, **steps)
+    write_posts(tmp_path / "train.csv", labels, posts)
+    main([str(recipe)])
+    folder = tmp_path / "run"
+    seen = {logs["step"]: logs["eval_loss"] for logs in logged(folder) if "eval_loss" in logs}
+    assert sorted(seen) == [2, 4, 6, 8, 10, 12]
+    best = min(seen, key=seen.get)
+    assert best != 12  # at this learning rate it does not get better for long
+    chosen = load_file(folder / f"checkpoint-{best}" / "adapter_model.safetensors")
+    kept = weights(folder)
+    assert all(torch.equal(kept[name], value) for name, value in chosen.items())
+    # It chose by rows that it did not learn from, and that are not those it is scored on in the end.
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["train_rows"] + metrics["n"] < len(posts)
+
+    main([str(recipe), f"output_dir={tmp_path / 'early'}", "select_best={within: 1.0, fraction: 0.3, patience: 1}"])
+    stopped = logged(tmp_path / "early")[-1]["step"]
+    assert stopped < 12
+    assert json.loads((tmp_path / "early" / "metrics.json").read_text())["f1_macro"] == metrics["f1_macro"]
+
+
+def test_a_run_goes_on_from_the_adapter_of_another_one(tiny_recipe, tmp_path):
+    recipe = str(tiny_recipe())
+    main([recipe])
+    second = tmp_path / "second"
+    main([recipe, f"output_dir={second}", f"init_adapter={tmp_path / 'run'}", "learning_rate=0", "max_steps=1"])
+    first, after = weights(tmp_path / "run"), weights(second)
+    assert all(torch.equal(after[name], value) for name, value in first.items())
+    with pytest.raises(RecipeError, match=r"init_adapter: .*nowhere.*no such file"):
+        main([recipe, f"output_dir={tmp_path / 'third'}", f"init_adapter={tmp_path / 'nowhere'}"])
+
+
+def test_weights_and_sampling_change_what_is_learnt(tiny_recipe, tmp_path):
+    recipe = str(tiny_recipe(max_steps=2))
+    learnt = {}
+    for setting in ("seed=42", "label_weights=within", "label_weights=across", "sampling=rare", "text_loss_weight=0.1"):
+        main([recipe, f"output_dir={tmp_path / setting}", setting])
+        learnt[setting] = next(iter(weights(tmp_path / setting).values())).numpy().tobytes()
+    assert len(set(learnt.values())) == 5

@@ -21,17 +21,27 @@ from emogen.attention import share_prefix
 from emogen.encode import make_encoder
 from emogen.labels import load_label_set
 from emogen.prompt import load_prompt
-from emogen.trainer import EmogenTrainer, PrefixCollator
+from emogen.recipe import SelectBest
+from emogen.trainer import EmogenTrainer, PrefixCollator, best_step
 
 
-def make_trainer(model, folder, *, shared, n_rows=6, **settings):
+def make_trainer(model, folder, *, shared, n_rows=6, weights=(None, 0.0), **settings):
     """A trainer of LoRA on a tiny model and some posts, whose B is not zero: that would hide the gradients of A."""
     encoder = make_encoder(make_tokenizer(), load_prompt("prompts/list.jinja"), load_label_set("semeval2018"))
-    examples = [encoder.training_example(encoder.rows(text, names)[0]) for text, names in POSTS[:n_rows]]
+    rows = [encoder.rows(text, names)[0] for text, names in POSTS[:n_rows]]
+    examples = [encoder.training_example(row, *weights) for row in rows]
     assert not shared or share_prefix(model)
     trainer = EmogenTrainer(
         model=model,
-        args=SFTConfig(output_dir=str(folder), report_to="none", bf16=False, use_cpu=True, max_length=None, **settings),
+        args=SFTConfig(
+            output_dir=str(folder),
+            remove_unused_columns=False,
+            report_to="none",
+            bf16=False,
+            use_cpu=True,
+            max_length=None,
+            **settings,
+        ),
         train_dataset=Dataset.from_list(examples),
         processing_class=encoder.tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
@@ -44,8 +54,8 @@ def make_trainer(model, folder, *, shared, n_rows=6, **settings):
     return trainer
 
 
-def loss_and_gradients(model, folder, *, shared, checkpointing=False):
-    settings = {"gradient_checkpointing": checkpointing, "per_device_train_batch_size": 6}
+def loss_and_gradients(model, folder, *, shared, checkpointing=False, **settings):
+    settings |= {"gradient_checkpointing": checkpointing, "per_device_train_batch_size": 6}
     trainer = make_trainer(model, folder, shared=shared, **settings)
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
@@ -137,3 +147,60 @@ if __name__ == "__main__":
     if os.environ["RANK"] == "0":
         assert torch.distributed.get_world_size() == 2
         (folder / "losses.txt").write_text(" ".join(map(str, found)))
+
+
+WEIGHTS = ([1.0, 2.0, 3.0, 0.5, 1.5, 4.0, 1.0, 6.0, 2.5, 1.0, 9.0], 0.1)
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_weights_count_the_same_shared_and_plain(tmp_path, kind):
+    plain = loss_and_gradients(make_model(kind), tmp_path, shared=False, weights=WEIGHTS)
+    shared = loss_and_gradients(make_model(kind), tmp_path, shared=True, weights=WEIGHTS)
+    assert_same(shared, plain)
+    unweighted = loss_and_gradients(make_model(kind), tmp_path, shared=True)
+    assert abs(unweighted[0] - shared[0]) > 1e-3
+    ones = loss_and_gradients(make_model(kind), tmp_path, shared=True, weights=([1.0] * 11, 0.0))
+    assert_same(ones, unweighted)
+
+
+def test_the_weighted_loss_is_each_tokens_own_times_its_weight(tmp_path):
+    """By hand: the tokens that name a label have its weight, the text's have 0.1, the end has 1."""
+    model = make_model("llama")
+    trainer = make_trainer(model, tmp_path, shared=True, n_rows=1, weights=WEIGHTS)
+    encoder = make_encoder(make_tokenizer(), load_prompt("prompts/list.jinja"), load_label_set("semeval2018"))
+    loss = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
+    text, names = POSTS[0]
+    assert names == ("joy", "love")
+    pieces = [(encoder.plain.encode(text), 0.1), (encoder.question_ids[0], 0.0), (encoder.plain.encode("joy"), 1.5)]
+    pieces += [(encoder.plain.encode(", love"), 4.0), (encoder.end_ids, 1.0)]
+    ids, weights = list(encoder.prefix_ids), [0.0] * len(encoder.prefix_ids)
+    for piece, weight in pieces:
+        ids += piece
+        weights += [weight] * len(piece)
+    weights[len(encoder.prefix_ids)] = 0.0  # the first of the text
+    log_prob = trainer.model(torch.tensor([ids])).logits[0, :-1].log_softmax(1)
+    nll = -log_prob[torch.arange(len(ids) - 1), ids[1:]] * torch.tensor(weights[1:])
+    assert loss.item() == pytest.approx(nll.sum().item() / sum(w > 0 for w in weights), rel=1e-5)
+
+
+HISTORY = [
+    {"step": 1, "loss": 9.0},
+    {"step": 10, "eval_loss": 0.30, "eval_f1_macro": 0.500},
+    {"step": 20, "eval_loss": 0.35, "eval_f1_macro": 0.501},
+    {"step": 30, "eval_loss": 0.40, "eval_f1_macro": 0.5025},
+    {"step": 40, "eval_loss": 0.35, "eval_f1_macro": 0.490},
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "step", "waited"),
+    [
+        (SelectBest(within=0.0), 30, 1),
+        (SelectBest(within=0.002), 20, 2),  # 0.500 is 0.0025 below the best
+        (SelectBest(within=0.003), 10, 3),
+        (SelectBest(metric="macro_f1", within=1.0), 10, 3),
+        (SelectBest(metric="eval_loss", within=0.06, then="eval_loss"), 10, 3),
+    ],
+)
+def test_the_best_evaluation_is_that_of_lowest_loss_within_the_tolerance(rule, step, waited):
+    assert best_step(HISTORY, rule) == (step, waited)

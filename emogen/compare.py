@@ -1,0 +1,130 @@
+"""Runs against each other on the same rows, against their ensemble, and against what others have published."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.table import Table
+
+from emogen import results
+from emogen.errors import InputError
+from emogen.labels import LabelSet
+from emogen.predict import LABELS, RECIPE
+from emogen.recipe import load_recipe
+from emogen.score import Metrics, bootstrap, interval, nested_pred, score
+
+PUBLISHED = Path(__file__).with_name("published_results.yaml")
+
+
+@dataclass(frozen=True)
+class System:
+    """One system: its figures; the 95 % intervals of macro-F1 and of its difference to the first system; and how often,
+    of the bootstrap's resamples, it was not better than that one."""
+
+    name: str
+    metrics: Metrics
+    interval: tuple[float, float]
+    difference: float
+    difference_interval: tuple[float, float]
+    not_better: float
+
+
+def compare(
+    runs: Sequence[Path], label_set: LabelSet, *, by: str = "thresholds", ensemble: bool = False
+) -> list[System]:
+    """Score runs (or cross-validations, or baselines) on the rows that all of them were scored on.
+
+    Args:
+        runs: their folders.
+        by: `thresholds` (nested, by each run's own folds) or `answer`.
+        ensemble: add the average of their probabilities, decided by thresholds.
+
+    Returns:
+        The systems in the order of the runs, the ensemble last. Differences are paired: all systems are scored on the
+        same resamples of the rows.
+
+    Raises:
+        InputError: a run has not been scored, or on other rows or folds.
+    """
+    scored = results.aligned([results.read_scored(run, label_set) for run in runs])
+    gold, folds = scored[0].gold, scored[0].folds
+    if len(np.unique(folds)) < 2 and (by == "thresholds" or ensemble):
+        raise InputError(f"{scored[0].path}: too few rows for thresholds; compare the answers")
+    preds = [of.pred if by == "answer" else nested_pred(gold, of.prob, folds) for of in scored]
+    names = [run.name for run in runs]
+    if ensemble:
+        names.append(f"mean of {len(runs)}")
+        preds.append(nested_pred(gold, np.stack([of.prob for of in scored]).mean(axis=0), folds))
+    resampled = [figures["f1_macro"] for figures in bootstrap(gold, preds, label_set.names)]
+    systems: list[System] = []
+    for name, pred, f1 in zip(names, preds, resampled, strict=True):
+        metrics, difference = score(gold, pred, label_set.names), f1 - resampled[0]
+        base = systems[0].metrics["f1_macro"] if systems else metrics["f1_macro"]
+        systems.append(
+            System(
+                name,
+                metrics,
+                interval(f1),
+                metrics["f1_macro"] - base,
+                interval(difference),
+                float(np.mean(difference <= 0)),
+            )
+        )
+    return systems
+
+
+def label_set_of(run: Path) -> LabelSet:
+    """The labels of a run, of a cross-validation or of a baseline. Raises InputError if the folder is none."""
+    from emogen.labels import load_label_set
+
+    if (run / LABELS).is_file():
+        return load_label_set(run / LABELS)
+    if not (run / RECIPE).is_file():
+        raise InputError(f"{run}: not the folder of a run, of a cross-validation or of a baseline: it has no {RECIPE}")
+    recipe = load_recipe(run / RECIPE)
+    return load_label_set(recipe.find(recipe.labels))
+
+
+@cache
+def published() -> dict[str, Any]:
+    """What others report on SemEval-2018 Task 1 E-c English, as `published_results.yaml` has it, with sources."""
+    return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+
+
+def tables(systems: Sequence[System], *, with_published: bool = False) -> list[Table]:
+    """Macro-F1 of the systems with their differences; and the F1 of each label.
+
+    Published systems were scored by their authors, on other rows: their figures stand beside, without differences.
+    """
+    total = Table(box=None, pad_edge=False)
+    total.add_column("system", overflow="fold")
+    for heading in ("macro-F1", "95 %", "micro-F1", "difference", "95 %", "not better"):
+        total.add_column(heading, justify="right", no_wrap=True)
+    for k, of in enumerate(systems):
+        cells = [f"{of.metrics['f1_macro']:.3f}", _range(of.interval), f"{of.metrics['f1_micro']:.3f}"]
+        if k:
+            cells += [f"{of.difference:+z.3f}", _range(of.difference_interval, "+z"), f"{of.not_better:.1%}"]
+        total.add_row(of.name, *cells)
+    columns: list[tuple[str, dict[str, float]]] = [
+        (of.name, {name: label["f1"] for name, label in of.metrics["per_label"].items()}) for of in systems
+    ]
+    if with_published:
+        for theirs in published()["systems"]:
+            total.add_row(f"{theirs['id']} (published)", f"{theirs['f1_macro']:.3f}")
+            columns.append((theirs["id"], {name: figures[-1] for name, figures in theirs["per_label"].items()}))
+    by_label = Table(box=None, pad_edge=False)
+    by_label.add_column("F1", no_wrap=True)
+    names = list(systems[0].metrics["per_label"])
+    for name in names:
+        by_label.add_column(name[:5], justify="right", no_wrap=True)
+    for name, f1 in columns:
+        by_label.add_row(name, *(f"{f1[label]:.2f}" if label in f1 else "" for label in names))
+    return [total, by_label]
+
+
+def _range(ends: tuple[float, float], sign: str = "") -> str:
+    return f"{ends[0]:{sign}.3f} .. {ends[1]:{sign}.3f}"

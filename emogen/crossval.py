@@ -1,0 +1,321 @@
+"""Cross-validation: folds -> a run for each, in a process of its own -> out-of-fold predictions -> thresholds, figures.
+
+Everything is in one folder, and each piece of work that is done stays done: started again, it goes on in the middle of
+the fold where it was stopped.
+
+    runs/NAME-cv/
+        recipe.yaml        what is run, with the number of folds in folds.csv: going on with another recipe is refused
+        folds.csv          the fold of each id
+        data/              the rows that each fold learns from and is scored on
+        fold-0/ ...        a run folder for each; fold-0.log is what it said
+        predictions.jsonl  every row, as said by the model that had not seen it
+        thresholds.json    tuned on all of these rows; metrics.json says what thresholds are worth on rows unseen
+"""
+
+import csv
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import yaml
+
+from emogen import paths, results
+from emogen.data import Rows, errors_of, load_splits, make_folds
+from emogen.errors import InputError, ModelError
+from emogen.labels import LabelSet, load_label_set
+from emogen.recipe import Recipe, load_recipe
+from emogen.score import Metrics, bootstrap, evaluate, interval, nested_pred, score, tune_thresholds
+
+log = logging.getLogger(__name__)
+
+FOLDS, RECIPE, DATA = "folds.csv", "recipe.yaml", "data"
+# What a fold settles for itself, and how the machine is used: not what is being measured.
+_OWN = ("train_file", "eval_file", "eval_fraction", "output_dir", "resume_from_checkpoint", "disable_tqdm")
+# What does not hold of the files that are written for it.
+_FORM = ("text_column", "id_column", "separator", "encoding", "dataset_name", "dataset_config", "dataset_test_split")
+
+
+@dataclass
+class Fold:
+    """A fold under way: its run folder, and the last line of the run's log (`train_log.jsonl`)."""
+
+    number: int
+    folder: Path
+    process: subprocess.Popen | None = None
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / results.METRICS).is_file()
+
+    def last_logged(self) -> dict[str, Any]:
+        """The newest figures of the run, each under its own name; empty before the first."""
+        figures: dict[str, Any] = {}
+        path = self.folder / results.LOG
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+                figures |= json.loads(line)
+        return figures
+
+
+def cross_validate(
+    path: str | Path,
+    n_folds: int = 5,
+    overrides: Sequence[str] = (),
+    *,
+    jobs: int = 1,
+    show: Callable[[list[Fold]], Any] = lambda folds: None,
+) -> tuple[Path, Metrics]:
+    """Run all folds of a recipe that are not done, and put together what they predicted.
+
+    Args:
+        path: a recipe. Its training rows are what is split; its `eval_file` and `eval_fraction` are not used.
+        overrides: `key=value`; `output_dir` is the folder of the cross-validation (`runs/NAME-cv`).
+        jobs: folds at once. With several GPUs each fold gets one of them.
+        show: called twice a second with all folds, while they run.
+
+    Returns:
+        The folder, and what `pooled` says.
+
+    Raises:
+        InputError: the recipe or its data cannot be used, or the folder holds another cross-validation.
+        ModelError: a fold failed; its log is named.
+    """
+    recipe = load_recipe(path, overrides)
+    folder = own_folder(recipe, overrides, "cv")
+    label_set = load_label_set(recipe.find(recipe.labels))
+    rows = all_rows(recipe, label_set)
+    folds = claim(folder, recipe, rows, n_folds)
+    runs = [Fold(k, folder / f"fold-{k}") for k in range(n_folds)]
+    commands = [[str(path), *overrides, *_prepare(folder, recipe, rows, folds, run, label_set)] for run in runs]
+    _run_all(runs, commands, jobs, show)
+    return folder, pool(folder, rows, folds, label_set)
+
+
+def own_folder(recipe: Recipe, overrides: Sequence[str], suffix: str) -> Path:
+    """Where several runs of a recipe go: what `output_dir=` on the command line says, or runs/NAME-suffix."""
+    named = any(override.startswith("output_dir=") for override in overrides)
+    return recipe.output_dir if named else recipe.output_dir.with_name(f"{recipe.output_dir.name}-{suffix}")
+
+
+def all_rows(recipe: Recipe, label_set: LabelSet) -> Rows:
+    """The training rows of a recipe, none held out. Raises DataError; warnings are logged."""
+    whole = recipe.model_copy(
+        update={"eval_file": None, "eval_fraction": 0.0, "examples": 0, "dataset_test_split": None}
+    )
+    splits, problems = load_splits(whole, label_set)
+    if splits is None:
+        raise errors_of(problems)
+    for problem in problems:
+        log.warning(str(problem))
+    return splits.train
+
+
+def claim(folder: Path, recipe: Recipe, rows: Rows, n_folds: int) -> np.ndarray:
+    """The fold of each row, [n]. The first time they are made and kept; after that they have to be the same.
+
+    Raises:
+        InputError: the folder holds something else, or the rows cannot be folded so.
+    """
+    wanted = {k: v for k, v in yaml.safe_load(recipe.to_yaml()).items() if k not in _OWN}
+    kept = folder / RECIPE
+    if folder.is_dir() and not kept.is_file() and any(folder.glob("[!.]*")):
+        raise InputError(f"{folder}: not empty, and no cross-validation; name another folder with output_dir=FOLDER")
+    if kept.is_file():
+        before = yaml.safe_load(kept.read_text(encoding="utf-8"))
+        changed = sorted(k for k in before.keys() | wanted if before.get(k) != wanted.get(k))
+        if changed:
+            raise InputError(
+                f"{folder}: cannot go on with this cross-validation: {', '.join(changed)} changed since it was begun; "
+                "name another folder with output_dir=FOLDER, or remove this one"
+            )
+    try:
+        folds = make_folds(rows, n_folds, recipe.seed)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    table = _fold_table(rows, folds)
+    if recipe.init_adapter:
+        # A fold may only go on from what has not seen the rows that it is scored on.
+        source = recipe.find(recipe.init_adapter) / FOLDS
+        if not source.is_file() or _read_table(source) != table:
+            raise InputError(
+                f"init_adapter: {recipe.init_adapter}: not a cross-validation with the same rows and folds: what it "
+                "holds has learnt the rows that the folds are scored on"
+            )
+    if (folder / FOLDS).is_file():
+        if _read_table(folder / FOLDS) != table:
+            raise InputError(f"{folder}: cannot go on with this cross-validation: its {FOLDS} are other rows or folds")
+        return folds
+    with paths.writing(kept) as file:
+        yaml.safe_dump(wanted, file, sort_keys=False, allow_unicode=True)
+    with paths.writing(folder / FOLDS) as file:
+        csv.writer(file, lineterminator="\n").writerows(table)
+    return folds
+
+
+def _fold_table(rows: Rows, folds: np.ndarray) -> list[list[str]]:
+    return [["id", "fold"], *([row_id, str(fold)] for row_id, fold in zip(rows.ids, folds, strict=True))]
+
+
+def _read_table(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def _prepare(folder: Path, recipe: Recipe, rows: Rows, folds: np.ndarray, run: Fold, label_set: LabelSet) -> list[str]:
+    """Write the rows of a fold, and give the overrides that make a recipe its."""
+    held = folds == run.number
+    files = {}
+    for name, part in {"train": rows.take(np.flatnonzero(~held)), "eval": rows.take(np.flatnonzero(held))}.items():
+        files[name] = folder / DATA / f"{run.folder.name}-{name}.jsonl"
+        if not files[name].is_file():
+            with paths.writing(files[name]) as file:
+                for row_id, text, vector in zip(part.ids, part.texts, part.truth, strict=True):
+                    record = {"id": row_id, "text": text, "labels": label_set.names_of(vector)}
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    own = {
+        "train_file": str(files["train"].resolve()),
+        "eval_file": str(files["eval"].resolve()),
+        "eval_fraction": 0,
+        "output_dir": str(run.folder),
+        "resume_from_checkpoint": True,
+        "disable_tqdm": True,
+    }
+    if recipe.init_adapter:
+        own["init_adapter"] = str(recipe.find(recipe.init_adapter).resolve() / run.folder.name)
+    return [f"{key}={json.dumps(value)}" for key, value in (own | dict.fromkeys(_FORM)).items()]
+
+
+# ---------------------------------------------------------------------------------------------- processes
+
+
+def _run_all(runs: list[Fold], commands: list[list[str]], jobs: int, show: Callable[[list[Fold]], Any]) -> None:
+    """Run what is not done, `jobs` at once. All are stopped if one fails, or if this is interrupted."""
+    waiting = deque(run for run in runs if not run.done)
+    n_gpus = _count_gpus() if jobs > 1 else 0
+    slots: list[Fold | None] = [None] * jobs
+    try:
+        while waiting or any(slots):
+            for k, run in enumerate(slots):
+                if run is not None and run.process is not None and run.process.poll() is not None:
+                    if run.process.returncode or not run.done:
+                        raise ModelError(failure(run))
+                    run.process, slots[k] = None, None
+                if slots[k] is None and waiting:
+                    slots[k] = begun = waiting.popleft()
+                    start(begun, commands[begun.number], str(k % n_gpus) if n_gpus else None)
+            show(runs)
+            time.sleep(0.5)
+        show(runs)
+    finally:
+        for run in slots:
+            if run is not None and run.process is not None:
+                run.process.terminate()
+                run.process.wait()
+
+
+def start(run: Fold, argv: list[str], gpu: str | None = None) -> None:
+    """Start the training script in a process of its own, which ends with this one."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    env = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+    with _log(run).open("a", encoding="utf-8") as log:
+        # Its standard input is a pipe that nobody writes to: it ends with this process, however that ends.
+        run.process = subprocess.Popen(
+            [sys.executable, "-m", "emogen.crossval", *argv], stdin=subprocess.PIPE, stdout=log, stderr=log, env=env
+        )
+
+
+def _log(run: Fold) -> Path:
+    return run.folder.with_suffix(".log")
+
+
+def failure(run: Fold) -> str:
+    """What to say of a run that failed."""
+    lines = [line for line in _log(run).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    end = "\n".join(f"  {line}" for line in lines[-5:])
+    return f"{run.folder.name} failed; the same command goes on there. The end of {_log(run)}:\n{end}"
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _train_one() -> None:
+    """What runs in a fold's process: the training script, until its parent is gone."""
+    from emogen import train
+    from emogen.cli import fail_clearly
+
+    def watch() -> NoReturn:
+        sys.stdin.read()
+        os._exit(1)  # a kill of the parent is a kill of this: what was not checkpointed is done again
+
+    threading.Thread(target=watch, daemon=True).start()
+    fail_clearly(train.main)
+
+
+# ---------------------------------------------------------------------------------------------- results
+
+
+def pool(folder: Path, rows: Rows, folds: np.ndarray, label_set: LabelSet) -> Metrics:
+    """Put the folds' predictions together, in the order of the rows; tune thresholds on them; keep all figures.
+
+    Returns:
+        What `score.evaluate` says of all rows; with `folds` (of each its `f1_macro` and `f1_micro`, by answers and by
+        nested thresholds), `mean` and `sd` of these over the folds, and the 95 % bootstrap `interval` of the pooled
+        figures and of each label's F1.
+    """
+    records = {}
+    for fold in np.unique(folds):
+        path = folder / f"fold-{fold}" / results.PREDICTIONS
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            if line:
+                record = json.loads(line) | {"fold": int(fold)}
+                records[record["id"]] = record
+    with paths.writing(folder / results.PREDICTIONS) as file:
+        for row_id in rows.ids:
+            file.write(json.dumps(records[row_id], ensure_ascii=False) + "\n")
+    return sum_up(folder, label_set)
+
+
+def sum_up(folder: Path, label_set: LabelSet) -> Metrics:
+    """Tune thresholds on a folder's out-of-fold predictions, and keep all figures; returns what `pool` does."""
+    scored, names = results.read_scored(folder, label_set), label_set.names
+    gold, pred, prob, folds = scored.gold, scored.pred, scored.prob, scored.folds
+    results.write_thresholds(folder, tune_thresholds(gold, prob), label_set)
+    metrics = evaluate(gold, pred, prob, folds, names)
+    systems = {"answer": pred, "thresholds": nested_pred(gold, prob, folds)}
+    by_fold = {
+        system: [score(gold[folds == k], of[folds == k], names) for k in np.unique(folds)]
+        for system, of in systems.items()
+    }
+    metrics["folds"] = {
+        system: {key: [of[key] for of in scores] for key in ("f1_macro", "f1_micro")}
+        for system, scores in by_fold.items()
+    }
+    for name, statistic in (("mean", np.mean), ("sd", lambda values: np.std(values, ddof=1))):
+        metrics[name] = {
+            system: {key: float(statistic(values)) for key, values in of.items()}
+            for system, of in metrics["folds"].items()
+        }
+    resampled = bootstrap(gold, list(systems.values()), names)
+    metrics["interval"] = {
+        system: {key: interval(values) for key, values in of.items()}
+        for system, of in zip(systems, resampled, strict=True)
+    }
+    results.write_json(folder / results.METRICS, metrics)
+    return metrics
+
+
+if __name__ == "__main__":
+    _train_one()

@@ -1,0 +1,80 @@
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from emogen import results
+from emogen.compare import compare, published, tables
+from emogen.data import Rows
+from emogen.errors import InputError
+from emogen.predict import load_thresholds
+from emogen.score import nested_pred, score, tune_thresholds
+
+N = 200
+
+
+def write_system(folder, labels, noise, seed=0, order=None, folds=None):
+    """A folder with predictions for N rows, the gold labels blurred by so much noise."""
+    rng = np.random.default_rng(1)
+    gold = (rng.random((N, 11)) < 0.3).astype(np.int8)
+    prob = gold * (1 - noise) + np.random.default_rng(seed).random((N, 11)) * noise
+    order = np.arange(N) if order is None else order
+    rows = Rows("x", [f"r{i}" for i in range(N)], ["text"] * N, gold, list(range(N))).take(order)
+    folds = np.arange(N) % 5 if folds is None else folds
+    results.write_jsonl(folder / "predictions.jsonl", rows, (prob > 0.5).astype(np.int8)[order], prob[order], labels, folds=folds[order])  # fmt: skip
+    return folder
+
+
+def test_systems_on_the_same_rows_whatever_their_order(tmp_path, labels):
+    shuffled = np.random.default_rng(3).permutation(N)
+    runs = [
+        write_system(tmp_path / "good", labels, 0.6),
+        write_system(tmp_path / "same", labels, 0.6, order=shuffled),
+        write_system(tmp_path / "bad", labels, 0.9, seed=5),
+    ]
+    good, same, bad, both = compare(runs, labels, ensemble=True)
+    assert same.difference == 0
+    assert same.difference_interval == (0, 0)
+    assert same.metrics == good.metrics
+    scored = results.read_scored(runs[0], labels)
+    assert good.metrics == score(scored.gold, nested_pred(scored.gold, scored.prob, scored.folds), labels.names)
+    assert bad.difference < -0.1
+    assert bad.difference_interval[1] < 0
+    assert bad.not_better == 1
+    assert both.name == "mean of 3"
+    answers = compare(runs, labels, by="answer")
+    assert answers[0].metrics == score(scored.gold, scored.pred, labels.names)
+
+
+def test_an_ensemble_of_different_errors_is_better_than_each(tmp_path, labels):
+    runs = [write_system(tmp_path / str(k), labels, 0.75, seed=10 + k) for k in range(3)]
+    *single, mean = compare(runs, labels, ensemble=True)
+    assert mean.metrics["f1_macro"] > max(of.metrics["f1_macro"] for of in single) + 0.02
+    scored = [results.read_scored(run, labels) for run in runs]
+    average = np.mean([of.prob for of in scored], axis=0)
+    assert load_thresholds(runs, labels) == pytest.approx(tune_thresholds(scored[0].gold, average))
+
+
+def test_other_rows_and_other_folds_are_refused(tmp_path, labels):
+    first = write_system(tmp_path / "first", labels, 0.5)
+    fewer = write_system(tmp_path / "fewer", labels, 0.5, order=np.arange(50))
+    other = write_system(tmp_path / "other", labels, 0.5, folds=np.arange(N) % 4)
+    with pytest.raises(InputError, match="not the same rows"):
+        compare([first, fewer], labels)
+    with pytest.raises(InputError, match="not the same folds"):
+        compare([first, other], labels)
+    with pytest.raises(InputError, match="it has no predictions"):
+        compare([first, tmp_path], labels)
+
+
+def test_published_figures_stand_beside(tmp_path, labels):
+    systems = compare([write_system(tmp_path / "mine", labels, 0.5)], labels)
+    console = Console(width=200, record=True)
+    for table in tables(systems, with_published=True):
+        console.print(table)
+    shown = console.export_text()
+    assert len(published()["systems"]) == 9
+    assert all(system["id"] in shown for system in published()["systems"])
+    assert "0.623" in shown
+    assert json.dumps(published()["labels"]) == json.dumps(list(labels.names))
