@@ -1,8 +1,8 @@
-"""Label names -> the text of an answer, in one of three styles. `parse.py` is the way back.
+"""Label names -> the text of an answer, in one of four styles. `parse.py` is the way back.
 
-An answer is put together from pieces, always in canonical label order. The same pieces make the training
-target, the few-shot answers in a prompt, and (as token ids) the grammar of constrained decoding, so that
-the three cannot disagree.
+An answer is put together from pieces, always in one order of the labels (`LabelSet.spoken`). The same pieces make the
+training target, the few-shot answers in a prompt, and (as token ids) the grammar of constrained decoding, so that the
+three cannot disagree.
 """
 
 from collections.abc import Iterable
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from emogen.labels import LabelSet
 
-STYLES = ("list", "json", "yes_no")
+STYLES = ("list", "count", "json", "yes_no")
 YES, NO = "yes", "no"
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """A set-valued answer: `first[i]`, `following[j]` for each later label, `close`; or `empty` alone."""
+    """A set-valued answer: `first[i]`, `following[j]` for each label named later, `close`; or `empty` alone."""
 
     first: tuple[str, ...]
     following: tuple[str, ...]
@@ -40,9 +40,9 @@ def answer_text(names: Iterable[str], label_set: LabelSet, style: str) -> str:
 
     Args:
         names: names of the set, in any order.
-        style: `list` -> `anger, joy`; `json` -> `["anger", "joy"]`; `yes_no` -> a line `label: yes` or `label: no`
-            for every label. (In `yes_no` the model answers one question a label; the lines are what those
-            answers add up to.)
+        style: `list` -> `anger, joy`; `count` -> `2: anger, joy`; `json` -> `["anger", "joy"]`; `yes_no` -> a line
+            `label: yes` or `label: no` for every label. (In `yes_no` the model answers one question a label; the lines
+            are what those answers add up to.)
 
     Raises:
         ValueError: a name that is not in the set, or an unknown style.
@@ -50,8 +50,16 @@ def answer_text(names: Iterable[str], label_set: LabelSet, style: str) -> str:
     present = label_set.sort(names)
     if style == "yes_no":
         return "\n".join(f"{name}: {YES if name in present else NO}" for name in label_set.names)
-    parts = pieces(label_set, style)
+    parts = pieces(label_set, "list" if style == "count" else style)
     if not present:
         return parts.empty
-    index = [label_set.names.index(name) for name in present]
-    return parts.first[index[0]] + "".join(parts.following[i] for i in index[1:]) + parts.close
+    index = [i for i in label_set.spoken if label_set.names[i] in present]
+    first = parts.first[index[0]]
+    if style == "count":
+        first = counted(len(index), first)
+    return first + "".join(parts.following[i] for i in index[1:]) + parts.close
+
+
+def counted(n: int, first: str) -> str:
+    """The first piece of a `count` answer with n labels."""
+    return f"{n}: {first}"

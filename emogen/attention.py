@@ -128,7 +128,7 @@ def _agrees(model: PreTrainedModel) -> bool:
     plain = model(input_ids=rows, use_cache=False).logits.float()
     packed = torch.cat([rows[0], rows[1, 3:]])
     try:
-        logits = forward(model, PackedRows(3, [3, 3]), packed).logits.float()
+        logits = forward(model, PackedRows(3, [(3,), (3,)]), packed).logits.float()
     except TypeError:  # its forward passes on no arguments that it does not know
         return False
     shared = torch.stack([logits[0, :6], torch.cat([logits[0, :3], logits[0, 6:]])])
@@ -139,21 +139,26 @@ def _agrees(model: PreTrainedModel) -> bool:
 # ---------------------------------------------------------------------------------------------- layouts
 
 
+Shape = tuple[int, ...]  # of a row after the prefix: how many tokens, and how many in each branch after them
+
+
 class PackedRows:
     """A prefix and the rest of B rows, to train on. Gradients flow back into the prefix from all rows.
 
+    A row may branch: after its first tokens come several continuations, each of which goes on from those and sees
+    nothing of the others (the questions of `yes_no`).
+
     Args:
         n_prefix: how many tokens the rows share.
-        lengths: of the rest of each row. Neighbours of equal length are computed together, so sort the rows.
+        shapes: of the rest of each row. Neighbours of equal shape are computed together, so sort the rows.
     """
 
-    def __init__(self, n_prefix: int, lengths: Sequence[int]):
+    def __init__(self, n_prefix: int, shapes: Sequence[Shape]):
         self.n_prefix = n_prefix
-        self.groups = _groups(lengths)
-        self.masks = _Masks(n_prefix + max(lengths))
-        self.positions = torch.cat(
-            [torch.arange(n_prefix), *(torch.arange(n_prefix, n_prefix + length) for length in lengths)]
-        )
+        self.groups = _groups(shapes)
+        self.masks = _Masks(n_prefix + max(shape[0] + max(shape[1:], default=0) for shape in shapes))
+        self.row_masks: dict[tuple[int | None, Shape], torch.Tensor] = {}
+        self.positions = torch.cat([torch.arange(n_prefix), *(n_prefix + _places(shape)[0] for shape in shapes)])
 
     def attend(
         self,
@@ -169,7 +174,11 @@ class PackedRows:
         (query, row_queries), (key, row_keys), (value, row_values) = (x.split(sizes, 2) for x in (query, key, value))
         mask = self.masks.get(window, query.device)
         of_prefix = _causal(query, key, value, mask, window, settings)
-        of_rows = _attend_rows(self.groups, row_queries, row_keys, row_values, key, value, mask, settings)
+        for _, shape in self.groups:
+            if (window, shape) not in self.row_masks:
+                self.row_masks[window, shape] = _row_mask(mask, self.n_prefix, shape)
+        masks = [self.row_masks[window, shape] for _, shape in self.groups]
+        of_rows = _attend_rows(self.groups, masks, row_queries, row_keys, row_values, key, value, settings)
         return torch.cat([of_prefix, of_rows], 1)
 
 
@@ -209,7 +218,7 @@ class Rows:
 
     def __init__(self, prefix: Prefix, lengths: Sequence[int], room: int):
         self.prefix = prefix
-        self.groups = _groups(lengths)
+        self.groups = _groups([(length,) for length in lengths])
         device = prefix.keys[0].device
         self.lengths = torch.tensor(lengths, device=device)  # [B], how many tokens of each row are there
         self.capacity = max(lengths) + room
@@ -256,7 +265,8 @@ class Rows:
         mask = self.masks.get(window, query.device)
         prefix_key, prefix_value = self.prefix.keys[layer], self.prefix.values[layer]
         if self.slots is None:
-            return _attend_rows(self.groups, query, key, value, prefix_key, prefix_value, mask, settings)
+            masks = [_row_mask(mask, self.prefix.n_prefix, shape) for _, shape in self.groups]
+            return _attend_rows(self.groups, masks, query, key, value, prefix_key, prefix_value, settings)
         scale = settings["scale"]
         query = query * (query.shape[3] ** -0.5 if scale is None else scale)
         return _attend_few(
@@ -287,9 +297,26 @@ class _Masks:
         return self._made[window]
 
 
-def _groups(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Runs of equal lengths, as (how many, length)."""
-    return [(len(list(run)), length) for length, run in groupby(lengths)]
+def _groups(shapes: Sequence[Shape]) -> list[tuple[int, Shape]]:
+    """Runs of equal shapes, as (how many, shape)."""
+    return [(len(list(run)), shape) for shape, run in groupby(shapes)]
+
+
+def _places(shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each of the S tokens of a row, its position after the prefix, and its branch (0 before they begin)."""
+    parts = [torch.arange(shape[0]), *(torch.arange(shape[0], shape[0] + n) for n in shape[1:])]
+    return torch.cat(parts), torch.arange(len(shape)).repeat_interleave(torch.tensor(shape))
+
+
+def _row_mask(mask: torch.Tensor, n_prefix: int, shape: Shape) -> torch.Tensor:
+    """Whom the S tokens of a row see among prefix and row, bool [S, P + S], from who sees whom in a straight one."""
+    if len(shape) == 1:
+        return mask[n_prefix : n_prefix + shape[0], : n_prefix + shape[0]]
+    places, branch = (of.to(mask.device) for of in _places(shape))
+    own = n_prefix + places
+    everything = torch.cat([torch.arange(n_prefix, device=mask.device), own])
+    seen_branch = torch.cat([branch.new_zeros(n_prefix), branch])
+    return mask[own][:, everything] & ((seen_branch == 0) | (seen_branch == branch[:, None]))
 
 
 def _causal(
@@ -315,28 +342,32 @@ def _causal(
 
 
 def _attend_rows(
-    groups: list[tuple[int, int]],
+    groups: list[tuple[int, Shape]],
+    masks: list[torch.Tensor],
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     prefix_key: torch.Tensor,
     prefix_value: torch.Tensor,
-    mask: torch.Tensor,
     settings: dict[str, Any],
 ) -> torch.Tensor:
-    """Whole rows, packed, to the prefix and to themselves: [1, T, H, D]. Rows of one length go together, unpadded."""
+    """Whole rows, packed, to the prefix and to themselves: [1, T, H, D]. Rows of one shape go together, unpadded.
+
+    Args:
+        masks: of each group, bool [S, P + S].
+    """
     key, value = _for_each_head(query, key, value)
     prefix_key, prefix_value = _for_each_head(query, prefix_key, prefix_value)
-    n_prefix = prefix_key.shape[2]
-    sizes = [n_rows * length for n_rows, length in groups]
+    sizes = [n_rows * sum(shape) for n_rows, shape in groups]
+    parts = [x.split(sizes, 2) for x in (query, key, value)]
     outputs = []
-    for (n_rows, length), *parts in zip(groups, *(x.split(sizes, 2) for x in (query, key, value)), strict=True):
-        q, k, v = (part[0].unflatten(1, (n_rows, length)).transpose(0, 1) for part in parts)  # [rows, heads, S, D]
+    for (n_rows, shape), mask, *of_group in zip(groups, masks, *parts, strict=True):
+        q, k, v = (x[0].unflatten(1, (n_rows, sum(shape))).transpose(0, 1) for x in of_group)  # [rows, heads, S, D]
         output = scaled_dot_product_attention(
             q,
             torch.cat([prefix_key.expand(n_rows, -1, -1, -1), k], 2),
             torch.cat([prefix_value.expand(n_rows, -1, -1, -1), v], 2),
-            attn_mask=mask[n_prefix : n_prefix + length, : n_prefix + length],
+            attn_mask=mask,
             enable_gqa=_grouped(query),
             **settings,
         )

@@ -10,6 +10,7 @@ the fold where it was stopped.
         fold-0/ ...        a run folder for each; fold-0.log is what it said
         predictions.jsonl  every row, as said by the model that had not seen it
         thresholds.json    tuned on all of these rows; metrics.json says what thresholds are worth on rows unseen
+        reliability.svg    how far the probabilities can be taken at their word
 """
 
 import csv
@@ -32,6 +33,7 @@ import yaml
 from emogen import paths, results
 from emogen.data import Rows, errors_of, load_splits, make_folds
 from emogen.errors import InputError, ModelError
+from emogen.figures import draw_reliability
 from emogen.labels import LabelSet, load_label_set
 from emogen.recipe import Recipe, load_recipe
 from emogen.score import Metrics, bootstrap, evaluate, interval, nested_pred, score, tune_thresholds
@@ -314,6 +316,7 @@ def sum_up(folder: Path, label_set: LabelSet) -> Metrics:
         for system, of in zip(systems, resampled, strict=True)
     }
     results.write_json(folder / results.METRICS, metrics)
+    draw_reliability(metrics["calibration"], folder / "reliability.svg")
     return metrics
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from emogen import attention
 from emogen.encode import Encoder
+from emogen.errors import ModelError
 from emogen.grammar import find_jumps, spell
 
 FREE_TOKENS = 48  # room for chatter before a free answer is cut off, beyond the longest valid answer
@@ -57,6 +58,7 @@ def probabilities(
     model: PreTrainedModel,
     encoder: Encoder,
     suffixes: Sequence[list[int]],
+    questions: Sequence[list[int]] = ([],),
     *,
     how: str = "marginal",
     floor: float = 0.002,
@@ -75,20 +77,28 @@ def probabilities(
     greedy answer and at its end (arXiv 2505.17510).
 
     Args:
+        suffixes: n lists of token ids: what each row has after the prefix, without an answer.
+        questions: K lists of token ids, each of which follows each row in turn; by default nothing does. What precedes
+            them is computed once.
         how: `marginal` or `maximum`.
         floor: beginnings that are less probable are not followed.
         width: of those of one row that are equally many choices long, only so many are followed; None for all.
 
     Returns:
-        float32 [n, C], C the choices of the grammar: L labels (`list`, `json`), or yes and no (`yes_no`, exact).
+        float32 [n, K, C], C the choices of the grammar: L labels, or yes and no (`yes_no`, exact).
+
+    Raises:
+        ModelError: the model computes NaN.
     """
     with _evaluating(model):
         make = _Branches if _shares(model) else _PlainBranches
         branches = make(model, encoder)
-        step = lambda rows: _search(branches, rows, how == "maximum", floor, width)  # noqa: E731
+        step = lambda rows: _search(branches, rows, questions, how == "maximum", floor, width)  # noqa: E731
         found = _in_batches(step, suffixes, batch_size, progress)
+    if np.isnan(found).any():
+        raise ModelError("the model computes NaN: its training has diverged (a lower learning_rate may help)")
     n_choices = encoder.grammar.settles.shape[2]
-    return np.array(found, dtype=np.float32).reshape(-1, n_choices)
+    return np.array(found, dtype=np.float32).reshape(-1, len(questions), n_choices)
 
 
 @contextmanager
@@ -234,24 +244,33 @@ class _Engine:
 
 
 def _search(
-    branches: "_Branches | _PlainBranches", suffixes: list[list[int]], maximum: bool, floor: float, width: int | None
-) -> list[list[float]]:
-    """[B][C]: see `probabilities`."""
+    branches: "_Branches | _PlainBranches",
+    suffixes: list[list[int]],
+    questions: Sequence[list[int]],
+    maximum: bool,
+    floor: float,
+    width: int | None,
+) -> list[list[list[float]]]:
+    """[B][K][C]: see `probabilities`."""
     device, grammar, jumps = branches.device, branches.grammar, branches.jumps
     next_node, choice, ends, settles, token_ids = (
         torch.from_numpy(table).to(device)
         for table in (grammar.next_node, jumps.choice[:, 0], jumps.ends, jumps.settles, grammar.token_ids)
     )
-    longest = max(map(len, jumps.forced))
-    forced = torch.tensor([ids + [-1] * (longest - len(ids)) for ids in jumps.forced], device=device)
+    forced = _padded(jumps.forced, device)
     # A beginnings of answers: the row that each belongs to, the choice that it stands at, and how probable it is - for
     # the maximum, counted from the last label on, and with a mark on the greedy one.
-    row = torch.arange(len(suffixes), device=device)
+    row = torch.arange(len(suffixes) * len(questions), device=device)
     node = choice[torch.zeros_like(row)]
-    log_prob = torch.zeros(len(suffixes), device=device)
+    log_prob = torch.zeros(len(row), device=device)
     greedy = torch.ones_like(row, dtype=torch.bool)
-    prob = torch.zeros(len(suffixes), settles.shape[2], device=device)
-    logits = branches.begin([ids + jumps.forced[0] for ids in suffixes])
+    prob = torch.zeros(len(row), settles.shape[2], device=device)
+    if len(questions) == 1:
+        logits = branches.begin([[*ids, *questions[0], *jumps.forced[0]] for ids in suffixes])
+    else:
+        branches.begin(suffixes, room=max(map(len, questions)))
+        asked = _padded([[*ids, *jumps.forced[0]] for ids in questions], device)
+        logits = branches.go_on(row // len(questions), asked.repeat(len(suffixes), 1))
     while True:
         allowed = next_node[node] >= 0  # [A, R]
         step = logits[:, token_ids].float().masked_fill(~allowed, -torch.inf).log_softmax(1)
@@ -272,11 +291,17 @@ def _search(
         kept = _most_probable(row[parent], ahead[parent, column], width)
         parent, column = parent[kept], column[kept]
         if not len(parent):
-            return prob.clamp(max=1).tolist()
+            return prob.clamp(max=1).unflatten(0, (len(suffixes), len(questions))).tolist()
         row, log_prob, greedy = row[parent], ahead[parent, column], best[parent, column]
         reached = reached[parent, column]
         node = choice[reached]
         logits = branches.go_on(parent, torch.cat([token_ids[column][:, None], forced[reached]], 1))
+
+
+def _padded(rows: Sequence[list[int]], device: torch.device) -> torch.Tensor:
+    """Lists of token ids -> int64 [n, longest], filled up with -1."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*ids, *[-1] * (longest - len(ids))] for ids in rows], device=device)
 
 
 def _most_probable(row: torch.Tensor, log_prob: torch.Tensor, width: int | None) -> torch.Tensor:
@@ -298,9 +323,9 @@ class _Branches:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.prefix = _prefix(base.get_decoder(), encoder)
 
-    def begin(self, suffixes: list[list[int]]) -> torch.Tensor:
-        """Start with these rows."""
-        self.layout = attention.Rows(self.prefix, [len(ids) for ids in suffixes], self.grammar.max_length)
+    def begin(self, suffixes: list[list[int]], room: int = 0) -> torch.Tensor:
+        """Start with these rows, and room for so many tokens before an answer."""
+        self.layout = attention.Rows(self.prefix, [len(ids) for ids in suffixes], room + self.grammar.max_length)
         ids = torch.tensor([i for ids in suffixes for i in ids], device=self.device)
         return self._logits(ids, self.layout.lengths.cumsum(0) - 1)
 
@@ -325,7 +350,7 @@ class _PlainBranches:
         self.jumps = find_jumps(encoder.grammar)
         self.prefix_ids = encoder.prefix_ids
 
-    def begin(self, suffixes: list[list[int]]) -> torch.Tensor:
+    def begin(self, suffixes: list[list[int]], room: int = 0) -> torch.Tensor:
         """Start with these rows."""
         self.rows = [[*self.prefix_ids, *ids] for ids in suffixes]
         return self._logits()

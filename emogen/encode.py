@@ -90,7 +90,8 @@ class Encoder:
         for k, question in enumerate(self.question_ids):
             kept, n_cut = text_ids, 0
             if self.max_length is not None:
-                room = self.max_length - len(self.prefix_ids) - len(question) - self.grammar.max_length
+                longest = max(map(len, self.question_ids))
+                room = self.max_length - len(self.prefix_ids) - longest - self.grammar.max_length
                 kept = self.plain.cut(text_ids, room)
                 n_cut = len(text_ids) - len(kept)
             answer: list[int] = []
@@ -106,7 +107,7 @@ class Encoder:
         vector = self.label_set.vector(labels)
         if self.style == "yes_no":
             return [0 if vector[question] else 1]
-        return [i for i, value in enumerate(vector) if value]
+        return [i for i in self.label_set.spoken if vector[i]]
 
     def training_example(
         self, row: Row, label_weights: Sequence[float] | None = None, text_weight: float = 0.0
@@ -134,6 +135,19 @@ class Encoder:
             labels[learnt] = input_ids[learnt]
             weights[learnt] = [text_weight] * len(labels[learnt])
         return {"input_ids": input_ids, "labels": labels, "weights": weights}
+
+    def branched_example(
+        self, rows: Sequence[Row], label_weights: Sequence[float] | None = None, text_weight: float = 0.0
+    ) -> dict[str, list[Any]]:
+        """The rows of one text, for each question one, as one example: `training_example`'s entries, in which the text
+        stands once and what follows it for each question after that; and `branches`, the lengths of these."""
+        examples = [self.training_example(row, label_weights, text_weight) for row in rows]
+        n_shared = len(self.prefix_ids) + rows[0].n_text
+        joined = {name: list(values[:n_shared]) for name, values in examples[0].items()}
+        for example in examples:
+            for name, values in example.items():
+                joined[name] += values[n_shared:]
+        return joined | {"branches": [len(example["input_ids"]) - n_shared for example in examples]}
 
 
 def make_encoder(

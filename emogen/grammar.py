@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emogen.answer import NO, YES, pieces
+from emogen.answer import NO, YES, counted, pieces
 from emogen.labels import LabelSet
 
-START, DONE = -1, -2  # states; the state i >= 0 is "choice i was the last one made"
+# States. Of C choices, the state i + C n >= 0 is "choice i was the last one made", and n more are to come where an
+# answer says how many there are (`count`).
+START, DONE = -1, -2
 Arcs = dict[int, list[tuple[tuple[int, ...], int]]]  # state -> (the token ids of a piece, the state after it)
 
 
@@ -23,6 +25,7 @@ class Grammar:
 
     Attributes:
         arcs: the pieces that it was made from.
+        counted: whether an answer begins with the number of its choices.
         token_ids: int64 [R], the vocabulary ids that can occur, ascending.
         next_node: int64 [N, R], the node after each token, or -1 where the token is not allowed.
         settles: bool [N, R, C], the choices (labels; yes and no) that are known to be made once a token is taken.
@@ -30,6 +33,7 @@ class Grammar:
     """
 
     arcs: Arcs
+    counted: bool
     token_ids: np.ndarray
     next_node: np.ndarray
     settles: np.ndarray
@@ -128,7 +132,8 @@ def spell(grammar: Grammar, jumps: Jumps, columns: Iterable[int]) -> list[int]:
 def build_grammar(label_set: LabelSet, style: str, encode: Callable[[str], list[int]], end: list[int]) -> Grammar:
     """The grammar of an answer style.
 
-    `list`, `json`: labels of the set in canonical order, each at most once, or the empty answer. `yes_no`: one word.
+    `list`, `json`: labels of the set in the order of `LabelSet.spoken`, each at most once, or the empty answer.
+    `count`: a list after its number of labels. `yes_no`: one word.
 
     Args:
         encode: plain text -> token ids, without special tokens.
@@ -140,33 +145,50 @@ def build_grammar(label_set: LabelSet, style: str, encode: Callable[[str], list[
     if style == "yes_no":
         arcs = {START: [(tuple(encode(word)), i) for i, word in enumerate((YES, NO))]}
         arcs |= {i: [(tuple(end), DONE)] for i in range(2)}
-    else:
-        parts = pieces(label_set, style)
-        first = [(tuple(encode(piece)), i) for i, piece in enumerate(parts.first)]
-        following = [(tuple(encode(piece)), i) for i, piece in enumerate(parts.following)]
-        close = (*(encode(parts.close) if parts.close else ()), *end)
-        arcs = {START: [*first, ((*encode(parts.empty), *end), DONE)]}
-        arcs |= {i: [*following[i + 1 :], (close, DONE)] for i in range(len(label_set))}
-    return _determinise(arcs)
+        return _determinise(arcs, 2)
+    parts = pieces(label_set, "list" if style == "count" else style)
+    order, n = label_set.spoken, len(label_set)
+    close = (*(encode(parts.close) if parts.close else ()), *end)
+    nothing = ((*encode(parts.empty), *end), DONE)
+    following = [tuple(encode(parts.following[i])) for i in order]
+    if style != "count":
+        arcs = {START: [*((tuple(encode(parts.first[i])), i) for i in order), nothing]}
+        arcs |= {i: [*zip(following[k + 1 :], order[k + 1 :], strict=True), (close, DONE)] for k, i in enumerate(order)}
+        return _determinise(arcs, n)
+    first = [
+        (tuple(encode(counted(left + 1, parts.first[i]))), i + n * left)
+        for left in range(n)
+        for i in order[: n - left]  # as many have to come after it
+    ]
+    arcs = {START: [*first, nothing]}
+    for left in range(n - 1, 0, -1):
+        for k, i in enumerate(order[: n - left]):
+            later = range(k + 1, n - left + 1)
+            arcs[i + n * left] = [(following[m], order[m] + n * (left - 1)) for m in later]
+    arcs |= {i: [(close, DONE)] for i in order}
+    return _determinise(arcs, n, with_count=True)
 
 
 def encode_answer(grammar: Grammar, choices: Iterable[int]) -> tuple[list[int], list[int]]:
     """The token ids of an answer, end tokens included; and, as many, the choice that each one belongs to (or -1).
 
     Args:
-        choices: `list`, `json`: the positions of the labels, ascending; `yes_no`: [0] for yes, [1] for no.
+        choices: the positions of the labels, in their order; for `yes_no`, [0] for yes and [1] for no.
     """
+    choices = list(choices)
     ids: list[int] = []
     of: list[int] = []
     state = START
-    for choice in (*choices, DONE):
-        piece, state = next(arc for arc in grammar.arcs[state] if arc[1] == choice)
+    for left, choice in zip(range(len(choices) - 1, -2, -1), [*choices, -1], strict=True):
+        n_choices = grammar.settles.shape[2]
+        target = DONE if choice < 0 else choice + n_choices * left if grammar.counted else choice
+        piece, state = next(arc for arc in grammar.arcs[state] if arc[1] == target)
         ids += piece
-        of += [choice if choice != DONE else -1] * len(piece)
+        of += [choice] * len(piece)
     return ids, of
 
 
-def _determinise(arcs: Arcs) -> Grammar:
+def _determinise(arcs: Arcs, n_choices: int, *, with_count: bool = False) -> Grammar:
     """Subset construction. A node is the set of pieces that may be under way, each as (state, arc, tokens read)."""
 
     def entry(state: int) -> frozenset[tuple[int, int, int]]:
@@ -203,9 +225,9 @@ def _determinise(arcs: Arcs) -> Grammar:
 
     token_ids = np.unique([token for _, token, _ in edges])
     next_node = np.full((len(number) + 1, len(token_ids)), -1, dtype=np.int64)
-    settles = np.zeros((*next_node.shape, max(arcs) + 1), dtype=bool)
+    settles = np.zeros((*next_node.shape, n_choices), dtype=bool)
     items_of = list(number)
-    made = [_made(items) for items in items_of]
+    made = [_made(items, n_choices) for items in items_of]
     for source, token, target in edges:
         column = np.searchsorted(token_ids, token)
         next_node[source, column] = len(number) if target == DONE else target
@@ -213,15 +235,15 @@ def _determinise(arcs: Arcs) -> Grammar:
             settles[source, column, made[target]] = True
         if made[source] is None:  # where one piece begins with another one, what follows tells which it was
             begun = {state for state, a, read in items_of[source] if read == 0 and arcs[state][a][0][0] == token}
-            settles[source, column, sorted(begun - {START})] = True
+            settles[source, column, [state % n_choices for state in begun - {START}]] = True
 
     longest = {DONE: 0}
-    for state in sorted(arcs, reverse=True):  # arcs lead to later states, START (-1) comes last
+    for state in reversed(arcs):  # arcs lead to later states
         longest[state] = max(len(ids) + longest[target] for ids, target in arcs[state])
-    return Grammar(arcs, token_ids, next_node, settles, longest[START])
+    return Grammar(arcs, with_count, token_ids, next_node, settles, longest[START])
 
 
-def _made(items: Iterable[tuple[int, int, int]]) -> int | None:
+def _made(items: Iterable[tuple[int, int, int]], n_choices: int) -> int | None:
     """The choice that was certainly the last one made where these pieces may be under way, or None."""
-    states = {state if read == 0 else START for state, _, read in items}
-    return states.pop() if len(states) == 1 and START not in states else None
+    made = {state % n_choices if read == 0 and state != START else None for state, _, read in items}
+    return made.pop() if len(made) == 1 else None

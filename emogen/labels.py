@@ -26,13 +26,17 @@ class Label(BaseModel):
 
 
 class LabelSet(BaseModel):
-    """The labels of a task in canonical order. `empty` is the answer for a text with no label."""
+    """The labels of a task in canonical order. `empty` is the answer for a text with no label.
+
+    `order` names them in the order in which prompts and answers do, where that is another one.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     empty: Name = "none"
     labels: tuple[Label, ...] = Field(min_length=1)
+    order: tuple[Name, ...] = ()
 
     @model_validator(mode="after")
     def _words_are_unambiguous(self) -> "LabelSet":
@@ -42,12 +46,19 @@ class LabelSet(BaseModel):
                 if word.casefold() in owner:
                     raise ValueError(f"{word!r} stands for both {owner[word.casefold()]} and {label.name!r}")
                 owner[word.casefold()] = repr(label.name)
+        if self.order and sorted(self.order) != sorted(label.name for label in self.labels):
+            raise ValueError("order has to name each label once")
         return self
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The names in canonical order."""
         return tuple(label.name for label in self.labels)
+
+    @cached_property
+    def spoken(self) -> tuple[int, ...]:
+        """The positions of the labels, in the order in which prompts and answers name them."""
+        return tuple(self.names.index(name) for name in self.order or self.names)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -99,7 +99,7 @@ def parse_answer(text: str, label_set: LabelSet, mode: str = "tolerant", style: 
             not counting a closed `<think>` block at its start.
         label_set: the labels that it may name.
         mode: `strict` takes the canonical answer of the style and nothing else; `tolerant` whatever can be read.
-        style: `list`, `json` or `yes_no`: whose canonical answer counts as exact. The others are read just as well.
+        style: whose canonical answer counts as exact. The others are read just as well.
 
     Returns:
         The labels and how they were read, as `status`:
@@ -136,6 +136,8 @@ def _canonical_names(text: str, label_set: LabelSet, style: str) -> list[str] | 
     """The names in a canonical answer, or None where it is none: take it apart, and see if that is how it is made."""
     if style == "list":
         names = [] if text == label_set.empty else text.split(", ")
+    elif style == "count":
+        names = [] if text == label_set.empty else text.partition(": ")[2].split(", ")
     elif style == "json":
         names = [] if text == "[]" else text[2:-2].split('", "')
     else:

@@ -88,11 +88,13 @@ def predict_prob(
     """
     from emogen.decode import probabilities
 
-    suffixes = [row.suffix_ids for text in texts for row in encoder.rows(text)]
-    prob = probabilities(model, encoder, suffixes, how=how, batch_size=batch_size, progress=progress)
+    first = [encoder.rows(text)[0] for text in texts]
     if encoder.style == "yes_no":
-        prob = prob.reshape(len(texts), -1, 2)[:, :, 0]  # of yes
-    return prob.reshape(len(texts), len(encoder.label_set))
+        before = [row.suffix_ids[: row.n_text] for row in first]
+        prob = probabilities(model, encoder, before, encoder.question_ids, batch_size=batch_size, progress=progress)
+        return prob[:, :, 0]  # of yes
+    suffixes = [row.suffix_ids for row in first]
+    return probabilities(model, encoder, suffixes, how=how, batch_size=batch_size, progress=progress)[:, 0]
 
 
 def pred_matrix(predictions: Sequence[Prediction]) -> np.ndarray:

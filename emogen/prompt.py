@@ -68,7 +68,7 @@ class Prompt:
 
 VARIABLES = {
     "text": "the row's text; once, bare, in the last user turn",
-    "names": "the label names in canonical order",
+    "names": "the label names, in the order of an answer",
     "labels": "the labels: .name, .definition, .aliases",
     "empty": "the answer for a text without labels, such as none",
     "examples": "few-shot examples from the training rows: .text, .answer, .labels",
@@ -154,8 +154,8 @@ def render(
     ]
     values: dict[str, object] = {
         "text": TEXT_MARK,
-        "names": label_set.names,
-        "labels": label_set.labels,
+        "names": [label_set.names[i] for i in label_set.spoken],
+        "labels": [label_set.labels[i] for i in label_set.spoken],
         "empty": label_set.empty,
         "examples": marked,
     }

@@ -114,7 +114,11 @@ class Recipe(BaseModel):
     labels: str = Field("semeval2018", description="a shipped label set, or the path of a YAML file")
     prompt: str = Field("prompts/list.jinja", description="the template of the chat")
     examples: int = Field(0, ge=0, description="few-shot examples drawn from the training rows for the template")
-    answer: Literal["list", "json", "yes_no"] = Field("list", description="the style of the answer")
+    answer: Literal["list", "count", "json", "yes_no"] = Field("list", description="the style of the answer")
+    order: Literal["canonical", "frequent_first", "rare_first"] = Field(
+        "canonical",
+        description="in which answers name the labels: the label set's, or by their number in training rows",
+    )
     decode: Literal["constrained", "free"] = Field("constrained", description="allow valid answers only, or anything")
     prob: Literal["marginal", "maximum"] = Field(
         "marginal",
@@ -321,6 +325,11 @@ def _validate(path: Path, values: dict[str, Any], where: dict[str, str], problem
     lm_args.setdefault("model_name_or_path", None)
     if not lm_args["model_name_or_path"]:
         problems.append(f"{path}: model_name_or_path: missing; name a model on the Hub or a folder")
+    if own_values.get("select_best"):
+        # Any checkpoint may turn out to be the one, so all are kept until the end, unless the recipe says otherwise.
+        sft_args["load_best_model_at_end"] = True
+        if "save_total_limit" not in values:
+            sft_args["save_total_limit"] = None
     recipe: Recipe | None
     try:
         recipe = Recipe(**own_values, path=path, sft_args=sft_args, lm_args=lm_args, notices=notices)
@@ -328,11 +337,6 @@ def _validate(path: Path, values: dict[str, Any], where: dict[str, str], problem
         for key, value in {str(e["loc"][0]): e["input"] for e in error.errors()}.items():
             problems.append(f"{where.get(key, path)}: {key}: {_reasons(error, key)}, got {value!r}")
         recipe = None
-    if recipe is not None and recipe.select_best:
-        # Any checkpoint may turn out to be the one, so all are kept until the end, unless the recipe says otherwise.
-        sft_args["load_best_model_at_end"] = True
-        if "save_total_limit" not in values:
-            sft_args["save_total_limit"] = None
     problems += _construct(path, sft_args, lm_args, where)
     if recipe is None:
         raise RecipeError(problems)

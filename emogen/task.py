@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from emogen import paths
 from emogen.data import Problem, Rows, Splits, errors_of, load_splits
 from emogen.labels import LabelSet, load_label_set
@@ -43,10 +45,13 @@ def load_task(recipe: Recipe, *, with_rows: bool = True) -> Task:
     kept = recipe.path.parent / EXAMPLES
     splits: Splits | None = None
     problems: list[Problem] = []
-    if with_rows or (recipe.examples and not kept.is_file()):
+    ordered = recipe.order == "canonical" or bool(label_set.order)
+    if with_rows or not ordered or (recipe.examples and not kept.is_file()):
         splits, problems = load_splits(recipe, label_set)
         if splits is None:
             raise errors_of(problems)
+        if not ordered:
+            label_set = by_frequency(label_set, splits.train.truth, rare_first=recipe.order == "rare_first")
     if kept.is_file() and not with_rows:
         examples = _read_examples(kept, label_set, recipe.answer)
     else:
@@ -77,6 +82,13 @@ def load_encoder(task: Task, location: str | None = None) -> tuple["Encoder", bo
     plain = ensure_chat_template(tokenizer)
     encoder = make_encoder(tokenizer, task.prompt, task.label_set, recipe.answer, task.examples, recipe.max_length)
     return encoder, plain
+
+
+def by_frequency(label_set: LabelSet, gold: np.ndarray, *, rare_first: bool) -> LabelSet:
+    """The label set with its order by how many rows of `gold` [n, L] have each label; equal ones stay as they were."""
+    count = gold.sum(axis=0) * (1 if rare_first else -1)
+    order = [label_set.names[i] for i in np.argsort(count, kind="stable")]
+    return LabelSet.model_validate(label_set.model_dump() | {"order": order})
 
 
 def draw_examples(rows: Rows, label_set: LabelSet, style: str) -> list[Example]:

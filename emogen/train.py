@@ -77,14 +77,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder, plain = load_encoder(task, location)
     if plain:
         log.warning(f"{recipe.model_name} has no chat template: it is a base model, and gets a plain one.")
-    learnt, watched = _watch(recipe, splits)
-    train_set, n_cut = _encode(encoder, learnt, recipe)
-    if n_cut:
-        log.warning(f"{n_cut:,} texts were shortened to fit max_length={recipe.max_length}")
-    log.info(
-        f"{len(learnt):,} rows to learn from, {len(splits.eval) if splits.eval else 0:,} to score on; the "
-        f"instruction takes {len(encoder.prefix_ids)} tokens, the rest of a row {_mean_rest(encoder, train_set):.0f}"
-    )
     if main_process:
         _write_run_files(task, folder, fingerprint, argv)
     log.info(f"Going on from {checkpoint}" if checkpoint else "Starting at the first step")
@@ -93,14 +85,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = modeling.load_model(location, lm_config, trust_remote_code=args.trust_remote_code)
     if recipe.init_adapter:
         model = modeling.load_adapter(model, recipe.find(recipe.init_adapter) / predict.ADAPTER, trainable=True)
+    n_prefix = len(encoder.prefix_ids) if recipe.shared_prefix and share_prefix(model) else 0
+    learnt, watched = _watch(recipe, splits)
+    train_set, n_cut = _encode(encoder, learnt, recipe, branched=bool(n_prefix))
+    eval_set = None if watched is None else _encode(encoder, watched, branched=bool(n_prefix))[0]
+    if n_cut:
+        log.warning(f"{n_cut:,} texts were shortened to fit max_length={recipe.max_length}")
+    log.info(
+        f"{len(learnt):,} rows to learn from, {len(splits.eval) if splits.eval else 0:,} to score on; the "
+        f"instruction takes {len(encoder.prefix_ids)} tokens, the rest of a row {_mean_rest(encoder, train_set):.0f}"
+    )
     trainer = EmogenTrainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(train_set),
-        eval_dataset=Dataset.from_list(_encode(encoder, watched)[0]) if watched is not None else None,
+        eval_dataset=None if eval_set is None else Dataset.from_list(eval_set),
         processing_class=encoder.tokenizer,
         peft_config=None if recipe.init_adapter else get_peft_config(lm_config),
-        n_prefix=len(encoder.prefix_ids) if recipe.shared_prefix and share_prefix(model) else 0,
+        n_prefix=n_prefix,
         score=_scorer(recipe, encoder, watched),
         select_best=recipe.select_best,
         callbacks=[LogFile(folder / results.LOG)],
@@ -184,8 +186,14 @@ def _watch(recipe: Recipe, splits: data.Splits) -> tuple[data.Rows, data.Rows | 
     return splits.train, data.sample_rows(splits.eval, recipe.eval_samples or len(splits.eval), recipe.seed)
 
 
-def _encode(encoder: "Encoder", rows: data.Rows, recipe: Recipe | None = None) -> tuple[list[dict[str, Any]], int]:
-    """Rows -> examples, and how many texts had to be shortened. With a recipe, weighted and repeated as it says."""
+def _encode(
+    encoder: "Encoder", rows: data.Rows, recipe: Recipe | None = None, *, branched: bool
+) -> tuple[list[dict[str, Any]], int]:
+    """Rows -> examples, and how many texts had to be shortened. With a recipe, weighted and repeated as it says.
+
+    Args:
+        branched: several questions on one text are one example.
+    """
     weights = None
     if recipe and recipe.sampling == "rare":
         rows = rows.take(repeat_rare(rows.truth, recipe.seed))
@@ -197,7 +205,10 @@ def _encode(encoder: "Encoder", rows: data.Rows, recipe: Recipe | None = None) -
         questions = encoder.rows(text, encoder.label_set.names_of(vector))
         n_cut += any(row.n_cut for row in questions)
         text_weight = recipe.text_loss_weight if recipe else 0.0
-        examples += [encoder.training_example(row, weights, text_weight) for row in questions]
+        if branched and len(questions) > 1:
+            examples.append(encoder.branched_example(questions, weights, text_weight))
+        else:
+            examples += [encoder.training_example(row, weights, text_weight) for row in questions]
     if examples and "weights" in examples[0]:
         # The mean weight of what is learnt is 1: the learning rate means what it means without weights.
         learnt = [w for e in examples for w, label in zip(e["weights"], e["labels"], strict=True) if label != -100]

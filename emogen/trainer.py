@@ -21,11 +21,12 @@ from emogen.recipe import SelectBest
 class PrefixCollator:
     """B rows that begin with the same P tokens -> one packed row of T = P + sum of what is left of each.
 
-    The rows are sorted by length, and their last tokens left out, which nothing is to follow.
+    The rows are sorted by length. What nothing is to follow, the last token of a row or of each of its `branches`, is
+    left out.
 
     Returns:
-        `lengths` int64 [B]: how much of the packed row each row takes, after the prefix. It comes first because the
-            trainer reads the number of rows off the first entry.
+        `shapes` int64 [B, 1 + K]: how much of the packed row each row takes after the prefix, before its K branches and
+            in each of them. It comes first because the trainer reads the number of rows off the first entry.
         `input_ids`: int64 [T].
         `labels`: int64 [T], the token that is to follow each one, or -100 where none is learnt.
         `weights`: float32 [T], what that counts, where the examples have weights.
@@ -34,22 +35,31 @@ class PrefixCollator:
     def __init__(self, n_prefix: int):
         self.n_prefix = n_prefix
 
-    def __call__(self, examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: list[dict[str, list[Any]]]) -> dict[str, torch.Tensor]:
         n = self.n_prefix
         examples = sorted(examples, key=lambda example: len(example["input_ids"]))
         prefix = examples[0]["input_ids"][:n]
         packed: dict[str, list[Any]] = {"input_ids": list(prefix), "labels": [-100] * n}
         if "weights" in examples[0]:
             packed["weights"] = [0.0] * n
+        shapes = []
         for example in examples:
-            row = example["input_ids"]
-            if row[:n] != prefix or example["labels"][n] != -100:
+            if example["input_ids"][:n] != prefix or example["labels"][n] != -100:
                 raise ValueError("the rows of a batch do not share their prefix")
-            packed["input_ids"] += row[n:-1]
-            for name in packed.keys() - {"input_ids"}:
-                packed[name] += example[name][n + 1 :]
-        lengths = torch.tensor([len(example["input_ids"]) - 1 - n for example in examples])
-        return {"lengths": lengths} | {name: torch.tensor(values) for name, values in packed.items()}
+            branches = example.get("branches") or []
+            trunk = len(example["input_ids"]) - n - sum(branches)
+            shapes.append([trunk, *(length - 1 for length in branches)] if branches else [trunk - 1])
+            for name, values in packed.items():
+                nothing = -100 if name == "labels" else 0
+                start = n
+                for k, length in enumerate([trunk, *branches]):
+                    part = example[name][start : start + length]
+                    if name == "input_ids":
+                        values += part if branches and k == 0 else part[:-1]
+                    else:  # what follows; after the tokens before the branches several things do, and none is learnt
+                        values += [*part[1:], nothing][: len(part)] if branches and k == 0 else part[1:]
+                    start += length
+        return {"shapes": torch.tensor(shapes)} | {name: torch.tensor(values) for name, values in packed.items()}
 
 
 def collate_weighted(examples: list[dict[str, list[Any]]]) -> dict[str, torch.Tensor]:
@@ -109,7 +119,7 @@ class EmogenTrainer(SFTTrainer):
         if self.n_prefix:
             labels = inputs["labels"]
             learnt = (labels != -100).nonzero()[:, 0]  # [A], where the next token is learnt
-            layout = PackedRows(self.n_prefix, inputs["lengths"].tolist())
+            layout = PackedRows(self.n_prefix, [tuple(shape) for shape in inputs["shapes"].tolist()])
             outputs = forward(model, layout, inputs["input_ids"], logits_to_keep=learnt)
             logits, target, weights = outputs.logits[0], labels[learnt], inputs.get("weights")
         elif "weights" in inputs:

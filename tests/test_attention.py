@@ -31,13 +31,31 @@ def test_packed_rows_get_the_logits_they_get_alone(sharing):
     model, expected = sharing
     n = len(PREFIX)
     ids = PREFIX + [token for row in ROWS for token in row]
-    layout = PackedRows(n, [len(row) for row in ROWS])
-    assert layout.groups == [(1, 2), (2, 3), (1, 30)]
+    layout = PackedRows(n, [(len(row),) for row in ROWS])
+    assert layout.groups == [(1, (2,)), (2, (3,)), (1, (30,))]
     assert layout.positions[: n + 5].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 7, 8, 9]
     logits = forward(model, layout, torch.tensor(ids)).logits[0]
     torch.testing.assert_close(logits[:n], expected[0][:n], rtol=1e-4, atol=1e-5)
     for got, row in zip(logits[n:].split([len(row) for row in ROWS]), expected, strict=True):
         torch.testing.assert_close(got, row[n:], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_branches_of_a_row_see_its_beginning_and_nothing_of_each_other(model):
+    trunks = [[11, 12], [13, 14, 15], [16, 18, 19], [20] * 30]
+    branches = [[31, 32], [33], [34, 35, 36]]
+    model.eval()
+    rows = [PREFIX + trunk + branch for trunk in trunks for branch in branches]
+    expected = [alone(model, row)[-len(branch) :] for row, branch in zip(rows, branches * 4, strict=True)]
+    assert share_prefix(model)
+    ids = PREFIX + [token for trunk in trunks for part in [trunk, *branches] for token in part]
+    layout = PackedRows(len(PREFIX), [(len(trunk), 2, 1, 3) for trunk in trunks])
+    assert layout.positions[7:15].tolist() == [7, 8, 9, 10, 9, 9, 10, 11]
+    sizes = [size for trunk in trunks for size in (len(trunk), 2, 1, 3)]
+    logits = forward(model, layout, torch.tensor(ids)).logits[0, len(PREFIX) :].split(sizes)
+    got = [part for k, part in enumerate(logits) if k % 4]
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -117,6 +135,6 @@ def test_a_long_prefix_is_cut_by_the_window():
     with torch.no_grad():
         expected = alone(model, PREFIX + ROWS[1])
         assert share_prefix(model)
-        ids, layout = torch.tensor(PREFIX + ROWS[1]), PackedRows(len(PREFIX), [3])
+        ids, layout = torch.tensor(PREFIX + ROWS[1]), PackedRows(len(PREFIX), [(3,)])
         logits = forward(model, layout, ids).logits[0]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)

@@ -33,7 +33,7 @@ def plain_masked_greedy(model, encoder, suffix):
     return said[: -len(encoder.end_ids)]
 
 
-@pytest.mark.parametrize("style", ["list", "json", "yes_no"])
+@pytest.mark.parametrize("style", ["list", "count", "json", "yes_no"])
 @torch.no_grad()
 def test_constrained_equals_plain_masked_greedy_token_for_token(model, engine, tokenizer, labels, style):
     encoder = make_encoder(tokenizer, load_prompt(f"prompts/{style}.jinja"), labels, style)
@@ -99,7 +99,7 @@ def brute_force(model, encoder, suffix):
     return prob
 
 
-@pytest.mark.parametrize("style", ["list", "json", "yes_no"])
+@pytest.mark.parametrize("style", ["list", "count", "json", "yes_no"])
 @torch.no_grad()
 def test_probabilities_equal_those_of_all_answers_added_up(model, engine, tokenizer, style):
     # One name begins with another one, and one with the tokens of another one.
@@ -116,7 +116,7 @@ def test_probabilities_equal_those_of_all_answers_added_up(model, engine, tokeni
     assert expected.std() > 0.01
     assert engine(model)
     for batch_size in (1, 5):
-        prob = probabilities(model, encoder, suffixes, floor=0, width=None, batch_size=batch_size)
+        prob = probabilities(model, encoder, suffixes, floor=0, width=None, batch_size=batch_size)[:, 0]
         torch.testing.assert_close(torch.from_numpy(prob), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -130,12 +130,10 @@ def test_the_maximum_over_the_steps_of_the_greedy_answer(model, engine, tokenize
     model.get_input_embeddings().weight.normal_(std=0.5)
     assert engine(model)
     greedy = generate(model, encoder, suffixes)
-    lengths = set()
     expected = torch.zeros(len(suffixes), 4)
     for i, (suffix, ids) in enumerate(zip(suffixes, greedy, strict=True)):
         said = encoder.label_set.vector(parse_answer(tokenizer.decode(ids), labels, style=style).labels)
         chosen = tuple(k for k, value in enumerate(said) if value)
-        lengths.add(len(chosen))
         answers = brute_force(model, encoder, suffix)
         for step in range(len(chosen) + 1):  # the last one is what would have come after the end
             begun = chosen[:step]
@@ -143,8 +141,7 @@ def test_the_maximum_over_the_steps_of_the_greedy_answer(model, engine, tokenize
             for label in range(4):
                 next_one = sum(p for made, p in going.items() if made[: step + 1] == (*begun, label))
                 expected[i, label] = max(expected[i, label], next_one / sum(going.values()))
-    assert max(lengths) > 0  # answers with steps of their own
-    prob = probabilities(model, encoder, suffixes, how="maximum", floor=0, width=None)
+    prob = probabilities(model, encoder, suffixes, how="maximum", floor=0, width=None)[:, 0]
     torch.testing.assert_close(torch.from_numpy(prob), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -159,4 +156,16 @@ def test_what_is_left_out_makes_probabilities_smaller_and_by_no_more_than_that(m
     assert (narrow <= wide + 1e-6).all()
     assert (wide <= exact + 1e-6).all()
     assert np.abs(exact - narrow).max() > 0.01  # this model is quite undecided, and a beam cannot hide it
-    assert probabilities(model, encoder, []).shape == (0, 11)
+    assert probabilities(model, encoder, []).shape == (0, 1, 11)
+
+
+@torch.no_grad()
+def test_questions_on_one_text_get_what_they_get_in_rows_of_their_own(model, engine, tokenizer, labels):
+    encoder = make_encoder(tokenizer, load_prompt("prompts/yes_no.jinja"), labels, "yes_no")
+    rows = [encoder.rows(text) for text in TEXTS]
+    assert engine(model)
+    apart = probabilities(model, encoder, [row.suffix_ids for questions in rows for row in questions])
+    texts = [questions[0].suffix_ids[: questions[0].n_text] for questions in rows]
+    shared = probabilities(model, encoder, texts, encoder.question_ids, batch_size=4)
+    np.testing.assert_allclose(shared, apart.reshape(len(TEXTS), 11, 2), atol=1e-6, rtol=1e-4)
+    np.testing.assert_allclose(shared.sum(axis=2), 1, rtol=1e-4)

@@ -17,7 +17,7 @@ def supervised(encoder, row):
     return [i for i, label in zip(example["input_ids"], example["labels"], strict=True) if label != -100]
 
 
-@pytest.mark.parametrize(("style", "template"), [("list", "list"), ("json", "json")])
+@pytest.mark.parametrize(("style", "template"), [("list", "list"), ("count", "count"), ("json", "json")])
 @pytest.mark.parametrize("names", [(), ("joy",), ("anger", "pessimism", "trust")])
 def test_the_supervised_tokens_are_the_answer_and_its_end_and_nothing_else(labels, tokenizer, style, template, names):
     encoder = make_encoder(tokenizer, load_prompt(f"prompts/{template}.jinja"), labels, style)
@@ -101,6 +101,20 @@ def test_the_grammar_accepts_every_set_of_labels_in_canonical_order(labels, toke
 def test_the_grammar_refuses_everything_else(labels, tokenizer, text):
     encoder = make_encoder(tokenizer, LIST, labels)
     assert not encoder.grammar.accepts([*encoder.plain.encode(text), *encoder.end_ids])
+
+
+@pytest.mark.parametrize(
+    "text", ["2: joy", "1: anger, joy", "0: none", "2: joy, anger", "2: anger, joy, trust", "joy", "12: joy"]
+)
+def test_an_answer_that_begins_with_its_count_has_as_many_labels(labels, tokenizer, text):
+    encoder = make_encoder(tokenizer, load_prompt("prompts/count.jinja"), labels, "count")
+    grammar = encoder.grammar
+    for size in range(12):
+        for chosen in itertools.combinations(range(11), size):
+            ids, names = encode_answer(grammar, chosen)
+            assert grammar.accepts(ids)
+            assert tuple(dict.fromkeys(name for name in names if name >= 0)) == chosen
+    assert not grammar.accepts([*encoder.plain.encode(text), *encoder.end_ids])
 
 
 def test_an_answer_without_its_end_is_not_one(labels, tokenizer):

@@ -12,7 +12,7 @@ def encoder_of(labels, tokenizer, style="list"):
     return make_encoder(tokenizer, load_prompt(f"prompts/{style}.jinja"), labels, style)
 
 
-@pytest.mark.parametrize("style", ["list", "json", "yes_no"])
+@pytest.mark.parametrize("style", ["list", "count", "json", "yes_no"])
 def test_jumps_lead_along_the_grammar(labels, tokenizer, style):
     grammar = encoder_of(labels, tokenizer, style).grammar
     jumps = find_jumps(grammar)

@@ -1,7 +1,8 @@
 import pytest
 
+from emogen.answer import answer_text
 from emogen.errors import InputError
-from emogen.labels import LabelSet, load_label_set
+from emogen.labels import Label, LabelSet, load_label_set
 
 SEMEVAL = [
     "anger",
@@ -69,3 +70,14 @@ def test_missing_set_lists_the_shipped_ones():
 def test_names_with_commas_never_pass():
     with pytest.raises(ValueError, match="pattern"):
         LabelSet.model_validate({"name": "x", "labels": [{"name": "a,b"}]})
+
+
+def test_the_order_of_answers_leaves_the_canonical_one_alone():
+    labels = LabelSet(name="x", labels=tuple(Label(name=n) for n in ("a", "b", "c")), order=("c", "a", "b"))
+    assert labels.spoken == (2, 0, 1)
+    assert labels.vector(["c", "a"]) == (1, 0, 1)
+    assert answer_text(["a", "b", "c"], labels, "list") == "c, a, b"
+    assert answer_text(["b", "c"], labels, "json") == '["c", "b"]'
+    for order in (("a", "b"), ("a", "b", "b"), ("a", "b", "d")):
+        with pytest.raises(ValueError, match="each label once"):
+            LabelSet(name="x", labels=labels.labels, order=order)

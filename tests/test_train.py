@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import POSTS, make_tokenizer, write_posts
@@ -66,12 +67,15 @@ def test_a_base_model_yes_no_and_few_shot_examples(tiny_recipe, tmp_path):
 
 
 def test_with_and_without_sharing_the_same_is_learnt_and_said(tiny_recipe, tmp_path):
-    said = []
+    said, prob = [], []
     for shared in (True, False):
         keys = {"lora_dropout": 0.0, "eval_fraction": 0.3, "optim": "sgd", "output_dir": str(tmp_path / str(shared))}
         main([str(tiny_recipe(shared_prefix=shared, **keys))])
-        said.append((tmp_path / str(shared) / "predictions.jsonl").read_text())
+        records = [json.loads(line) for line in (tmp_path / str(shared) / "predictions.jsonl").open(encoding="utf-8")]
+        prob.append([list(record.pop("prob").values()) for record in records])
+        said.append(records)
     assert said[0] == said[1]
+    np.testing.assert_allclose(prob[0], prob[1], atol=1e-5)
     for name, tensor in weights(tmp_path / "True").items():
         torch.testing.assert_close(tensor, weights(tmp_path / "False")[name], rtol=1e-3, atol=1e-5, msg=name)
 
@@ -181,25 +185,29 @@ def logged(folder):
 def test_select_best_ends_with_the_checkpoint_of_its_rule(tiny_recipe, tmp_path, labels):
     posts = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
     steps = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
-    rule = {"within": 1.0, "fraction": 0.3}  # any macro-F1 will do, so it is the lowest loss
-    recipe = tiny_recipe(select_best=rule, max_steps=12, learning_rate=0.3, eval_fraction=0.2, **steps)
+    # Any macro-F1 will do, and no answer is ever unreadable: of equal ones the first is taken.
+    rule = {"within": 1.0, "then": "parse_failure", "fraction": 0.3}
+    recipe = tiny_recipe(select_best=rule, max_steps=12, eval_fraction=0.2, **steps)
     write_posts(tmp_path / "train.csv", labels, posts)
     main([str(recipe)])
     folder = tmp_path / "run"
-    seen = {logs["step"]: logs["eval_loss"] for logs in logged(folder) if "eval_loss" in logs}
-    assert sorted(seen) == [2, 4, 6, 8, 10, 12]
-    best = min(seen, key=seen.get)
-    assert best != 12  # at this learning rate it does not get better for long
-    chosen = load_file(folder / f"checkpoint-{best}" / "adapter_model.safetensors")
+    assert [logs["step"] for logs in logged(folder) if "eval_loss" in logs] == [2, 4, 6, 8, 10, 12]
+    chosen, last = (load_file(folder / f"checkpoint-{step}" / "adapter_model.safetensors") for step in (2, 12))
     kept = weights(folder)
     assert all(torch.equal(kept[name], value) for name, value in chosen.items())
+    assert any(not torch.equal(kept[name], value) for name, value in last.items())
     # It chose by rows that it did not learn from, and that are not those it is scored on in the end.
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["train_rows"] + metrics["n"] < len(posts)
 
-    main([str(recipe), f"output_dir={tmp_path / 'early'}", "select_best={within: 1.0, fraction: 0.3, patience: 1}"])
-    stopped = logged(tmp_path / "early")[-1]["step"]
-    assert stopped < 12
+    main(
+        [
+            str(recipe),
+            f"output_dir={tmp_path / 'early'}",
+            "select_best={within: 1.0, then: parse_failure, fraction: 0.3, patience: 1}",
+        ]
+    )
+    assert logged(tmp_path / "early")[-1]["step"] == 4
     assert json.loads((tmp_path / "early" / "metrics.json").read_text())["f1_macro"] == metrics["f1_macro"]
 
 
@@ -221,3 +229,19 @@ def test_weights_and_sampling_change_what_is_learnt(tiny_recipe, tmp_path):
         main([recipe, f"output_dir={tmp_path / setting}", setting])
         learnt[setting] = next(iter(weights(tmp_path / setting).values())).numpy().tobytes()
     assert len(set(learnt.values())) == 5
+
+
+def test_answers_can_name_frequent_or_rare_labels_first(tiny_recipe, tmp_path, labels):
+    """joy stands in three posts, love in two and trust in one; sadness in two."""
+    for order, first in (("frequent_first", "joy"), ("rare_first", "trust")):
+        folder = tmp_path / order
+        main([str(tiny_recipe()), f"output_dir={folder}", f"order={order}"])
+        loaded = load_run(folder)
+        said = loaded.label_set.order
+        assert sorted(said) == sorted(labels.names)
+        assert said.index("joy") < said.index("trust") if first == "joy" else said.index("trust") < said.index("joy")
+        assert loaded.label_set.names == labels.names
+        prompt = loaded.encoder.tokenizer.decode(loaded.encoder.prefix_ids)
+        assert ", ".join(said) in prompt
+        (prediction,) = predict_texts(loaded.model, loaded.encoder, ["a lovely morning"])
+        assert prediction.parsed.status == "exact"

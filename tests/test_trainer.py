@@ -31,17 +31,14 @@ def make_trainer(model, folder, *, shared, n_rows=6, weights=(None, 0.0), **sett
     rows = [encoder.rows(text, names)[0] for text, names in POSTS[:n_rows]]
     examples = [encoder.training_example(row, *weights) for row in rows]
     assert not shared or share_prefix(model)
+    return trainer_of(model, folder, encoder, examples, shared=shared, **settings)
+
+
+def trainer_of(model, folder, encoder, examples, *, shared, **settings):
+    settings |= {"report_to": "none", "bf16": False, "use_cpu": True, "max_length": None}
     trainer = EmogenTrainer(
         model=model,
-        args=SFTConfig(
-            output_dir=str(folder),
-            remove_unused_columns=False,
-            report_to="none",
-            bf16=False,
-            use_cpu=True,
-            max_length=None,
-            **settings,
-        ),
+        args=SFTConfig(output_dir=str(folder), remove_unused_columns=False, **settings),
         train_dataset=Dataset.from_list(examples),
         processing_class=encoder.tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
@@ -56,7 +53,10 @@ def make_trainer(model, folder, *, shared, n_rows=6, weights=(None, 0.0), **sett
 
 def loss_and_gradients(model, folder, *, shared, checkpointing=False, **settings):
     settings |= {"gradient_checkpointing": checkpointing, "per_device_train_batch_size": 6}
-    trainer = make_trainer(model, folder, shared=shared, **settings)
+    return loss_and_gradients_of(make_trainer(model, folder, shared=shared, **settings))
+
+
+def loss_and_gradients_of(trainer):
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, batch)
@@ -81,6 +81,38 @@ def test_loss_and_every_gradient_equal_plain_rows(kind, tmp_path, checkpointing)
         for shared in (True, False)
     )
     assert_same(shared, plain)
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
+def test_questions_that_share_their_text_too(kind, tmp_path):
+    """Eleven questions on each of three posts, one of which is empty: as branches, and as 33 plain rows."""
+    encoder = make_encoder(
+        make_tokenizer(), load_prompt("prompts/yes_no.jinja"), load_label_set("semeval2018"), "yes_no"
+    )
+    rows = [encoder.rows(text, names) for text, names in [*POSTS[:2], ("", ())]]
+    found = []
+    for shared, examples in (
+        (True, [encoder.branched_example(questions, WEIGHTS[0]) for questions in rows]),
+        (False, [encoder.training_example(row, WEIGHTS[0]) for questions in rows for row in questions]),
+    ):
+        model = make_model(kind)
+        assert not shared or share_prefix(model)
+        trainer = trainer_of(model, tmp_path, encoder, examples, shared=shared, per_device_train_batch_size=33)
+        found.append(loss_and_gradients_of(trainer))
+    assert_same(*found)
+
+
+def test_the_text_that_questions_share_is_learnt_once():
+    encoder = make_encoder(
+        make_tokenizer(), load_prompt("prompts/yes_no.jinja"), load_label_set("semeval2018"), "yes_no"
+    )
+    rows = encoder.rows(*POSTS[0])
+    example = encoder.branched_example(rows, None, 0.1)
+    assert sum(weight == 0.1 for weight in example["weights"]) == rows[0].n_text - 1
+    assert sum(label != -100 for label in example["labels"]) == rows[0].n_text - 1 + sum(row.n_answer for row in rows)
+    batch = PrefixCollator(len(encoder.prefix_ids))([example])
+    assert sum(label != -100 for label in batch["labels"].tolist()) == sum(label != -100 for label in example["labels"])
+    assert len(batch["input_ids"]) == len(batch["labels"]) == len(example["input_ids"]) - 11
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
@@ -136,7 +168,7 @@ def test_a_packed_row_holds_the_prefix_once_and_the_shortest_row_first():
     batch = PrefixCollator(2)(rows)
     assert batch["input_ids"].tolist() == [7, 8, 3, 1, 2]  # without the last tokens, which nothing follows
     assert batch["labels"].tolist() == [-100, -100, 4, 2, 9]  # what follows each
-    assert next(iter(batch.values())).tolist() == [1, 2]
+    assert next(iter(batch.values())).tolist() == [[1], [2]]
     with pytest.raises(ValueError, match="do not share"):
         PrefixCollator(2)([rows[0], {"input_ids": [9, 8, 3, 4], "labels": [-100, -100, -100, 4]}])
 
