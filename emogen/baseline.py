@@ -38,7 +38,7 @@ def cross_validate_baseline(
     label_set = load_label_set(recipe.find(recipe.labels))
     rows = all_rows(recipe, label_set)
     folder = own_folder(recipe, overrides, "baseline")
-    folds = claim(folder, recipe, rows, n_folds)
+    folds = claim(folder, recipe, label_set, rows, n_folds)
     texts = np.array(rows.texts, dtype=object)
     prob = np.zeros(rows.truth.shape, dtype=np.float32)
     for fold in range(n_folds):

@@ -41,7 +41,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Findings:
         return findings
     for notice in recipe.notices:
         findings.warning(*_split(notice))
-    if recipe.sft_args.get("trust_remote_code"):
+    if recipe.trusts_code:
         findings.warning(str(path), "trust_remote_code runs the model repository's own code on this machine")
 
     label_set = prompt = None

@@ -12,9 +12,8 @@ from rich.table import Table
 
 from emogen import results
 from emogen.errors import InputError
-from emogen.labels import LabelSet
-from emogen.predict import LABELS, RECIPE
-from emogen.recipe import load_recipe
+from emogen.labels import LabelSet, load_label_set
+from emogen.predict import LABELS
 from emogen.score import Metrics, bootstrap, interval, nested_pred, score
 
 PUBLISHED = Path(__file__).with_name("published_results.yaml")
@@ -79,14 +78,9 @@ def compare(
 
 def label_set_of(run: Path) -> LabelSet:
     """The labels of a run, of a cross-validation or of a baseline. Raises InputError if the folder is none."""
-    from emogen.labels import load_label_set
-
-    if (run / LABELS).is_file():
-        return load_label_set(run / LABELS)
-    if not (run / RECIPE).is_file():
-        raise InputError(f"{run}: not the folder of a run, of a cross-validation or of a baseline: it has no {RECIPE}")
-    recipe = load_recipe(run / RECIPE)
-    return load_label_set(recipe.find(recipe.labels))
+    if not (run / LABELS).is_file():
+        raise InputError(f"{run}: not the folder of a run, of a cross-validation or of a baseline: it has no {LABELS}")
+    return load_label_set(run / LABELS)
 
 
 @cache

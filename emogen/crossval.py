@@ -4,7 +4,8 @@ Everything is in one folder, and each piece of work that is done stays done: sta
 the fold where it was stopped.
 
     runs/NAME-cv/
-        recipe.yaml        what is run, with the number of folds in folds.csv: going on with another recipe is refused
+        recipe.yaml, prompt.jinja, labels.yaml
+                           what is run: going on with anything else is refused
         folds.csv          the fold of each id
         data/              the rows that each fold learns from and is scored on
         fold-0/ ...        a run folder for each; fold-0.log is what it said
@@ -14,6 +15,7 @@ the fold where it was stopped.
 """
 
 import csv
+import io
 import json
 import logging
 import os
@@ -35,12 +37,13 @@ from emogen.data import Rows, errors_of, load_splits, make_folds
 from emogen.errors import InputError, ModelError
 from emogen.figures import draw_reliability
 from emogen.labels import LabelSet, load_label_set
+from emogen.predict import LABELS, PROMPT, RECIPE
 from emogen.recipe import Recipe, load_recipe
 from emogen.score import Metrics, bootstrap, evaluate, interval, nested_pred, score, tune_thresholds
 
 log = logging.getLogger(__name__)
 
-FOLDS, RECIPE, DATA = "folds.csv", "recipe.yaml", "data"
+FOLDS, DATA = "folds.csv", "data"
 # What a fold settles for itself, and how the machine is used: not what is being measured.
 _OWN = ("train_file", "eval_file", "eval_fraction", "output_dir", "resume_from_checkpoint", "disable_tqdm")
 # What does not hold of the files that are written for it.
@@ -96,7 +99,7 @@ def cross_validate(
     folder = own_folder(recipe, overrides, "cv")
     label_set = load_label_set(recipe.find(recipe.labels))
     rows = all_rows(recipe, label_set)
-    folds = claim(folder, recipe, rows, n_folds)
+    folds = claim(folder, recipe, label_set, rows, n_folds)
     runs = [Fold(k, folder / f"fold-{k}") for k in range(n_folds)]
     commands = [[str(path), *overrides, *_prepare(folder, recipe, rows, folds, run, label_set)] for run in runs]
     _run_all(runs, commands, jobs, show)
@@ -122,55 +125,51 @@ def all_rows(recipe: Recipe, label_set: LabelSet) -> Rows:
     return splits.train
 
 
-def claim(folder: Path, recipe: Recipe, rows: Rows, n_folds: int) -> np.ndarray:
-    """The fold of each row, [n]. The first time they are made and kept; after that they have to be the same.
+def claim(folder: Path, recipe: Recipe, label_set: LabelSet, rows: Rows, n_folds: int) -> np.ndarray:
+    """The fold of each row, [n]; and, in the folder, what is cross-validated. Going on, it has to be the same.
 
     Raises:
         InputError: the folder holds something else, or the rows cannot be folded so.
     """
-    wanted = {k: v for k, v in yaml.safe_load(recipe.to_yaml()).items() if k not in _OWN}
-    kept = folder / RECIPE
-    if folder.is_dir() and not kept.is_file() and any(folder.glob("[!.]*")):
-        raise InputError(f"{folder}: not empty, and no cross-validation; name another folder with output_dir=FOLDER")
-    if kept.is_file():
-        before = yaml.safe_load(kept.read_text(encoding="utf-8"))
-        changed = sorted(k for k in before.keys() | wanted if before.get(k) != wanted.get(k))
-        if changed:
-            raise InputError(
-                f"{folder}: cannot go on with this cross-validation: {', '.join(changed)} changed since it was begun; "
-                "name another folder with output_dir=FOLDER, or remove this one"
-            )
     try:
         folds = make_folds(rows, n_folds, recipe.seed)
     except ValueError as error:
         raise InputError(str(error)) from None
-    table = _fold_table(rows, folds)
-    if recipe.init_adapter:
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("id", "fold"), *zip(rows.ids, folds, strict=True)])
+    if recipe.init_adapter and _text(recipe.find(recipe.init_adapter) / FOLDS) != table.getvalue():
         # A fold may only go on from what has not seen the rows that it is scored on.
-        source = recipe.find(recipe.init_adapter) / FOLDS
-        if not source.is_file() or _read_table(source) != table:
-            raise InputError(
-                f"init_adapter: {recipe.init_adapter}: not a cross-validation with the same rows and folds: what it "
-                "holds has learnt the rows that the folds are scored on"
-            )
-    if (folder / FOLDS).is_file():
-        if _read_table(folder / FOLDS) != table:
-            raise InputError(f"{folder}: cannot go on with this cross-validation: its {FOLDS} are other rows or folds")
-        return folds
-    with paths.writing(kept) as file:
-        yaml.safe_dump(wanted, file, sort_keys=False, allow_unicode=True)
-    with paths.writing(folder / FOLDS) as file:
-        csv.writer(file, lineterminator="\n").writerows(table)
+        raise InputError(
+            f"init_adapter: {recipe.init_adapter}: not a cross-validation with the same rows and folds: what it holds "
+            "has learnt the rows that the folds are scored on"
+        )
+    values = {k: v for k, v in yaml.safe_load(recipe.to_yaml()).items() if k not in _OWN}
+    files = {
+        RECIPE: yaml.safe_dump(values, sort_keys=False, allow_unicode=True),
+        PROMPT: _text(recipe.find(recipe.prompt)) or "",
+        LABELS: label_set.to_yaml(),
+        FOLDS: table.getvalue(),
+    }
+    if _text(folder / RECIPE) is None and any(folder.glob("[!.]*")):
+        raise InputError(f"{folder}: not empty, and no cross-validation; name another folder with output_dir=FOLDER")
+    changed = [name for name, text in files.items() if name != RECIPE and _text(folder / name) not in (text, None)]
+    before = yaml.safe_load(_text(folder / RECIPE) or files[RECIPE])
+    defaults = {name: field.default for name, field in Recipe.model_fields.items()}  # of keys that came later
+    changed += sorted(k for k in before.keys() | values if before.get(k, defaults.get(k)) != values.get(k))
+    if changed:
+        raise InputError(
+            f"{folder}: cannot go on with this cross-validation: {', '.join(changed)} changed since it was begun; "
+            "name another folder with output_dir=FOLDER, or remove this one"
+        )
+    for name, text in files.items():
+        if not (folder / name).is_file():
+            with paths.writing(folder / name) as file:
+                file.write(text)
     return folds
 
 
-def _fold_table(rows: Rows, folds: np.ndarray) -> list[list[str]]:
-    return [["id", "fold"], *([row_id, str(fold)] for row_id, fold in zip(rows.ids, folds, strict=True))]
-
-
-def _read_table(path: Path) -> list[list[str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def _prepare(folder: Path, recipe: Recipe, rows: Rows, folds: np.ndarray, run: Fold, label_set: LabelSet) -> list[str]:

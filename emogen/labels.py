@@ -81,6 +81,10 @@ class LabelSet(BaseModel):
             raise ValueError(f"a vector of {len(vector)} values for {len(self.labels)} labels")
         return tuple(name for name, value in zip(self.names, vector, strict=True) if value)
 
+    def to_yaml(self) -> str:
+        """The file that `load_label_set` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
 
 def load_label_set(name_or_path: str | Path) -> LabelSet:
     """Load a label set by the name of a shipped one (`semeval2018`) or by the path of a YAML file.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from emogen.encode import Encoder
 
-# The files of a run folder that prediction reads.
-RECIPE, PROMPT, LABELS, ADAPTER = "recipe.yaml", "prompt.jinja", "labels.yaml", "adapter"
+# The files of a run folder that prediction reads. MODEL in place of ADAPTER holds a model that was tuned in full.
+RECIPE, PROMPT, LABELS, ADAPTER, MODEL = "recipe.yaml", "prompt.jinja", "labels.yaml", "adapter", "model"
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,60 @@ def parse_audit(predictions: Sequence[Prediction]) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------------- loading
 
 
+class Labeller(Protocol):
+    """A model that is ready to label texts, by generation (`Generator`) or by a head (`head.Classifier`)."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What it was trained by."""
+        ...
+
+    @property
+    def label_set(self) -> LabelSet:
+        """Its L labels."""
+        ...
+
+    @property
+    def n_questions(self) -> int:
+        """How many rows one text makes."""
+        ...
+
+    def answers(
+        self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
+    ) -> list[Prediction]:
+        """What it says of each text. `progress` is told how many more rows are done."""
+        ...
+
+    def prob(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:
+        """The probability of each label for each text, float32 [n, L]."""
+        ...
+
+
 @dataclass(frozen=True)
-class Loaded:
-    """A model that is ready to predict, and what it was trained with."""
+class Generator:
+    """A model that generates its answers, with what it was trained with."""
 
     recipe: Recipe
     label_set: LabelSet
     encoder: "Encoder"
     model: "PreTrainedModel"
+
+    @property
+    def n_questions(self) -> int:
+        """One, or with `yes_no` one for each label."""
+        return len(self.encoder.question_ids)
+
+    def answers(
+        self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
+    ) -> list[Prediction]:
+        """See `predict_texts`."""
+        return predict_texts(
+            self.model, self.encoder, texts, decode=self.recipe.decode, batch_size=batch_size, progress=progress
+        )
+
+    def prob(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:
+        """See `predict_prob`."""
+        return predict_prob(self.model, self.encoder, texts, how=self.recipe.prob, progress=progress)
 
 
 def members(runs: Sequence[Path]) -> list[Path]:
@@ -136,7 +182,7 @@ def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Label
     if run.is_dir():
         if not (run / RECIPE).is_file():
             raise InputError(f"{run}: not a run folder: it has no {RECIPE}")
-        if not (run / ADAPTER).is_dir():
+        if not (run / ADAPTER).is_dir() and not (run / MODEL).is_dir():
             raise ModelError(
                 f"{run}: it has no {ADAPTER}/: the run has not finished (resume_from_checkpoint=true goes on)"
             )
@@ -144,7 +190,7 @@ def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Label
     return recipe, load_label_set(recipe.find(recipe.labels))
 
 
-def load_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[Loaded]:
+def load_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[Labeller]:
     """Load run folders one after another; a recipe file stands for its base model without any tuning.
 
     As long as the base model stays the same it is loaded once, and only the adapter on it changes: use each one before
@@ -161,15 +207,19 @@ def load_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[L
     base = None
     for run in runs:
         recipe, label_set = read_recipe(run, overrides)
+        if recipe.answer == "head":
+            from emogen import head
+
+            yield head.load(recipe, label_set, run if run.is_dir() else None)
+            continue
+        adapter = run / ADAPTER if run.is_dir() else None
         task = load_task(recipe, with_rows=False)
         lm_config = recipe.lm_config()
         location = modeling.locate(recipe.model_name, lm_config.model_revision)
-        adapter = run / ADAPTER if run.is_dir() else None
         encoder, _ = load_encoder(task, str(adapter) if adapter else location)
-        remote_code = bool(recipe.sft_args.get("trust_remote_code"))
         wanted = (location, lm_config.dtype, lm_config.load_in_4bit, lm_config.load_in_8bit, recipe.shared_prefix)
         if wanted != base:
-            model, base = modeling.load_model(location, lm_config, trust_remote_code=remote_code), wanted
+            model, base = modeling.load_model(location, lm_config, trust_remote_code=recipe.trusts_code), wanted
             model = modeling.to_device(model)
             if recipe.shared_prefix:
                 share_prefix(model)
@@ -178,10 +228,10 @@ def load_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[L
         if adapter:
             model = modeling.load_adapter(model, adapter)
         use_onednn(model)
-        yield Loaded(recipe, label_set, encoder, model)
+        yield Generator(recipe, task.label_set, encoder, model)
 
 
-def load_run(run: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+def load_run(run: str | Path, overrides: Sequence[str] = ()) -> Labeller:
     """Load one run folder, or the base model of a recipe; see `load_runs`."""
     return next(load_runs([Path(run)], overrides))
 
@@ -237,16 +287,14 @@ def predict_rows(
         if loaded.label_set.names != names:
             raise InputError(f"{folder}: its labels are not those of {folders[0]}")
         of = f" ({k} of {len(folders)})" if len(folders) > 1 else ""
-        model, encoder, n_questions = loaded.model, loaded.encoder, len(rows) * len(loaded.encoder.question_ids)
+        n_rows = len(rows) * loaded.n_questions
         if thresholds is None or with_prob:
-            with bar(f"Generating{of}", n_questions) as advance:
-                predictions = predict_texts(
-                    model, encoder, rows.texts, decode=loaded.recipe.decode, batch_size=batch_size, progress=advance
-                )
+            with bar(f"Answers{of}", n_rows) as advance:
+                predictions = loaded.answers(rows.texts, batch_size=batch_size, progress=advance)
             answers.append(pred_matrix(predictions))
         if thresholds is not None or with_prob:
-            with bar(f"Probabilities{of}", n_questions) as advance:
-                probs.append(predict_prob(model, encoder, rows.texts, how=loaded.recipe.prob, progress=advance))
+            with bar(f"Probabilities{of}", n_rows) as advance:
+                probs.append(loaded.prob(rows.texts, progress=advance))
     prob = np.stack(probs).mean(axis=0) if probs else None
     if thresholds is None:
         pred = (np.mean(answers, axis=0) >= 0.5).astype(np.int8)

@@ -114,7 +114,9 @@ class Recipe(BaseModel):
     labels: str = Field("semeval2018", description="a shipped label set, or the path of a YAML file")
     prompt: str = Field("prompts/list.jinja", description="the template of the chat")
     examples: int = Field(0, ge=0, description="few-shot examples drawn from the training rows for the template")
-    answer: Literal["list", "count", "json", "yes_no"] = Field("list", description="the style of the answer")
+    answer: Literal["list", "count", "json", "yes_no", "head"] = Field(
+        "list", description="the style of the answer; head: none is generated, a classification head is trained"
+    )
     order: Literal["canonical", "frequent_first", "rare_first"] = Field(
         "canonical",
         description="in which answers name the labels: the label set's, or by their number in training rows",
@@ -168,6 +170,11 @@ class Recipe(BaseModel):
     @property
     def max_length(self) -> int | None:
         return self.sft_args["max_length"]
+
+    @property
+    def trusts_code(self) -> bool:
+        """Whether the model repository's own code may run on this machine."""
+        return bool(self.sft_args.get("trust_remote_code"))
 
     @property
     def seed(self) -> int:
@@ -342,8 +349,10 @@ def _validate(path: Path, values: dict[str, Any], where: dict[str, str], problem
         raise RecipeError(problems)
     if not recipe.train_file and not recipe.dataset_name:
         problems.append(f"{path}: train_file: missing; name a data file, or a Hub dataset with dataset_name")
-    if not lm_args["use_peft"]:
-        problems.append(f"{where['use_peft']}: use_peft: cannot be false: emogen tunes a LoRA adapter and nothing else")
+    if not lm_args["use_peft"] and recipe.answer != "head":
+        problems.append(
+            f"{where['use_peft']}: use_peft: cannot be false but with answer: head; a generator gets a LoRA adapter"
+        )
     if recipe.train_file and recipe.dataset_name:
         problems.append(f"{where['train_file']}: train_file: cannot stand beside dataset_name; choose one")
     if recipe.eval_file and recipe.eval_fraction:

@@ -70,6 +70,12 @@ def score(gold: npt.NDArray[Any], pred: npt.NDArray[Any], names: Sequence[str]) 
     }
 
 
+def collapsed(pred: npt.NDArray[Any], names: Sequence[str]) -> list[str]:
+    """The labels that are given to every row of `pred` [n, L], or to none of them."""
+    share = np.asarray(pred).mean(axis=0)
+    return [name for name, value in zip(names, share, strict=True) if value in (0.0, 1.0)]
+
+
 def _matrix(what: str, values: npt.NDArray[Any], names: Sequence[str]) -> npt.NDArray[np.int8]:
     """The values as int8, [n, L]. Raises ValueError if they are not 0/1 of that shape."""
     values = np.asarray(values)

@@ -77,7 +77,7 @@ def load_encoder(task: Task, location: str | None = None) -> tuple["Encoder", bo
     tokenizer = modeling.load_tokenizer(
         location or modeling.locate(recipe.model_name, revision),
         revision=revision,
-        trust_remote_code=bool(recipe.sft_args.get("trust_remote_code")),
+        trust_remote_code=recipe.trusts_code,
     )
     plain = ensure_chat_template(tokenizer)
     encoder = make_encoder(tokenizer, task.prompt, task.label_set, recipe.answer, task.examples, recipe.max_length)

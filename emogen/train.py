@@ -15,17 +15,15 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from emogen import data, paths, predict, results
-from emogen.balance import label_weights, repeat_rare
 from emogen.cli import fail_clearly, progress_bar, show_metrics
 from emogen.recipe import Recipe, RecipeError, load_recipe
-from emogen.score import evaluate, score, tune_thresholds
-from emogen.task import Task, load_encoder, load_task, write_examples
-
-if TYPE_CHECKING:
-    from emogen.encode import Encoder
+from emogen.score import collapsed, evaluate, score, tune_thresholds
+from emogen.task import Task, load_task, write_examples
 
 log = logging.getLogger("emogen")
 
@@ -61,68 +59,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint = newest_checkpoint(folder) if resume else None
 
     # From here on it is slow: torch, transformers and TRL are loaded.
-    from datasets import Dataset
     from transformers import set_seed
-    from trl import get_peft_config
 
-    from emogen import modeling
-    from emogen.attention import share_prefix
-    from emogen.trainer import EmogenTrainer, LogFile
+    from emogen import head, trainer
+    from emogen.trainer import LogFile
 
     _use_all_cores()
-    # Rows are cut to length by `encode.py`, and bring columns that the trainer does not know.
+    # Rows are cut to length by emogen, and bring columns that the trainer does not know.
     args = recipe.sft_config(resume_from_checkpoint=None, max_length=None, remove_unused_columns=False)
-    lm_config = recipe.lm_config()
-    location = modeling.locate(recipe.model_name, lm_config.model_revision)
-    encoder, plain = load_encoder(task, location)
-    if plain:
-        log.warning(f"{recipe.model_name} has no chat template: it is a base model, and gets a plain one.")
+    set_seed(args.seed)  # the trainer does so itself, but not before new weights have been drawn
+    learnt, watched = _watch(recipe, splits)
+    prepare = head.prepare if recipe.answer == "head" else trainer.prepare
+    tuned, labeller_of = prepare(task, args, learnt, watched, _figures_of(watched))
+    tuned.add_callback(LogFile(folder / results.LOG))
     if main_process:
         _write_run_files(task, folder, fingerprint, argv)
     log.info(f"Going on from {checkpoint}" if checkpoint else "Starting at the first step")
-
-    set_seed(args.seed)  # the trainer does so itself, but not before the adapter has been drawn
-    model = modeling.load_model(location, lm_config, trust_remote_code=args.trust_remote_code)
-    if recipe.init_adapter:
-        model = modeling.load_adapter(model, recipe.find(recipe.init_adapter) / predict.ADAPTER, trainable=True)
-    n_prefix = len(encoder.prefix_ids) if recipe.shared_prefix and share_prefix(model) else 0
-    learnt, watched = _watch(recipe, splits)
-    train_set, n_cut = _encode(encoder, learnt, recipe, branched=bool(n_prefix))
-    eval_set = None if watched is None else _encode(encoder, watched, branched=bool(n_prefix))[0]
-    if n_cut:
-        log.warning(f"{n_cut:,} texts were shortened to fit max_length={recipe.max_length}")
-    log.info(
-        f"{len(learnt):,} rows to learn from, {len(splits.eval) if splits.eval else 0:,} to score on; the "
-        f"instruction takes {len(encoder.prefix_ids)} tokens, the rest of a row {_mean_rest(encoder, train_set):.0f}"
-    )
-    trainer = EmogenTrainer(
-        model=model,
-        args=args,
-        train_dataset=Dataset.from_list(train_set),
-        eval_dataset=None if eval_set is None else Dataset.from_list(eval_set),
-        processing_class=encoder.tokenizer,
-        peft_config=None if recipe.init_adapter else get_peft_config(lm_config),
-        n_prefix=n_prefix,
-        score=_scorer(recipe, encoder, watched),
-        select_best=recipe.select_best,
-        callbacks=[LogFile(folder / results.LOG)],
-    )
     started = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        tuned.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:
         log.warning("Interrupted. resume_from_checkpoint=true goes on from the newest checkpoint.")
         raise
     seconds = time.perf_counter() - started
 
-    trainer.save_model(str(folder / predict.ADAPTER))
+    weights = folder / (predict.ADAPTER if recipe.lm_args["use_peft"] else predict.MODEL)
+    tuned.save_model(str(weights))
     if not main_process:
         return
-    _name_base_model(folder / predict.ADAPTER, recipe.model_name)
+    _name_base_model(weights, recipe.model_name)
     figures: dict[str, Any] = {"train_seconds": round(seconds, 1), "train_rows": len(learnt)}
     if splits.eval is not None:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        figures |= _final_score(recipe, encoder, model, splits.eval, args.per_device_eval_batch_size)
+        labeller = labeller_of(tuned.accelerator.unwrap_model(tuned.model))
+        figures |= _final_score(labeller, splits.eval, args.per_device_eval_batch_size)
     results.write_json(folder / results.METRICS, figures)
     log.info(f"The run is in {folder}. Next: emogen predict {folder} YOUR.csv -o OUT.csv")
 
@@ -186,41 +155,6 @@ def _watch(recipe: Recipe, splits: data.Splits) -> tuple[data.Rows, data.Rows | 
     return splits.train, data.sample_rows(splits.eval, recipe.eval_samples or len(splits.eval), recipe.seed)
 
 
-def _encode(
-    encoder: "Encoder", rows: data.Rows, recipe: Recipe | None = None, *, branched: bool
-) -> tuple[list[dict[str, Any]], int]:
-    """Rows -> examples, and how many texts had to be shortened. With a recipe, weighted and repeated as it says.
-
-    Args:
-        branched: several questions on one text are one example.
-    """
-    weights = None
-    if recipe and recipe.sampling == "rare":
-        rows = rows.take(repeat_rare(rows.truth, recipe.seed))
-    if recipe and recipe.label_weights != "none":
-        weights = label_weights(rows.truth, recipe.label_weights).tolist()
-    examples: list[dict[str, Any]] = []
-    n_cut = 0
-    for text, vector in zip(rows.texts, rows.truth, strict=True):
-        questions = encoder.rows(text, encoder.label_set.names_of(vector))
-        n_cut += any(row.n_cut for row in questions)
-        text_weight = recipe.text_loss_weight if recipe else 0.0
-        if branched and len(questions) > 1:
-            examples.append(encoder.branched_example(questions, weights, text_weight))
-        else:
-            examples += [encoder.training_example(row, weights, text_weight) for row in questions]
-    if examples and "weights" in examples[0]:
-        # The mean weight of what is learnt is 1: the learning rate means what it means without weights.
-        learnt = [w for e in examples for w, label in zip(e["weights"], e["labels"], strict=True) if label != -100]
-        mean = sum(learnt) / len(learnt)
-        examples = [example | {"weights": [w / mean for w in example["weights"]]} for example in examples]
-    return examples, n_cut
-
-
-def _mean_rest(encoder: "Encoder", examples: list[dict[str, list[int]]]) -> float:
-    return sum(len(example["input_ids"]) for example in examples) / len(examples) - len(encoder.prefix_ids)
-
-
 def _use_all_cores() -> None:
     """Let one process on a machine without a GPU use every core: `accelerate launch` would give it a single thread."""
     import torch
@@ -230,42 +164,53 @@ def _use_all_cores() -> None:
         torch.set_num_threads(allowed or 1)
 
 
-def _scorer(recipe: Recipe, encoder: "Encoder", rows: data.Rows | None) -> Callable[[Any], dict[str, float]] | None:
-    """What the trainer calls at each evaluation: generate for the rows, and score what comes out."""
+def _figures_of(rows: data.Rows | None) -> Callable[[predict.Labeller], dict[str, float]] | None:
+    """What is called at each evaluation: label the rows, and score what comes out."""
     if rows is None:
         return None
 
-    def scorer(model: Any) -> dict[str, float]:
-        predictions = predict.predict_texts(model, encoder, rows.texts, decode=recipe.decode)
-        metrics = score(rows.truth, predict.pred_matrix(predictions), encoder.label_set.names)
-        figures = {name: metrics[name] for name in ("f1_macro", "f1_micro", "jaccard_samples")}
-        figures["parse_failure"] = predict.parse_audit(predictions)["parse_failure"]
-        return figures | {f"f1/{name}": label["f1"] for name, label in metrics["per_label"].items()}
+    def figures(labeller: predict.Labeller) -> dict[str, float]:
+        predictions = labeller.answers(rows.texts)
+        pred, names = predict.pred_matrix(predictions), labeller.label_set.names
+        metrics = score(rows.truth, pred, names)
+        warn_of_collapse(pred, names)
+        shown = {name: metrics[name] for name in ("f1_macro", "f1_micro", "jaccard_samples")}
+        shown["parse_failure"] = predict.parse_audit(predictions)["parse_failure"]
+        return shown | {f"f1/{name}": label["f1"] for name, label in metrics["per_label"].items()}
 
-    return scorer
+    return figures
 
 
-def _final_score(recipe: Recipe, encoder: "Encoder", model: Any, rows: data.Rows, batch_size: int) -> dict[str, Any]:
-    """Generate for all rows that are held out, keep what came out, print the table, and give the figures back."""
-    names, gold = encoder.label_set.names, rows.truth
-    n_questions = len(rows) * len(encoder.question_ids)
-    with progress_bar("Generating", n_questions) as advance:
-        predictions = predict.predict_texts(
-            model, encoder, rows.texts, decode=recipe.decode, batch_size=batch_size, progress=advance
+def warn_of_collapse(pred: np.ndarray, names: Sequence[str]) -> None:
+    """Say so if most labels are given to all rows of `pred` [n, L], or to none."""
+    stuck = collapsed(pred, names)
+    if len(stuck) > len(names) / 2:
+        log.warning(
+            f"{len(stuck)} of {len(names)} labels are given to every row or to none: {', '.join(stuck)}. The model "
+            "does not tell rows apart. Early in training that passes; if it stays, lower learning_rate, train longer, "
+            "or weigh the labels within themselves (label_weights: within)"
         )
-    with progress_bar("Probabilities", n_questions) as advance:
-        prob = predict.predict_prob(model, encoder, rows.texts, how=recipe.prob, progress=advance)
+
+
+def _final_score(labeller: predict.Labeller, rows: data.Rows, batch_size: int) -> dict[str, Any]:
+    """Label all rows that are held out, keep what came out, print the table, and give the figures back."""
+    recipe, label_set, gold = labeller.recipe, labeller.label_set, rows.truth
+    with progress_bar("Answers", len(rows) * labeller.n_questions) as advance:
+        predictions = labeller.answers(rows.texts, batch_size=batch_size, progress=advance)
+    with progress_bar("Probabilities", len(rows) * labeller.n_questions) as advance:
+        prob = labeller.prob(rows.texts, progress=advance)
     pred = predict.pred_matrix(predictions)
     try:
         # The thresholds that are kept rest on all of these rows; what they are worth is said by nested ones.
         folds = data.make_folds(rows, 5, recipe.seed)
     except ValueError:
         folds = None  # too few rows
-    folder, label_set = recipe.output_dir, encoder.label_set
+    folder = recipe.output_dir
     results.write_jsonl(folder / results.PREDICTIONS, rows, pred, prob, label_set, predictions, folds)
     results.write_thresholds(folder, tune_thresholds(gold, prob), label_set)
-    metrics = evaluate(gold, pred, prob, folds, names)
+    metrics = evaluate(gold, pred, prob, folds, label_set.names)
     show_metrics(metrics)
+    warn_of_collapse(pred, label_set.names)
     return metrics | {"parse": predict.parse_audit(predictions)}
 
 
@@ -283,14 +228,13 @@ def _fingerprint(recipe: Recipe) -> dict[str, str]:
 def _write_run_files(task: Task, folder: Path, fingerprint: dict[str, str], argv: Sequence[str]) -> None:
     """What makes the folder self-contained: the resolved recipe, prompt, labels, examples, and the manifest."""
     import torch
-    import yaml
 
     files = {
         predict.RECIPE: task.recipe.to_yaml(
             prompt=predict.PROMPT, labels=predict.LABELS, output_dir=str(folder), resume_from_checkpoint=None
         ),
         predict.PROMPT: task.prompt.source,
-        predict.LABELS: yaml.safe_dump(task.label_set.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        predict.LABELS: task.label_set.to_yaml(),
         "manifest.json": json.dumps(
             {
                 "command": ["emogen", "train", *argv],

@@ -4,18 +4,115 @@ Loss and gradients equal those of plain training on the same rows; `attention.py
 """
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.nn import functional
 from transformers import TrainerCallback
-from trl import SFTTrainer
+from trl import SFTTrainer, get_peft_config
 
-from emogen.attention import PackedRows, forward
+from emogen import modeling
+from emogen.attention import PackedRows, forward, share_prefix
+from emogen.balance import label_weights, repeat_rare
+from emogen.data import Rows
+from emogen.encode import Encoder
 from emogen.linear import use_onednn
-from emogen.recipe import SelectBest
+from emogen.predict import ADAPTER, Generator, Labeller
+from emogen.recipe import Recipe, SelectBest
+from emogen.task import Task, load_encoder
+
+log = logging.getLogger(__name__)
+
+
+def prepare(
+    task: Task,
+    args: Any,
+    learnt: Rows,
+    watched: Rows | None,
+    figures: Callable[[Labeller], dict[str, float]] | None,
+) -> tuple["EmogenTrainer", Callable[[Any], Labeller]]:
+    """Load the model of a recipe and all that it takes to tune it.
+
+    Args:
+        args: TRL's `SFTConfig`.
+        learnt, watched: the rows to learn from, and those to look at during training.
+        figures: what to log of the watched rows.
+
+    Returns:
+        The trainer, and what makes a `Labeller` of its model.
+
+    Raises:
+        InputError, ModelError: the recipe's parts do not go together, or the model cannot be loaded.
+    """
+    recipe, lm_config = task.recipe, task.recipe.lm_config()
+    location = modeling.locate(recipe.model_name, lm_config.model_revision)
+    encoder, plain = load_encoder(task, location)
+    if plain:
+        log.warning(f"{recipe.model_name} has no chat template: it is a base model, and gets a plain one.")
+    model = modeling.load_model(location, lm_config, trust_remote_code=recipe.trusts_code)
+    if recipe.init_adapter:
+        model = modeling.load_adapter(model, recipe.find(recipe.init_adapter) / ADAPTER, trainable=True)
+    n_prefix = len(encoder.prefix_ids) if recipe.shared_prefix and share_prefix(model) else 0
+    train_set, n_cut = _encode(encoder, learnt, recipe, branched=bool(n_prefix))
+    eval_set = None if watched is None else _encode(encoder, watched, branched=bool(n_prefix))[0]
+    if n_cut:
+        log.warning(f"{n_cut:,} texts were shortened to fit max_length={recipe.max_length}")
+    mean = sum(len(example["input_ids"]) for example in train_set) / len(train_set) - len(encoder.prefix_ids)
+    log.info(
+        f"{len(learnt):,} rows to learn from, {len(watched) if watched else 0:,} to watch; the instruction takes "
+        f"{len(encoder.prefix_ids)} tokens, the rest of a row {mean:.0f}"
+    )
+
+    def labeller_of(model: Any) -> Labeller:
+        return Generator(recipe, task.label_set, encoder, model)
+
+    trainer = EmogenTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(train_set),
+        eval_dataset=None if eval_set is None else Dataset.from_list(eval_set),
+        processing_class=encoder.tokenizer,
+        peft_config=None if recipe.init_adapter else get_peft_config(lm_config),
+        n_prefix=n_prefix,
+        score=figures and (lambda model: figures(labeller_of(model))),
+        select_best=recipe.select_best,
+    )
+    return trainer, labeller_of
+
+
+def _encode(
+    encoder: Encoder, rows: Rows, recipe: Recipe | None = None, *, branched: bool
+) -> tuple[list[dict[str, Any]], int]:
+    """Rows -> examples, and how many texts had to be shortened. With a recipe, weighted and repeated as it says.
+
+    Args:
+        branched: several questions on one text are one example.
+    """
+    weights = None
+    if recipe and recipe.sampling == "rare":
+        rows = rows.take(repeat_rare(rows.truth, recipe.seed))
+    if recipe and recipe.label_weights != "none":
+        weights = label_weights(rows.truth, recipe.label_weights).tolist()
+    examples: list[dict[str, Any]] = []
+    n_cut = 0
+    for text, vector in zip(rows.texts, rows.truth, strict=True):
+        questions = encoder.rows(text, encoder.label_set.names_of(vector))
+        n_cut += any(row.n_cut for row in questions)
+        text_weight = recipe.text_loss_weight if recipe else 0.0
+        if branched and len(questions) > 1:
+            examples.append(encoder.branched_example(questions, weights, text_weight))
+        else:
+            examples += [encoder.training_example(row, weights, text_weight) for row in questions]
+    if examples and "weights" in examples[0]:
+        # The mean weight of what is learnt is 1: the learning rate means what it means without weights.
+        learnt = [w for e in examples for w, label in zip(e["weights"], e["labels"], strict=True) if label != -100]
+        mean = sum(learnt) / len(learnt)
+        examples = [example | {"weights": [w / mean for w in example["weights"]]} for example in examples]
+    return examples, n_cut
 
 
 class PrefixCollator:
@@ -77,15 +174,47 @@ def collate_weighted(examples: list[dict[str, list[Any]]]) -> dict[str, torch.Te
     }
 
 
-class EmogenTrainer(SFTTrainer):
+class Scored:
+    """What a trainer of transformers' does at its evaluations here: score what the model says, and note the best step.
+
+    `score`: called with the model; the figures that it returns are logged as `eval_...` beside the loss, and any of
+    them can be `metric_for_best_model`. `select_best`: how the best checkpoint is chosen, if not by one metric alone.
+    """
+
+    score: Callable[[Any], dict[str, float]] | None
+    select_best: SelectBest | None
+    state: Any
+    control: Any
+    model: Any
+    accelerator: Any
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss on the evaluation rows, then the score of what the model generates, logged together."""
+        output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+        if self.score is not None:
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            figures = self.score(self.accelerator.unwrap_model(self.model))
+            output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
+        return output
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Note which checkpoint is the best so far; called after each evaluation, before the checkpoint is saved."""
+        if self.select_best is None:
+            return bool(super()._determine_best_metric(metrics, trial))  # type: ignore[misc]
+        step, waited = best_step(self.state.log_history, self.select_best)
+        self.state.best_global_step = step
+        if self.select_best.patience and waited >= self.select_best.patience:
+            self.control.should_training_stop = True
+        return step == self.state.global_step
+
+
+class EmogenTrainer(Scored, SFTTrainer):
     """`SFTTrainer` on rows that share a prefix. Everything but loss, batches and evaluation is TRL's.
 
     Args:
         n_prefix: how many tokens all rows share, if `attention.share_prefix` allows; or 0 to train on plain rows, as
             TRL does.
-        score: called with the model at each evaluation; the figures that it returns are logged as `eval_...` beside
-            the loss, and any of them can be `metric_for_best_model`.
-        select_best: how the best checkpoint is chosen, if not by one metric alone.
+        score, select_best: see `Scored`.
     """
 
     def __init__(
@@ -147,25 +276,6 @@ class EmogenTrainer(SFTTrainer):
         if mode == "train":
             self._total_train_tokens += tokens
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The loss on the evaluation rows, then the score of what the model generates, logged together."""
-        output = super().evaluation_loop(*args, **kwargs)
-        if self.score is not None:
-            prefix = kwargs.get("metric_key_prefix", "eval")
-            figures = self.score(self.accelerator.unwrap_model(self.model))
-            output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
-        return output
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Note which checkpoint is the best so far; called after each evaluation, before the checkpoint is saved."""
-        if self.select_best is None:
-            return bool(super()._determine_best_metric(metrics, trial))
-        step, waited = best_step(self.state.log_history, self.select_best)
-        self.state.best_global_step = step
-        if self.select_best.patience and waited >= self.select_best.patience:
-            self.control.should_training_stop = True
-        return step == self.state.global_step
 
 
 def best_step(history: list[dict[str, Any]], rule: SelectBest) -> tuple[int, int]:
