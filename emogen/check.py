@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emogen.data import Problem, load_splits
+from emogen.data import Problem, Rows, load_splits
 from emogen.errors import InputError, ModelError
 from emogen.labels import load_label_set
 from emogen.prompt import load_prompt, render
-from emogen.recipe import RecipeError, load_recipe
+from emogen.recipe import Recipe, RecipeError, load_recipe
 from emogen.task import Task, draw_examples, load_encoder
 
 
@@ -61,6 +61,10 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Findings:
     if splits is not None:
         held = f", {len(splits.eval):,} to score on" if splits.eval is not None else ", none to score on"
         findings.facts.append(f"data: {len(splits.train):,} rows to learn from{held}")
+    parts = [] if splits is None else [rows for rows in (splits.train, splits.eval) if rows is not None]
+    if recipe.answer == "head":
+        _check_head(findings, recipe, parts)
+        return findings
     if prompt is None:
         return findings
 
@@ -93,16 +97,32 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Findings:
             str(path), f"{recipe.model_name} has no chat template: it is a base model, and gets a plain one"
         )
     findings.facts.append(f"prompt: {prompt.path}, {len(encoder.prefix_ids)} tokens shared by all rows")
-    for rows in [] if splits is None else filter(None, (splits.train, splits.eval)):
-        cut = [
-            line for line, text in zip(rows.lines, rows.texts, strict=True) if any(r.n_cut for r in encoder.rows(text))
-        ]
-        if cut:
-            shown = ", ".join(map(str, cut[:5])) + (f" and {len(cut) - 5:,} more" if len(cut) > 5 else "")
-            findings.warning(
-                f"{rows.path}:{shown}", f"{len(cut):,} texts are shortened to fit max_length={recipe.max_length}"
-            )
+    for rows in parts:
+        _warn_of_cuts(findings, recipe, rows, [max(r.n_cut for r in encoder.rows(text)) for text in rows.texts])
     return findings
+
+
+def _check_head(findings: Findings, recipe: Recipe, parts: Sequence[Rows]) -> None:
+    """What is left to look at where no answer is generated: how long the texts are."""
+    from emogen import head, modeling
+
+    try:
+        location = modeling.locate(recipe.model_name, recipe.lm_config().model_revision)
+        tokenizer = modeling.load_tokenizer(location, trust_remote_code=recipe.trusts_code)
+    except ModelError as error:
+        findings.warning(str(recipe.path), f"lengths were not checked: {error}")
+        return
+    findings.facts.append(f"head: {recipe.model_name} reads the text alone, and no prompt")
+    for rows in parts:
+        _warn_of_cuts(findings, recipe, rows, head.encode(tokenizer, rows.texts, recipe.max_length)["n_cut"])
+
+
+def _warn_of_cuts(findings: Findings, recipe: Recipe, rows: Rows, n_cut: Sequence[int]) -> None:
+    cut = [line for line, n in zip(rows.lines, n_cut, strict=True) if n]
+    if cut:
+        shown = ", ".join(map(str, cut[:5])) + (f" and {len(cut) - 5:,} more" if len(cut) > 5 else "")
+        message = f"{len(cut):,} texts are shortened to fit max_length={recipe.max_length}"
+        findings.warning(f"{rows.path}:{shown}", message)
 
 
 def _split(line: str) -> tuple[str, str]:

@@ -84,6 +84,8 @@ def show(
 
     with err.status("Loading the tokenizer ..."):
         task = load_task(load_recipe(recipe, overrides or []))
+        if task.recipe.answer == "head":
+            raise InputError(f"{recipe}: a head reads each text as it stands; there is no prompt to show")
         encoder, _ = load_encoder(task)
     assert task.splits is not None
     show_rows(out, encoder, task.splits.train.take(range(min(rows, len(task.splits.train)))), tokens=tokens)

