@@ -241,6 +241,7 @@ def compare(
     by: Annotated[str, typer.Option(help="What decides the labels: thresholds (nested) or answer.")] = "thresholds",
     ensemble: Annotated[bool, typer.Option("--ensemble", help="Add the average of their probabilities.")] = False,
     published: Annotated[bool, typer.Option("--published", help="Add what others report on SemEval-2018 E-c.")] = False,
+    figure: Annotated[Path | None, typer.Option(help="Draw them: an .svg, .png or .pdf file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
     """Runs against each other on the rows that all of them were scored on, with paired bootstrap intervals.
@@ -249,11 +250,17 @@ def compare(
     """
     from dataclasses import asdict
 
-    from emogen.compare import compare, label_set_of, tables
+    from emogen.compare import compare, label_set_of, rows_of, tables
 
+    if figure and figure.suffix not in (".svg", ".png", ".pdf"):
+        raise typer.BadParameter(f"--figure {figure}: the name of an .svg, .png or .pdf file is needed")
     if by not in ("thresholds", "answer"):
         raise typer.BadParameter(f"--by is thresholds or answer, not {by}")
     systems = compare(runs, label_set_of(runs[0]), by=by, ensemble=ensemble)
+    if figure:
+        from emogen.figures import draw_comparison
+
+        draw_comparison(rows_of(systems, with_published=published), figure)
     if as_json:
         print(json.dumps([asdict(system) for system in systems], indent=2))
         return

@@ -89,34 +89,49 @@ def published() -> dict[str, Any]:
     return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
 
 
-def tables(systems: Sequence[System], *, with_published: bool = False) -> list[Table]:
-    """Macro-F1 of the systems with their differences; and the F1 of each label.
+Row = tuple[str, float, tuple[float, float] | None, dict[str, float]]  # name, macro-F1, 95 % interval, F1 by label
 
-    Published systems were scored by their authors, on other rows: their figures stand beside, without differences.
+
+def rows_of(systems: Sequence[System], *, with_published: bool = False) -> list[Row]:
+    """What is shown of each system, and of the published ones.
+
+    Those were scored by their authors, on other rows: their figures stand beside, without intervals or differences.
     """
+    rows: list[Row] = []
+    for of in systems:
+        f1 = {name: label["f1"] for name, label in of.metrics["per_label"].items()}
+        rows.append((of.name, of.metrics["f1_macro"], of.interval, f1))
+    if with_published:
+        for theirs in published()["systems"]:
+            f1 = {name: figures[-1] for name, figures in theirs["per_label"].items()}
+            rows.append((f"{theirs['id']} (published)", theirs["f1_macro"], None, f1))
+    return rows
+
+
+def tables(systems: Sequence[System], *, with_published: bool = False) -> list[Table]:
+    """Macro-F1 of the systems with their differences; and the F1 of each label."""
+    rows = rows_of(systems, with_published=with_published)
     total = Table(box=None, pad_edge=False)
     total.add_column("system", overflow="fold")
     for heading in ("macro-F1", "95 %", "micro-F1", "difference", "95 %", "not better"):
         total.add_column(heading, justify="right", no_wrap=True)
-    for k, of in enumerate(systems):
-        cells = [f"{of.metrics['f1_macro']:.3f}", _range(of.interval), f"{of.metrics['f1_micro']:.3f}"]
-        if k:
+    for k, (name, f1_macro, ends, _) in enumerate(rows):
+        cells = [f"{f1_macro:.3f}"]
+        if ends is not None:
+            cells += [_range(ends), f"{systems[k].metrics['f1_micro']:.3f}"]
+        if ends is not None and k:
+            of = systems[k]
             cells += [f"{of.difference:+z.3f}", _range(of.difference_interval, "+z"), f"{of.not_better:.1%}"]
-        total.add_row(of.name, *cells)
-    columns: list[tuple[str, dict[str, float]]] = [
-        (of.name, {name: label["f1"] for name, label in of.metrics["per_label"].items()}) for of in systems
-    ]
-    if with_published:
-        for theirs in published()["systems"]:
-            total.add_row(f"{theirs['id']} (published)", f"{theirs['f1_macro']:.3f}")
-            columns.append((theirs["id"], {name: figures[-1] for name, figures in theirs["per_label"].items()}))
+        total.add_row(name, *cells)
     by_label = Table(box=None, pad_edge=False)
     by_label.add_column("F1", no_wrap=True)
     names = list(systems[0].metrics["per_label"])
     for name in names:
         by_label.add_column(name[:5], justify="right", no_wrap=True)
-    for name, f1 in columns:
-        by_label.add_row(name, *(f"{f1[label]:.2f}" if label in f1 else "" for label in names))
+    for name, _, _, f1 in rows:
+        by_label.add_row(
+            name.removesuffix(" (published)"), *(f"{f1[label]:.2f}" if label in f1 else "" for label in names)
+        )
     return [total, by_label]
 
 

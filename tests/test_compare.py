@@ -5,9 +5,10 @@ import pytest
 from rich.console import Console
 
 from emogen import results
-from emogen.compare import compare, published, tables
+from emogen.compare import compare, published, rows_of, tables
 from emogen.data import Rows
 from emogen.errors import InputError
+from emogen.figures import draw_comparison
 from emogen.predict import load_thresholds
 from emogen.score import nested_pred, score, tune_thresholds
 
@@ -78,3 +79,8 @@ def test_published_figures_stand_beside(tmp_path, labels):
     assert all(system["id"] in shown for system in published()["systems"])
     assert "0.623" in shown
     assert json.dumps(published()["labels"]) == json.dumps(list(labels.names))
+    draw_comparison(rows_of(systems, with_published=True), tmp_path / "figure.svg")
+    drawn = (tmp_path / "figure.svg").read_text()
+    assert all(system["id"] in drawn for system in published()["systems"])
+    assert all(name in drawn for name in labels.names)
+    assert f"{systems[0].metrics['f1_macro']:.3f}" in drawn

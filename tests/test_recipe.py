@@ -3,7 +3,7 @@ import json
 import pytest
 from conftest import save_model
 
-from emogen import paths
+from emogen import compare, paths
 from emogen.check import check
 from emogen.recipe import RecipeError, load_recipe
 
@@ -80,6 +80,17 @@ def test_a_missing_recipe_names_the_shipped_ones(tmp_path):
         load_recipe("recipes/dmo.yaml")
 
 
+def test_every_published_system_has_its_recipe():
+    published = {path.stem: load_recipe(path) for path in RECIPES if path.parent.name == "published"}
+    assert published.keys() == {system["id"] for system in compare.published()["systems"]}
+    for system in compare.published()["systems"]:
+        recipe = published[system["id"]]
+        assert recipe.model_name == system["model"]
+        assert (recipe.answer == "head") == ("head" in system["kind"])
+        assert f"--folds {system['folds']} " in recipe.path.read_text()
+        assert f"{system['f1_macro']:.4f}" in recipe.path.read_text()
+
+
 def test_all_recipes_are_found():
     assert {"demo", "smollm2-135m", "gemma3-270m", "qwen1.5b", "llama3b", "qwen14b"} <= {p.stem for p in RECIPES}
 
@@ -87,7 +98,12 @@ def test_all_recipes_are_found():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_is_valid_and_opens_with_its_command(path):
     recipe = load_recipe(path)
-    assert path.read_text().startswith(f"# accelerate launch emogen/train.py recipes/{path.name}")
+    command = (
+        "emogen cv recipes/published"
+        if path.parent.name == "published"
+        else "accelerate launch emogen/train.py recipes"
+    )
+    assert path.read_text().startswith(f"# {command}/{path.name}")
     assert json.dumps(recipe.lm_args)
 
 
