@@ -105,7 +105,9 @@ def test_an_interrupted_run_goes_on(tiny_recipe, tmp_path, how):
     recipe = tiny_recipe(max_steps=400, save_strategy="steps", save_steps=2)
     log = (tmp_path / "log").open("w")
     command = [BIN / "emogen", "train", recipe]
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=ENV, cwd=tmp_path)
+    # Where the tests run in the background of a shell, Ctrl-C is ignored, and would be by what they start.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=ENV, cwd=tmp_path, preexec_fn=heed)
     while not list((tmp_path / "run").glob("checkpoint-*/trainer_state.json")):
         assert process.poll() is None, (tmp_path / "log").read_text()
         try:
