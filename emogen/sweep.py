@@ -66,8 +66,10 @@ def sweep(
         InputError: recipe, space or a seed cannot be used.
         ModelError: a run failed; its log is named.
     """
-    import optuna
-
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("a sweep needs optuna: pip install 'emogen[sweep]'") from None
     recipe = load_recipe(path, overrides)
     space = load_space(space_path)
     for key, values in space.items():  # each end and each value has to be valid before anything is tried
