@@ -30,7 +30,7 @@ from emogen.parse import ParsedAnswer
 from emogen.predict import ADAPTER, MODEL, Labeller, Prediction
 from emogen.recipe import Recipe, SelectBest
 from emogen.task import Task
-from emogen.trainer import Scored
+from emogen.trainer import Scoring
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +83,12 @@ class Classifier:
         return prob
 
 
-class HeadTrainer(Scored, Trainer):
+class HeadTrainer(Scoring, Trainer):
     """transformers' `Trainer` with a weighted loss. Everything but loss and evaluation is its own.
 
     Args:
         pos_weight: float32 [L], how much a label's positives count beside its negatives.
-        score, select_best: see `Scored`.
+        score, select_best: see `Scoring`.
     """
 
     def __init__(

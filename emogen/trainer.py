@@ -174,7 +174,7 @@ def collate_weighted(examples: list[dict[str, list[Any]]]) -> dict[str, torch.Te
     }
 
 
-class Scored:
+class Scoring:
     """What a trainer of transformers' does at its evaluations here: score what the model says, and note the best step.
 
     `score`: called with the model; the figures that it returns are logged as `eval_...` beside the loss, and any of
@@ -208,13 +208,13 @@ class Scored:
         return step == self.state.global_step
 
 
-class EmogenTrainer(Scored, SFTTrainer):
+class EmogenTrainer(Scoring, SFTTrainer):
     """`SFTTrainer` on rows that share a prefix. Everything but loss, batches and evaluation is TRL's.
 
     Args:
         n_prefix: how many tokens all rows share, if `attention.share_prefix` allows; or 0 to train on plain rows, as
             TRL does.
-        score, select_best: see `Scored`.
+        score, select_best: see `Scoring`.
     """
 
     def __init__(
