@@ -57,7 +57,7 @@ def fit_and_predict(texts: Sequence[str], gold: np.ndarray, new: Sequence[str]) 
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline, make_union
+    from sklearn.pipeline import make_union
 
     features = make_union(
         TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
@@ -69,6 +69,6 @@ def fit_and_predict(texts: Sequence[str], gold: np.ndarray, new: Sequence[str]) 
         if len(np.unique(gold[:, k])) == 1:
             prob[:, k] = gold[0, k]
             continue
-        model = make_pipeline(LogisticRegression(C=4.0, max_iter=1000))
+        model = LogisticRegression(C=4.0, max_iter=1000)
         prob[:, k] = model.fit(learnt, gold[:, k]).predict_proba(asked)[:, 1]
     return prob

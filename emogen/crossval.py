@@ -89,7 +89,7 @@ def cross_validate(
         show: called twice a second with all folds, while they run.
 
     Returns:
-        The folder, and what `pooled` says.
+        The folder, and what `pool` says.
 
     Raises:
         InputError: the recipe or its data cannot be used, or the folder holds another cross-validation.

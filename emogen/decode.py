@@ -44,13 +44,13 @@ def generate(
     Returns:
         n lists of token ids: the answers, without what ends them, in the order of `suffixes`.
     """
-    with _evaluating(model):
+    with evaluating(model):
         if _shares(model):
             engine = _Engine(model, encoder)
             step = engine.constrained if decode == "constrained" else engine.free
         else:
             step = _Plain(model, encoder, decode == "constrained").answers
-        return _in_batches(step, suffixes, batch_size, progress)
+        return in_batches(step, suffixes, batch_size, progress)
 
 
 @torch.inference_mode()
@@ -90,11 +90,11 @@ def probabilities(
     Raises:
         ModelError: the model computes NaN.
     """
-    with _evaluating(model):
+    with evaluating(model):
         make = _Branches if _shares(model) else _PlainBranches
         branches = make(model, encoder)
         step = lambda rows: _search(branches, rows, questions, how == "maximum", floor, width)  # noqa: E731
-        found = _in_batches(step, suffixes, batch_size, progress)
+        found = in_batches(step, suffixes, batch_size, progress)
     if np.isnan(found).any():
         raise ModelError("the model computes NaN: its training has diverged (a lower learning_rate may help)")
     n_choices = encoder.grammar.settles.shape[2]
@@ -102,7 +102,8 @@ def probabilities(
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """A model in evaluation mode; then in the mode it was in."""
     training = model.training
     model.eval()
     try:
@@ -115,7 +116,7 @@ def _shares(model: PreTrainedModel) -> bool:
     return bool(model.config.get_text_config()._attn_implementation == attention.NAME)
 
 
-def _in_batches(
+def in_batches(
     step: Callable[[list[list[int]]], Sequence[Any]],
     suffixes: Sequence[list[int]],
     batch_size: int,

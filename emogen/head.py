@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer
 from trl import get_peft_config, get_quantization_config
@@ -23,6 +23,7 @@ from emogen import modeling
 from emogen.answer import answer_text
 from emogen.balance import label_weights, repeat_rare
 from emogen.data import Rows
+from emogen.decode import evaluating, in_batches
 from emogen.errors import ModelError
 from emogen.labels import LabelSet
 from emogen.linear import use_onednn
@@ -66,18 +67,15 @@ class Classifier:
     @torch.inference_mode()
     def _prob(self, texts: Sequence[str], batch_size: int, progress: Callable[[int], Any] | None) -> np.ndarray:
         rows = encode(self.tokenizer, texts, self.recipe.max_length)["input_ids"]
-        prob = np.zeros((len(texts), len(self.label_set)), dtype=np.float32)
         collate = DataCollatorWithPadding(self.tokenizer)
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        training = self.model.training
-        self.model.eval()
-        for start in range(0, len(order), batch_size):
-            index = order[start : start + batch_size]
-            batch = collate([{"input_ids": rows[i]} for i in index]).to(self.model.device)
-            prob[index] = self.model(**batch).logits.float().sigmoid().cpu().numpy()
-            if progress:
-                progress(len(index))
-        self.model.train(training)
+
+        def step(batch: list[list[int]]) -> list[list[float]]:
+            inputs = collate([{"input_ids": ids} for ids in batch]).to(self.model.device)
+            return self.model(**inputs).logits.float().sigmoid().tolist()
+
+        with evaluating(self.model):
+            found = in_batches(step, rows, batch_size, progress)
+        prob = np.array(found, dtype=np.float32).reshape(len(texts), len(self.label_set))
         if np.isnan(prob).any():
             raise ModelError("the model computes NaN: its training has diverged (a lower learning_rate may help)")
         return prob
@@ -171,7 +169,7 @@ def load(recipe: Recipe, label_set: LabelSet, run: Path | None) -> Classifier:
     location = modeling.locate(recipe.model_name, recipe.lm_config().model_revision) if tuned.name == ADAPTER else tuned
     model = modeling.to_device(_load_model(str(location), recipe, label_set, tokenizer))
     if tuned.name == ADAPTER:
-        model = PeftModel.from_pretrained(model, str(tuned))
+        model = modeling.load_adapter(model, tuned)
     use_onednn(model)
     return Classifier(recipe, label_set, tokenizer, model)
 
