@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 import torch
+from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -210,42 +211,65 @@ class Prefix:
 class Rows:
     """B rows after a prefix, to generate with: first the rest of each row, then a few tokens at a time for some.
 
+    A row may branch: its branches see what they have in common, which is kept once, and nothing of each other. At first
+    each row is one branch.
+
     Args:
         prefix: what all rows begin with, computed.
         lengths: of the rest of each row.
-        room: how many tokens may be appended to a row.
     """
 
-    def __init__(self, prefix: Prefix, lengths: Sequence[int], room: int):
+    def __init__(self, prefix: Prefix, lengths: Sequence[int]):
         self.prefix = prefix
         self.groups = _groups([(length,) for length in lengths])
         device = prefix.keys[0].device
-        self.lengths = torch.tensor(lengths, device=device)  # [B], how many tokens of each row are there
-        self.capacity = max(lengths) + room
-        self.keys: dict[int, torch.Tensor] = {}  # by layer: [B, KV, capacity, D]
+        self.keys: dict[int, torch.Tensor] = {}  # by layer: [B, KV, K, D]
         self.values: dict[int, torch.Tensor] = {}
-        self.masks = _Masks(prefix.n_prefix + self.capacity)
+        self.masks = _Masks(prefix.n_prefix + max(lengths))
+        self.lengths = torch.tensor(lengths, device=device)  # [A], how many tokens each branch has
+        self.row = torch.arange(len(lengths), device=device)  # [A], the row of each branch, ascending
+        # Of each row, how many tokens are kept [B] and where each of them stands [B, K]; which a branch sees [A, K].
+        self.used = self.lengths
+        self.places = torch.arange(max(lengths), device=device).repeat(len(lengths), 1)
+        self.seen = self.places < self.lengths[:, None]
         # The tokens that are run next: all there are, one row after another. Of each, the row and the place in it.
-        self.rows = torch.arange(len(lengths), device=device).repeat_interleave(self.lengths)  # [T]
-        self.columns = torch.cat([torch.arange(length, device=device) for length in lengths])  # [T]
-        self.positions = self.columns + prefix.n_prefix
+        self.rows = self.row.repeat_interleave(self.lengths)  # [T]
+        self.columns = self.places[self.seen]  # [T]
+        self.positions = prefix.n_prefix + self.columns
         self.slots: torch.Tensor | None = None
 
-    def append(self, rows: torch.Tensor, slots: torch.Tensor) -> None:
-        """Say where the next T tokens go: token t is the `slots[t]`-th new one of row `rows[t]`."""
-        self.rows, self.slots = rows, slots
-        self.columns = self.lengths[rows] + slots
-        self.positions = self.columns + self.prefix.n_prefix
-        self.lengths = self.lengths.index_add(0, rows, torch.ones_like(rows))
-        self.active, self.place = rows.unique(return_inverse=True)  # the A rows that go on; each token's among them
-        self.n_own = int(self.columns.max()) + 1
+    def branch(self, parents: torch.Tensor) -> None:
+        """Go on with these branches, int64 [A], alone; one that stands there several times branches. The rows that they
+        belong to have to be in ascending order."""
+        self.row, self.lengths, self.seen = self.row[parents], self.lengths[parents], self.seen[parents]
 
-    def branch(self, rows: torch.Tensor) -> None:
-        """Go on with these rows, int64 [A], alone; one that stands there several times is copied."""
-        for of_layer in (self.keys, self.values):
-            for layer, tensor in of_layer.items():
-                of_layer[layer] = tensor[rows]
-        self.lengths = self.lengths[rows]
+    def append(self, branches: torch.Tensor, slots: torch.Tensor) -> None:
+        """Say where the next T tokens go: token t is the `slots[t]`-th new one of `branches[t]`, in ascending order."""
+        places = self.lengths[branches] + slots
+        self.rows = self.row[branches]
+        self.slots = torch.arange(len(slots), device=slots.device) - torch.searchsorted(self.rows, self.rows)
+        self.columns = self.used[self.rows] + self.slots
+        self._make_room(int(self.columns.max()) + 1)
+        self.places[self.rows, self.columns] = places
+        self.seen[branches, self.columns] = True
+        # What a branch sees that stands later is what follows the token.
+        self.own = self.seen[branches] & (self.places[self.rows] <= places[:, None])  # [T, K]
+        self.visible: dict[int | None, torch.Tensor] = {}
+        one = torch.ones_like(slots)
+        self.lengths = self.lengths.index_add(0, branches, one)
+        self.used = self.used.index_add(0, self.rows, one)
+        self.positions = self.prefix.n_prefix + places
+        # The A rows that go on, and which of them each token is of.
+        self.active, self.token_rows = self.rows.unique(return_inverse=True)
+
+    def _make_room(self, n_columns: int) -> None:
+        more = n_columns - self.places.shape[1]
+        if more > 0:
+            more = max(more, 32)  # seldom, since all is copied
+            self.places, self.seen = (functional.pad(of, (0, more)) for of in (self.places, self.seen))
+            for of_layer in (self.keys, self.values):
+                for layer, tensor in of_layer.items():
+                    of_layer[layer] = functional.pad(tensor, (0, 0, 0, more))
 
     def attend(
         self,
@@ -258,27 +282,41 @@ class Rows:
     ) -> torch.Tensor:
         """As `Layout` says."""
         if layer not in self.keys:
-            shape = (len(self.lengths), key.shape[1], self.capacity, key.shape[3])
+            shape = (len(self.used), key.shape[1], self.places.shape[1], key.shape[3])
             self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
         self.keys[layer][self.rows, :, self.columns] = key[0].transpose(0, 1)
         self.values[layer][self.rows, :, self.columns] = value[0].transpose(0, 1)
-        mask = self.masks.get(window, query.device)
         prefix_key, prefix_value = self.prefix.keys[layer], self.prefix.values[layer]
         if self.slots is None:
+            mask = self.masks.get(window, query.device)
             masks = [_row_mask(mask, self.prefix.n_prefix, shape) for _, shape in self.groups]
             return _attend_rows(self.groups, masks, query, key, value, prefix_key, prefix_value, settings)
+        if window not in self.visible:
+            self.visible[window] = self._visible(window)
         scale = settings["scale"]
-        query = query * (query.shape[3] ** -0.5 if scale is None else scale)
         return _attend_few(
-            query,
+            query * (query.shape[3] ** -0.5 if scale is None else scale),
             prefix_key[0],
             prefix_value[0],
-            self.keys[layer][self.active, :, : self.n_own],
-            self.values[layer][self.active, :, : self.n_own],
-            self.place,
+            self._of_active(self.keys[layer]),
+            self._of_active(self.values[layer]),
+            self.token_rows,
             self.slots,
-            mask[self.positions, : self.prefix.n_prefix + self.n_own],
+            self.visible[window],
         )
+
+    def _of_active(self, by_row: torch.Tensor) -> torch.Tensor:
+        """[B, ...] -> [A, ...], copied only where some rows do not go on."""
+        return by_row if len(self.active) == len(by_row) else by_row.index_select(0, self.active)
+
+    def _visible(self, window: int | None) -> torch.Tensor:
+        """What each token sees of the prefix and of its row, bool [T, P + K]."""
+        visible = functional.pad(self.own, (self.prefix.n_prefix, 0), value=True)
+        if window is None:
+            return visible
+        own = self.prefix.n_prefix + self.places[self.rows]
+        places = torch.cat([self.prefix.positions.to(own.device).expand(len(own), -1), own], 1)
+        return visible & (self.positions[:, None] - places < window)
 
 
 class _Masks:
@@ -381,7 +419,7 @@ def _attend_few(
     prefix_value: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    place: torch.Tensor,
+    row: torch.Tensor,
     slots: torch.Tensor,
     seen: torch.Tensor,
 ) -> torch.Tensor:
@@ -391,7 +429,7 @@ def _attend_few(
         query: [1, H, T, D], scaled.
         prefix_key, prefix_value: [KV, P, D].
         key, value: [A, KV, K, D], of the rows themselves.
-        place, slots: int64 [T], the row of each token, and its place among the new tokens of that row.
+        row, slots: int64 [T], the row of each token, and its place among the new tokens of that row.
         seen: bool [T, P + K], what each may look at.
 
     Returns:
@@ -403,11 +441,11 @@ def _attend_few(
 
     def padded(by_token: torch.Tensor) -> torch.Tensor:  # [KV, G, T, X] -> [A, KV, G S, X]
         full = by_token.new_zeros(n_rows, n_kv, shared, n_slots, by_token.shape[3])
-        full[place, :, :, slots] = by_token.permute(2, 0, 1, 3)
+        full[row, :, :, slots] = by_token.permute(2, 0, 1, 3)
         return full.flatten(2, 3)
 
     def unpadded(by_row: torch.Tensor) -> torch.Tensor:  # [A, KV, G S, X] -> [KV, G, T, X]
-        return by_row.unflatten(2, (shared, n_slots))[place, :, :, slots].permute(1, 2, 0, 3)
+        return by_row.unflatten(2, (shared, n_slots))[row, :, :, slots].permute(1, 2, 0, 3)
 
     query = query[0].unflatten(0, (n_kv, shared))  # [KV, G, T, D]
     to_prefix = (query.flatten(1, 2) @ prefix_key.mT).unflatten(1, (shared, -1))  # [KV, G, T, P]

@@ -63,7 +63,7 @@ def probabilities(
     how: str = "marginal",
     floor: float = 0.002,
     width: int | None = 16,
-    batch_size: int = 16,
+    batch_size: int = 32,
     progress: Progress | None = None,
 ) -> np.ndarray:
     """How probable it is that an answer contains each label.
@@ -90,7 +90,7 @@ def probabilities(
     Raises:
         ModelError: the model computes NaN.
     """
-    with evaluating(model):
+    with evaluating(model), _reachable_rows(model, encoder):
         make = _Branches if _shares(model) else _PlainBranches
         branches = make(model, encoder)
         step = lambda rows: _search(branches, rows, questions, how == "maximum", floor, width)  # noqa: E731
@@ -110,6 +110,42 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def _reachable_rows(model: PreTrainedModel, encoder: Encoder) -> Iterator[None]:
+    """A model that computes the logits [..., R] of the tokens that the grammar can reach, alone. What else it does to
+    logits (scales or caps them) it goes on doing."""
+    base = _base(model)
+    head = base.get_output_embeddings()
+    base.set_output_embeddings(_Reachable(head, torch.from_numpy(encoder.grammar.token_ids)))
+    try:
+        yield
+    finally:
+        base.set_output_embeddings(head)
+
+
+class _Reachable(torch.nn.Module):
+    """The rows of an output projection that belong to R tokens."""
+
+    def __init__(self, head: torch.nn.Module, token_ids: torch.Tensor):
+        super().__init__()
+        self.head, self.rows = head, token_ids.to(head.weight.device)
+        # A projection with an adapter on it, say, or in four bits, is computed whole.
+        plain = isinstance(head, torch.nn.Linear) and head.weight.shape == (head.out_features, head.in_features)
+        self.weight = head.weight[self.rows] if plain else None
+        self.bias = head.bias[self.rows] if plain and head.bias is not None else None
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [..., hidden] -> logits [..., R]."""
+        if self.weight is None:
+            return self.head(hidden)[..., self.rows]
+        return functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+
+
+def _base(model: PreTrainedModel) -> PreTrainedModel:
+    """A model without what peft put around it; its layers keep their adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _shares(model: PreTrainedModel) -> bool:
@@ -147,8 +183,9 @@ class _Engine:
 
     def __init__(self, model: PreTrainedModel, encoder: Encoder):
         self.model, self.encoder, self.device = model, encoder, model.device
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = _base(model)
         self.decoder, self.head = base.get_decoder(), base.get_output_embeddings()
+        self.reachable = _Reachable(self.head, torch.from_numpy(encoder.grammar.token_ids))
         self.jumps = find_jumps(encoder.grammar)
         grammar, jumps = encoder.grammar, self.jumps
         self.token_ids, self.next_node, self.ends, self.tokens, self.choice, self.length, self.on = (
@@ -164,16 +201,16 @@ class _Engine:
         """Hidden states [T, hidden] of tokens that lie so."""
         return attention.forward(self.decoder, layout, ids).last_hidden_state[0]
 
-    def _begin(self, suffixes: list[list[int]], room: int) -> tuple[attention.Rows, torch.Tensor]:
+    def _begin(self, suffixes: list[list[int]]) -> tuple[attention.Rows, torch.Tensor]:
         """Rows with all but their answers computed, and the hidden states of that."""
-        layout = attention.Rows(self.prefix, [len(ids) for ids in suffixes], room)
+        layout = attention.Rows(self.prefix, [len(ids) for ids in suffixes])
         return layout, self._run(layout, torch.tensor([i for ids in suffixes for i in ids], device=self.device))
 
     def constrained(self, suffixes: list[list[int]]) -> list[list[int]]:
         """Greedy choices, wherever the grammar leaves one, of all rows at once."""
         grammar, n_rows = self.encoder.grammar, len(suffixes)
         first = self.tokens[0][self.tokens[0] >= 0].tolist()  # what goes along with the rows at once
-        layout, hidden = self._begin([ids + first for ids in suffixes], grammar.max_length)
+        layout, hidden = self._begin([ids + first for ids in suffixes])
         rows = torch.arange(n_rows, device=self.device)  # [A], those under way
         node = torch.zeros_like(rows)  # [A], where they were before the tokens of their last jump
         start = layout.lengths.cumsum(0) - len(first) - 1  # [A], where the token before those is, among the ones run
@@ -204,7 +241,8 @@ class _Engine:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Best columns [A, 2] at the choices ahead of each node (-1 where there is no second), and where they lead."""
         choice = self.choice[node]  # [A, 2]
-        logits = self._logits(hidden[start[:, None] + self.length[node]])  # [A, 2, R]
+        # Not all that a model does to logits is done here; what it does keeps their order.
+        logits = self.reachable(hidden[start[:, None] + self.length[node]])  # [A, 2, R]
         ways = self.next_node[choice]  # [A, 2, R]
         best = logits.float().masked_fill(ways < 0, -torch.inf).argmax(2)
         reached = ways.gather(2, best[..., None])[..., 0]
@@ -212,19 +250,11 @@ class _Engine:
         columns = torch.stack([best[:, 0], torch.where(goes_on, best[:, 1], -1)], 1)
         return columns, torch.where(goes_on, reached[:, 1], reached[:, 0])
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The logits [..., R] of the tokens that the grammar can reach; what a model does to them keeps their order."""
-        if not isinstance(self.head, torch.nn.Linear):  # an adapter on it, say
-            return self.head(hidden)[..., self.token_ids]
-        bias = None if self.head.bias is None else self.head.bias[self.token_ids]
-        weight = self.head.weight[self.token_ids]
-        return functional.linear(hidden.to(weight.dtype), weight, bias)
-
     def free(self, suffixes: list[list[int]]) -> list[list[int]]:
         """Greedy steps over the whole vocabulary until the end-of-turn token, or until the room is used up."""
         stop = torch.tensor(sorted(_stop_ids(self.model, self.encoder)), device=self.device)
         room = self.encoder.grammar.max_length + FREE_TOKENS
-        layout, hidden = self._begin(suffixes, room)
+        layout, hidden = self._begin(suffixes)
         hidden = hidden[layout.lengths.cumsum(0) - 1]
         rows = torch.arange(len(suffixes), device=self.device)
         answers: list[list[int]] = [[] for _ in suffixes]
@@ -269,12 +299,12 @@ def _search(
     if len(questions) == 1:
         logits = branches.begin([[*ids, *questions[0], *jumps.forced[0]] for ids in suffixes])
     else:
-        branches.begin(suffixes, room=max(map(len, questions)))
+        branches.begin(suffixes)
         asked = _padded([[*ids, *jumps.forced[0]] for ids in questions], device)
         logits = branches.go_on(row // len(questions), asked.repeat(len(suffixes), 1))
     while True:
         allowed = next_node[node] >= 0  # [A, R]
-        step = logits[:, token_ids].float().masked_fill(~allowed, -torch.inf).log_softmax(1)
+        step = logits.float().masked_fill(~allowed, -torch.inf).log_softmax(1)
         ahead = log_prob[:, None] + step  # [A, R]
         settled = settles[node]  # [A, R, C]
         reached = next_node[node].clamp(min=0)
@@ -316,17 +346,16 @@ def _most_probable(row: torch.Tensor, log_prob: torch.Tensor, width: int | None)
 
 
 class _Branches:
-    """Rows that branch, over a shared prefix. `begin` and `go_on` give the logits [A, V] of what comes next."""
+    """Rows that branch, over a shared prefix. `begin` and `go_on` give the logits [A, R] of what comes next."""
 
     def __init__(self, model: PreTrainedModel, encoder: Encoder):
         self.model, self.device, self.grammar = model, model.device, encoder.grammar
         self.jumps = find_jumps(encoder.grammar)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.prefix = _prefix(base.get_decoder(), encoder)
+        self.prefix = _prefix(_base(model).get_decoder(), encoder)
 
-    def begin(self, suffixes: list[list[int]], room: int = 0) -> torch.Tensor:
-        """Start with these rows, and room for so many tokens before an answer."""
-        self.layout = attention.Rows(self.prefix, [len(ids) for ids in suffixes], room + self.grammar.max_length)
+    def begin(self, suffixes: list[list[int]]) -> torch.Tensor:
+        """Start with these rows."""
+        self.layout = attention.Rows(self.prefix, [len(ids) for ids in suffixes])
         ids = torch.tensor([i for ids in suffixes for i in ids], device=self.device)
         return self._logits(ids, self.layout.lengths.cumsum(0) - 1)
 
@@ -351,7 +380,7 @@ class _PlainBranches:
         self.jumps = find_jumps(encoder.grammar)
         self.prefix_ids = encoder.prefix_ids
 
-    def begin(self, suffixes: list[list[int]], room: int = 0) -> torch.Tensor:
+    def begin(self, suffixes: list[list[int]]) -> torch.Tensor:
         """Start with these rows."""
         self.rows = [[*self.prefix_ids, *ids] for ids in suffixes]
         return self._logits()

@@ -77,7 +77,7 @@ def predict_prob(
     texts: Sequence[str],
     *,
     how: str = "marginal",
-    batch_size: int = 16,
+    batch_size: int = 32,
     progress: Callable[[int], Any] | None = None,
 ) -> np.ndarray:
     """The probability of each label for each text, float32 [n, L]; `decode.probabilities` says what that is.

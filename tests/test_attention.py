@@ -63,7 +63,7 @@ def test_rows_that_grow_by_different_steps_get_the_logits_they_get_alone(sharing
     model, expected = sharing
     prefix = Prefix(len(PREFIX))
     forward(model, prefix, torch.tensor(PREFIX))
-    layout = Rows(prefix, [1] * len(ROWS), room=40)
+    layout = Rows(prefix, [1] * len(ROWS))
     assert layout.positions.tolist() == [7] * 4
     got = [[logits] for logits in forward(model, layout, torch.tensor([row[0] for row in ROWS])).logits[0]]
     # one token for each; then one for the second, two for the third, ten for the last; then the rest of the last
