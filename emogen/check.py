@@ -75,10 +75,6 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Findings:
     except InputError as error:
         findings.error(str(path), f"prompt: {error}")
         return findings
-    if recipe.answer == "yes_no" and "label" not in prompt.variables:
-        findings.error(
-            str(path), f"prompt: {prompt.path} does not use {{{{ label }}}}, which `answer: yes_no` asks about"
-        )
     if "examples" in prompt.variables and not recipe.examples:
         findings.warning(str(path), f"{prompt.path} shows examples, but `examples` is 0")
     if recipe.examples and "examples" not in prompt.variables:

@@ -102,7 +102,7 @@ def cross_validate(
     folds = claim(folder, recipe, label_set, rows, n_folds)
     runs = [Fold(k, folder / f"fold-{k}") for k in range(n_folds)]
     commands = [[str(path), *overrides, *_prepare(folder, recipe, rows, folds, run, label_set)] for run in runs]
-    _run_all(runs, commands, jobs, show)
+    run_all(runs, commands, jobs, show)
     return folder, pool(folder, rows, folds, label_set)
 
 
@@ -175,31 +175,33 @@ def _text(path: Path) -> str | None:
 def _prepare(folder: Path, recipe: Recipe, rows: Rows, folds: np.ndarray, run: Fold, label_set: LabelSet) -> list[str]:
     """Write the rows of a fold, and give the overrides that make a recipe its."""
     held = folds == run.number
-    files = {}
-    for name, part in {"train": rows.take(np.flatnonzero(~held)), "eval": rows.take(np.flatnonzero(held))}.items():
-        files[name] = folder / DATA / f"{run.folder.name}-{name}.jsonl"
-        if not files[name].is_file():
-            with paths.writing(files[name]) as file:
-                for row_id, text, vector in zip(part.ids, part.texts, part.truth, strict=True):
-                    record = {"id": row_id, "text": text, "labels": label_set.names_of(vector)}
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    train_file, eval_file = (folder / DATA / f"{run.folder.name}-{part}.jsonl" for part in ("train", "eval"))
+    for file, which in ((train_file, ~held), (eval_file, held)):
+        if not file.is_file():
+            results.write_rows(file, rows.take(np.flatnonzero(which)), label_set)
+    more = {}
+    if recipe.init_adapter:
+        more["init_adapter"] = str(recipe.find(recipe.init_adapter).resolve() / run.folder.name)
+    return overrides_of(run, train_file, eval_file, more)
+
+
+def overrides_of(run: Fold, train_file: Path, eval_file: Path, more: dict[str, Any]) -> list[str]:
+    """What makes a recipe that of a run on these files of rows, as `key=value`; `more` of them."""
     own = {
-        "train_file": str(files["train"].resolve()),
-        "eval_file": str(files["eval"].resolve()),
+        "train_file": str(train_file.resolve()),
+        "eval_file": str(eval_file.resolve()),
         "eval_fraction": 0,
         "output_dir": str(run.folder),
         "resume_from_checkpoint": True,
         "disable_tqdm": True,
     }
-    if recipe.init_adapter:
-        own["init_adapter"] = str(recipe.find(recipe.init_adapter).resolve() / run.folder.name)
-    return [f"{key}={json.dumps(value)}" for key, value in (own | dict.fromkeys(_FORM)).items()]
+    return [f"{key}={json.dumps(value)}" for key, value in (own | dict.fromkeys(_FORM) | more).items()]
 
 
 # ---------------------------------------------------------------------------------------------- processes
 
 
-def _run_all(runs: list[Fold], commands: list[list[str]], jobs: int, show: Callable[[list[Fold]], Any]) -> None:
+def run_all(runs: list[Fold], commands: list[list[str]], jobs: int, show: Callable[[list[Fold]], Any]) -> None:
     """Run what is not done, `jobs` at once. All are stopped if one fails, or if this is interrupted."""
     waiting = deque(run for run in runs if not run.done)
     n_gpus = _count_gpus() if jobs > 1 else 0

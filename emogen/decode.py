@@ -5,7 +5,7 @@ of the output projection that it can reach are computed, tokens without an alter
 and rows that are done leave their batch. The answers are those of a plain masked greedy search.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from emogen import attention
-from emogen.encode import Encoder
+from emogen.encode import Encoder, Row
 from emogen.errors import ModelError
 from emogen.grammar import find_jumps, spell
 
@@ -101,6 +101,52 @@ def probabilities(
     return np.array(found, dtype=np.float32).reshape(-1, len(questions), n_choices)
 
 
+@torch.inference_mode()
+def log_likelihood(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """How probable the model finds the true answers, among all that it could say: ln P(answer and its end | prompt).
+
+    Args:
+        rows: n rows with their answers.
+
+    Returns:
+        float32 [n], in nats; 0 would be certainty.
+    """
+    with evaluating(model):
+        if _shares(model):
+            prefix = _prefix(_base(model).get_decoder(), encoder)
+            step = lambda batch: _packed_log_likelihood(model, prefix, batch)  # noqa: E731
+        else:
+            step = lambda batch: _plain_log_likelihood(model, encoder, batch)  # noqa: E731
+        return np.array(in_batches(step, rows, batch_size, progress), dtype=np.float32)
+
+
+def _packed_log_likelihood(model: PreTrainedModel, prefix: attention.Prefix, rows: list[Row]) -> list[float]:
+    ids = torch.tensor([i for row in rows for i in row.suffix_ids], device=model.device)
+    ends = torch.tensor([len(row) for row in rows]).cumsum(0).tolist()
+    answers = torch.cat([torch.arange(end - row.n_answer, end) for row, end in zip(rows, ends, strict=True)])
+    layout = attention.Rows(prefix, [len(row) for row in rows])
+    logits = attention.forward(model, layout, ids, logits_to_keep=answers.to(model.device) - 1).logits[0]
+    found = logits.float().log_softmax(1).gather(1, ids[answers][:, None])[:, 0]
+    return [float(of_row.sum()) for of_row in found.split([row.n_answer for row in rows])]
+
+
+def _plain_log_likelihood(model: PreTrainedModel, encoder: Encoder, rows: list[Row]) -> list[float]:
+    found = []
+    for row in rows:  # one at a time: each has its answer in another place
+        ids = torch.tensor([*encoder.prefix_ids, *row.suffix_ids], device=model.device)
+        logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=row.n_answer + 1).logits[0, :-1]
+        answer = ids[-row.n_answer :, None]
+        found.append(float(logits.float().log_softmax(1).gather(1, answer).sum()))
+    return found
+
+
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """A model in evaluation mode; then in the mode it was in."""
@@ -153,21 +199,18 @@ def _shares(model: PreTrainedModel) -> bool:
 
 
 def in_batches(
-    step: Callable[[list[list[int]]], Sequence[Any]],
-    suffixes: Sequence[list[int]],
-    batch_size: int,
-    progress: Progress | None,
+    step: Callable[[list[Any]], Sequence[Any]], rows: Sequence[Sized], batch_size: int, progress: Progress | None
 ) -> list[Any]:
     """What `step` gives for each row. Longest first: a batch that does not fit into memory fails at once, and rows of
     like length go together."""
-    results: list[Any] = [None] * len(suffixes)
-    order = sorted(range(len(suffixes)), key=lambda i: -len(suffixes[i]))
+    results: list[Any] = [None] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        for i, result in zip(rows, step([suffixes[i] for i in rows]), strict=True):
+        batch = order[start : start + batch_size]
+        for i, result in zip(batch, step([rows[i] for i in batch]), strict=True):
             results[i] = result
         if progress:
-            progress(len(rows))
+            progress(len(batch))
     return results
 
 

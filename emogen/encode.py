@@ -51,6 +51,9 @@ class Row:
     names: list[int]
     n_cut: int
 
+    def __len__(self) -> int:
+        return len(self.suffix_ids)
+
 
 @dataclass(frozen=True)
 class Encoder:

@@ -6,7 +6,7 @@ token ids. So a text that holds `{{`, `<|im_end|>` or a whole fake chat turn sta
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,6 +161,8 @@ def render(
     }
     if label is not None:
         values["label"] = label
+        if "label" not in prompt.variables:
+            raise PromptError(f"{prompt.path}: does not use {{{{ label }}}}, which `answer: yes_no` asks about")
     elif "label" in prompt.variables:
         raise PromptError(f"{prompt.path}: uses {{{{ label }}}}, which exists only with `answer: yes_no`")
     try:
@@ -176,6 +178,7 @@ def render(
         role, _, content = turn.partition("\n")
         messages.append({"role": role, "content": content.strip()})
     _check_chat(prompt, messages, len(examples))
+    _check_labels(prompt, messages, label_set)
     return messages
 
 
@@ -204,6 +207,34 @@ def _check_chat(prompt: Prompt, messages: list[Message], n_examples: int) -> Non
     marks = {int(mark) for message in messages for mark in MARK.findall(message["content"])}
     if n_examples and "examples" in prompt.variables and marks != set(range(n_examples + 1)):
         raise PromptError(f"{prompt.path}: not every example's text comes out; use {{{{ example.text }}}}")
+
+
+def _check_labels(prompt: Prompt, messages: list[Message], label_set: LabelSet) -> None:
+    """Refuse a list of the labels in which there stands another word: no answer could name it.
+
+    A list is one of the labels if it has half of them.
+    """
+    names = {name.casefold() for name in label_set.names}
+    allowed = names | {label_set.empty.casefold(), "etc"}
+    meaning = {alias.casefold(): label.name for label in label_set.labels for alias in label.aliases}
+    for words in (words for message in messages for words in _lists(message["content"])):
+        if sum(word.casefold() in names for word in words) < max(3, len(names) / 2):
+            continue
+        for word in words:
+            if re.fullmatch(r"\w[\w'-]*", word) and word.casefold() not in allowed:
+                known = meaning.get(word.casefold())
+                hint = f"answers say {known!r}" if known else f"the labels are: {', '.join(label_set.names)}"
+                lines = [n for n, line in enumerate(prompt.source.splitlines(), start=1) if word in line]
+                where = f"{prompt.path}:{lines[0]}" if lines else prompt.path
+                raise PromptError(f"{where}: lists {word!r}, which is no label of {label_set.name!r}; {hint}")
+
+
+def _lists(content: str) -> Iterator[list[str]]:
+    """The items of what may be lists: of bullets, and of each part of a sentence by its commas."""
+    bullets = re.findall(r"^[ \t]*(?:[-*•]|\d+[.)])[ \t]*([^:,\n]+)", content, re.MULTILINE)
+    parts = re.split(r"[.;:!?()\[\]\n]", content)
+    for items in [bullets, *(re.split(r",|\bor\b|\band\b", part) for part in parts)]:
+        yield [item.strip(" \t\"'`*_") for item in items]
 
 
 def _line_of(error: BaseException) -> str:

@@ -79,6 +79,29 @@ def write_jsonl(
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+def write_rows(path: Path, rows: Rows, label_set: LabelSet) -> None:
+    """Rows with their gold labels, as JSONL that `data.read_rows` reads."""
+    with paths.writing(path) as file:
+        for row_id, text, vector in zip(rows.ids, rows.texts, rows.truth, strict=True):
+            record = {"id": row_id, "text": text, "labels": label_set.names_of(vector)}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_held_out(folder: Path, label_set: LabelSet) -> Rows:
+    """The rows with gold labels that a run was scored on, which it had not learnt from.
+
+    Raises:
+        InputError: there are none.
+    """
+    scored = read_scored(folder, label_set)
+    texts = [record["text"] for record in _records(scored.path)]
+    return Rows(str(scored.path), scored.ids, texts, scored.gold, list(range(1, len(texts) + 1)))
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
 def read_scored(folder: Path, label_set: LabelSet) -> Scored:
     """The predictions file of a run or a cross-validation.
 
@@ -88,7 +111,7 @@ def read_scored(folder: Path, label_set: LabelSet) -> Scored:
     path = folder / PREDICTIONS
     if not path.is_file():
         raise InputError(f"{folder}: it has no {PREDICTIONS}: nothing was scored there, or not to the end")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    records = _records(path)
     try:
         return Scored(
             path=path,

@@ -15,6 +15,8 @@ from emogen.prompt import Example, Prompt, load_prompt, make_examples
 from emogen.recipe import Recipe
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from emogen.encode import Encoder
 
 EXAMPLES = "examples.jsonl"  # in a run folder
@@ -69,19 +71,30 @@ def load_encoder(task: Task, location: str | None = None) -> tuple["Encoder", bo
         InputError: prompt, label set and `max_length` do not go together.
         ModelError: the tokenizer cannot be had.
     """
-    from emogen import modeling
-    from emogen.encode import ensure_chat_template, make_encoder
+    tokenizer, plain = load_tokenizer(task.recipe, location)
+    return encoder_of(task, tokenizer), plain
 
-    recipe = task.recipe
+
+def load_tokenizer(recipe: Recipe, location: str | None = None) -> tuple["PreTrainedTokenizerBase", bool]:
+    """The tokenizer of a recipe with a chat template, and whether that is the plain one; see `load_encoder`."""
+    from emogen import modeling
+    from emogen.encode import ensure_chat_template
+
     revision = recipe.lm_args.get("model_revision", "main")
     tokenizer = modeling.load_tokenizer(
         location or modeling.locate(recipe.model_name, revision),
         revision=revision,
         trust_remote_code=recipe.trusts_code,
     )
-    plain = ensure_chat_template(tokenizer)
-    encoder = make_encoder(tokenizer, task.prompt, task.label_set, recipe.answer, task.examples, recipe.max_length)
-    return encoder, plain
+    return tokenizer, ensure_chat_template(tokenizer)
+
+
+def encoder_of(task: Task, tokenizer: "PreTrainedTokenizerBase") -> "Encoder":
+    """The encoder of a task whose tokenizer is loaded; see `load_encoder`."""
+    from emogen.encode import make_encoder
+
+    recipe = task.recipe
+    return make_encoder(tokenizer, task.prompt, task.label_set, recipe.answer, task.examples, recipe.max_length)
 
 
 def by_frequency(label_set: LabelSet, gold: np.ndarray, *, rare_first: bool) -> LabelSet:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from emogen.attention import share_prefix
-from emogen.decode import generate, probabilities
+from emogen.decode import generate, log_likelihood, probabilities
 from emogen.encode import make_encoder
 from emogen.grammar import encode_answer
 from emogen.labels import Label, LabelSet
@@ -169,3 +169,23 @@ def test_questions_on_one_text_get_what_they_get_in_rows_of_their_own(model, eng
     shared = probabilities(model, encoder, texts, encoder.question_ids, batch_size=4)
     np.testing.assert_allclose(shared, apart.reshape(len(TEXTS), 11, 2), atol=1e-6, rtol=1e-4)
     np.testing.assert_allclose(shared.sum(axis=2), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("style", ["list", "yes_no"])
+def test_the_log_likelihood_is_that_of_each_answer_alone(model, engine, tokenizer, labels, style):
+    encoder = make_encoder(tokenizer, load_prompt(f"prompts/{style}.jinja"), labels, style)
+    answers = [(), ("joy",), ("anger", "disgust"), labels.names, ("trust",), ("fear",)]
+    rows = [row for text, names in zip(TEXTS, answers, strict=True) for row in encoder.rows(text, names)[:2]]
+    model.eval()
+    expected = []
+    for row in rows:
+        ids = torch.tensor([*encoder.prefix_ids, *row.suffix_ids])
+        with torch.no_grad():
+            log_prob = model(ids[None]).logits[0].log_softmax(1)
+        answer = range(len(ids) - row.n_answer, len(ids))
+        expected.append(sum(float(log_prob[i - 1, ids[i]]) for i in answer))
+    assert engine(model)
+    for batch_size in (1, 5):
+        got = log_likelihood(model, encoder, rows, batch_size=batch_size)
+        np.testing.assert_allclose(got, expected, rtol=1e-4)
+    assert not model.training

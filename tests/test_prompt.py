@@ -57,11 +57,35 @@ def test_yes_no_asks_about_one_label(labels):
         ("{% system %}{{ text }}{% user %}hi", "in the last user turn"),
         ("{% user %}{{ text }} \ue0f1", "reserved"),
         ("{% user %}{{ text }} {{ label.name }}", "yes_no"),
+        ("{% user %}\n{{ names | join(', ') }}, boredom\n{{ text }}", ":2: lists 'boredom', which is no label"),
+        (
+            "{% user %}\nanger, fear, happiness, love, optimism, trust, surprise or disgust?\n{{ text }}",
+            "answers say 'joy'",
+        ),
+        ("{% user %}{% for l in labels %}- {{ l.name }}: felt\n{% endfor %}\n- calm: not\n{{ text }}", "lists 'calm'"),
     ],
 )
 def test_a_template_that_breaks_the_contract_is_refused(labels, source, said):
     with pytest.raises(PromptError, match=said.replace("|", r"\|")):
         render(parse_prompt(source, "t.jinja"), labels)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "anger, fear and boredom are feelings",  # no list of the labels
+        "{{ names | join(', ') }}, {{ empty }}",
+        "{{ names | join(', ') }}, or nothing at all",
+        "{{ names | join(', ') | upper }}",
+    ],
+)
+def test_a_list_of_the_labels_is_not(labels, said):
+    assert render(parse_prompt("{% user %}\n" + said + "\n{{ text }}"), labels)
+
+
+def test_a_question_without_its_label_is_refused(labels):
+    with pytest.raises(PromptError, match=r"does not use {{ label }}"):
+        render(parse_prompt(GOOD), labels, label=labels.labels[0])
 
 
 def test_a_filtered_example_is_refused(labels):

@@ -1,0 +1,334 @@
+"""Prompt templates against each other: the same rows, the same model, and which differences are real.
+
+runs/NAME-prompts/
+    list-1a2b3c4d/             what came of a template, by its name and a digest of all that the figures depend on:
+                               prompt.jinja, labels.yaml, predictions.jsonl, metrics.json. It is not computed again.
+    list-1a2b3c4d-5e6f7a8b-200-steps/    a run folder, where it was tuned for some steps
+    rows-5e6f7a8b/             the rows that these learnt from and were scored on
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from emogen import paths, results
+from emogen.compare import System, compare, label_set_of
+from emogen.crossval import Fold, all_rows, overrides_of, own_folder, run_all
+from emogen.data import Rows, make_folds, normalised, sample_rows
+from emogen.errors import InputError
+from emogen.predict import ADAPTER, LABELS, PROMPT, Generator, load_run, parse_audit, pred_matrix, read_recipe
+from emogen.prompt import Prompt, PromptError, fill, load_prompt, render
+from emogen.recipe import Recipe, load_recipe
+from emogen.score import evaluate
+from emogen.task import Task, encoder_of, load_task, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from emogen.encode import Encoder
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What templates are held against each other on.
+
+    Attributes:
+        task: what the recipe names; a template takes the place of its prompt.
+        rows: n rows with gold labels that the model has not learnt from.
+        folder: where what comes out is kept.
+        source: the recipe, or the run folder whose adapter is used.
+        overrides: of the recipe.
+    """
+
+    task: Task
+    rows: Rows
+    tokenizer: "PreTrainedTokenizerBase"
+    folder: Path
+    source: Path
+    overrides: tuple[str, ...]
+
+    @property
+    def recipe(self) -> Recipe:
+        """What it was opened with."""
+        return self.task.recipe
+
+
+def open_bench(
+    path: str | Path, overrides: Sequence[str] = (), *, limit: int = 200, tuned: Path | None = None
+) -> Bench:
+    """Load what a comparison of templates needs, but no model.
+
+    Args:
+        path: a recipe. Its rows are taken from its own evaluation file, or from all that it has.
+        limit: how many rows; a stratified sample, always the same.
+        tuned: a run folder: its model, labels and style of answers, on rows that it held out.
+
+    Raises:
+        InputError: what is missing or wrong, and where.
+        ModelError: the tokenizer cannot be had.
+    """
+    recipe = load_recipe(path, overrides)
+    folder = own_folder(recipe, overrides, "prompts")
+    source, location = Path(path), None
+    if tuned:
+        source, location = tuned, str(tuned / ADAPTER)
+        recipe, _ = read_recipe(tuned)
+        overrides = ()
+    if recipe.answer == "head":
+        raise InputError(f"{source}: a head reads each text as it stands; there is no prompt to compare")
+    task = load_task(recipe, with_rows=not tuned)
+    if tuned:
+        rows = results.read_held_out(tuned, task.label_set)
+    elif (recipe.eval_file or recipe.dataset_test_split) and task.splits and task.splits.eval:
+        rows = task.splits.eval
+    else:
+        rows = all_rows(recipe, task.label_set)
+    shown = {normalised(example.text) for example in task.examples}
+    rows = rows.take([i for i, text in enumerate(rows.texts) if normalised(text) not in shown])
+    tokenizer, _ = load_tokenizer(recipe, location)
+    return Bench(task, sample_rows(rows, limit, recipe.seed), tokenizer, folder, source, tuple(overrides))
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template that keeps to the contract, encoded, and the folder that its figures are in or will be."""
+
+    prompt: Prompt
+    encoder: "Encoder"
+    folder: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether its figures are there."""
+        return (self.folder / results.METRICS).is_file()
+
+
+def prepare(bench: Bench, prompt: Prompt) -> Template:
+    """Check and encode a template for a bench.
+
+    Raises:
+        InputError: it breaks the contract, with file and line.
+    """
+    task = replace(bench.task, prompt=prompt)
+    encoder = encoder_of(task, bench.tokenizer)
+    _check_leak(task, bench.rows)
+    return Template(prompt, encoder, bench.folder / f"{Path(prompt.path).stem}-{_digest(bench, task)}")
+
+
+def load_templates(bench: Bench, files: Sequence[str | Path]) -> tuple[list[Template], list[str]]:
+    """Templates from files, and what is said of those that are refused."""
+    good, refused = [], []
+    for file in files:
+        try:
+            prompt = load_prompt(file)
+            good.append(prepare(bench, prompt))
+            if "examples" in prompt.variables and not bench.task.examples:
+                log.warning(f"{prompt.path} shows examples, but `examples` is 0")
+        except InputError as error:
+            refused.append(str(error))
+    return good, refused
+
+
+def _check_leak(task: Task, rows: Rows) -> None:
+    """Refuse a template in which a row stands that it is scored on: its answer may stand there too."""
+    prompt, examples = task.prompt, task.examples
+    asked = task.label_set.labels[0] if task.recipe.answer == "yes_no" else None
+    messages = fill(render(prompt, task.label_set, examples, asked), ["", *(example.text for example in examples)])
+    said = normalised(" ".join(message["content"] for message in messages))
+    for row_id, text in zip(rows.ids, rows.texts, strict=True):
+        words = normalised(text)
+        if len(words) >= 12 and words in said:
+            found = [n for n, line in enumerate(prompt.source.splitlines(), start=1) if words in normalised(line)]
+            where = f"{prompt.path}:{found[0]}" if found else prompt.path
+            raise PromptError(
+                f"{where}: the text of row {row_id} stands in the prompt, and it is scored on that row: its answer "
+                "would be known. Take another example"
+            )
+
+
+def _digest(bench: Bench, task: Task) -> str:
+    """Of all that the figures of a template depend on, its name apart."""
+    recipe, rows = bench.recipe, bench.rows
+    weights = bench.source / ADAPTER / "adapter_model.safetensors"
+    model = {key: recipe.lm_args.get(key) for key in ("model_revision", "dtype", "load_in_4bit", "load_in_8bit")}
+    what = {
+        "template": task.prompt.source,
+        "examples": [repr(example) for example in task.examples if "examples" in task.prompt.variables],
+        "labels": task.label_set.to_yaml(),
+        "model": [recipe.model_name, model],
+        "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
+        "how": [recipe.answer, recipe.decode, recipe.prob, recipe.max_length],
+        "rows": [rows.ids, rows.texts, rows.truth.tolist()],
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+
+
+# ---------------------------------------------------------------------------------------------- as the model is
+
+
+def load_generator(bench: Bench) -> Generator:
+    """The model of a bench; which prompt it comes with does not matter."""
+    generator = load_run(bench.source, bench.overrides)
+    assert isinstance(generator, Generator)
+    return generator
+
+
+def score_template(bench: Bench, template: Template, generator: Generator, bar: Bar) -> dict[str, Any]:
+    """The figures of a template; they are computed once, and kept in its folder.
+
+    Returns:
+        What `score.evaluate` says; `log_likelihood`: of the true answers, the mean over the texts in nats (of all the
+        questions of `yes_no` together); `tokens`: how many the instruction has (`shared`) and a row after it, in the
+        mean (`row`); `texts_per_second`, answers alone; and `parse`.
+    """
+    if template.done:
+        return read_figures(template.folder)
+    from emogen.decode import log_likelihood
+
+    encoder, rows, label_set = template.encoder, bench.rows, bench.task.label_set
+    generator = replace(generator, encoder=encoder)
+    name = Path(template.prompt.path).stem
+    started = time.perf_counter()
+    with bar(f"{name}: answers", len(rows) * generator.n_questions) as advance:
+        predictions = generator.answers(rows.texts, progress=advance)
+    seconds = time.perf_counter() - started
+    with bar(f"{name}: probabilities", len(rows) * generator.n_questions) as advance:
+        prob = generator.prob(rows.texts, progress=advance)
+    true = [encoder.rows(text, label_set.names_of(vector)) for text, vector in zip(rows.texts, rows.truth, strict=True)]
+    with bar(f"{name}: likelihood", len(rows) * generator.n_questions) as advance:
+        of_answers = log_likelihood(
+            generator.model, encoder, [row for questions in true for row in questions], progress=advance
+        )
+    try:
+        folds = make_folds(rows, 5, bench.recipe.seed)
+    except ValueError:
+        folds = None  # too few rows
+    pred = pred_matrix(predictions)
+    figures = evaluate(rows.truth, pred, prob, folds, label_set.names) | {
+        "log_likelihood": float(of_answers.sum() / len(rows)),
+        "tokens": {
+            "shared": len(encoder.prefix_ids),
+            "row": float(np.mean([len(row) for questions in true for row in questions])),
+        },
+        "texts_per_second": len(rows) / seconds,
+        "parse": parse_audit(predictions),
+    }
+    for name, text in {PROMPT: template.prompt.source, LABELS: label_set.to_yaml()}.items():
+        with paths.writing(template.folder / name) as file:
+            file.write(text)
+    results.write_jsonl(template.folder / results.PREDICTIONS, rows, pred, prob, label_set, predictions, folds)
+    results.write_json(template.folder / results.METRICS, figures)  # last: then it is done
+    return figures
+
+
+def read_figures(folder: Path) -> dict[str, Any]:
+    """What `score_template` kept, or what a run said of itself."""
+    figures: dict[str, Any] = json.loads((folder / results.METRICS).read_text(encoding="utf-8"))
+    return figures
+
+
+# ---------------------------------------------------------------------------------------------- after a short tuning
+
+
+def tune_templates(
+    bench: Bench,
+    templates: Sequence[Template],
+    n_steps: int,
+    *,
+    show: Callable[[list[Fold]], Any] = lambda runs: None,
+) -> list[Path]:
+    """Tune with each template for the same number of steps, and score it on the same rows, which are held out.
+
+    Runs that are done stay done, and one that was stopped goes on.
+
+    Returns:
+        A run folder for each template.
+
+    Raises:
+        ModelError: a run failed; its log is named.
+    """
+    splits = bench.task.splits
+    assert splits is not None
+    scored = {normalised(text) for text in bench.rows.texts}
+    learnt = splits.train.take([i for i, text in enumerate(splits.train.texts) if normalised(text) not in scored])
+    what = [bench.recipe.to_yaml(prompt=None, output_dir=None), learnt.ids]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
+    data = bench.folder / f"rows-{digest}"
+    train_file, eval_file = data / "train.jsonl", data / "eval.jsonl"
+    results.write_rows(train_file, learnt, bench.task.label_set)
+    results.write_rows(eval_file, bench.rows, bench.task.label_set)
+    runs, commands = [], []
+    for k, template in enumerate(templates):
+        run = Fold(k, template.folder.with_name(f"{template.folder.name}-{digest}-{n_steps}-steps"))
+        own = {
+            "prompt": str(Path(template.prompt.path).resolve()),
+            "max_steps": n_steps,
+            "eval_strategy": "no",  # scored once, at the end
+            "select_best": None,
+        }
+        runs.append(run)
+        commands.append([str(bench.source), *bench.overrides, *overrides_of(run, train_file, eval_file, own)])
+    run_all(runs, commands, 1, show)
+    return [run.folder for run in runs]
+
+
+# ---------------------------------------------------------------------------------------------- against each other
+
+
+def ranking(folders: Sequence[Path], by: str) -> tuple[list[int], list[System]]:
+    """Templates by macro-F1, the best first.
+
+    Args:
+        folders: what came of each template.
+        by: `thresholds` (nested) or `answer`.
+
+    Returns:
+        Their positions in that order, and the systems that `compare` makes of them: differences are to the best.
+    """
+    label_set = label_set_of(folders[0])
+    f1 = [system.metrics["f1_macro"] for system in compare(folders, label_set, by=by)]
+    order = sorted(range(len(folders)), key=lambda k: -f1[k])
+    return order, compare([folders[k] for k in order], label_set, by=by)
+
+
+def ranking_table(templates: Sequence[Template], folders: Sequence[Path], by: str) -> Table:
+    """The templates as a table, the best first; a difference is real if its 95 % interval leaves out 0."""
+    order, systems = ranking(folders, by)
+    figures = [read_figures(folders[k]) for k in order]
+    view = Table(box=None, pad_edge=False)
+    view.add_column("template", overflow="fold")
+    headings = ["macro-F1", "95 %", "to the best", "95 %", "real", "tokens"]
+    if all("log_likelihood" in of for of in figures):
+        headings += ["ln P", "texts/s"]
+    for heading in headings:
+        view.add_column(heading, justify="right", no_wrap=True)
+    for k, system, of in zip(order, systems, figures, strict=True):
+        low, high = system.difference_interval
+        encoder = templates[k].encoder
+        cells = [f"{system.metrics['f1_macro']:.3f}", f"{system.interval[0]:.3f}..{system.interval[1]:.3f}"]
+        best = system is systems[0]
+        cells += (
+            ["", "", ""]
+            if best
+            else [f"{system.difference:+z.3f}", f"{low:+z.3f}..{high:+z.3f}", "yes" if high < 0 else "no"]
+        )
+        cells.append(
+            f"{len(encoder.prefix_ids)} + {of['tokens']['row']:.0f}" if "tokens" in of else str(len(encoder.prefix_ids))
+        )
+        if "ln P" in headings:
+            cells += [f"{of['log_likelihood']:.2f}", f"{of['texts_per_second']:.1f}"]
+        view.add_row(Path(templates[k].prompt.path).stem, *cells)
+    return view

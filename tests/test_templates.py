@@ -1,0 +1,197 @@
+import json
+
+import pytest
+from conftest import POSTS, write_posts
+from rich.console import Console
+from typer.testing import CliRunner
+
+from emogen import cli, results
+from emogen.cli import app
+from emogen.errors import InputError
+from emogen.prompt import load_prompt
+from emogen.templates import load_generator, load_templates, open_bench, prepare, ranking, score_template
+from emogen.train import main as train
+
+MANY = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
+SHORT = "{% user %}\nFeelings ({{ names | join(' ') }})?\n{{ text }}\n"
+
+
+@pytest.fixture
+def recipe(tiny_recipe, tmp_path, labels):
+    path = tiny_recipe()
+    write_posts(tmp_path / "train.csv", labels, MANY)
+    (tmp_path / "short.jinja").write_text(SHORT)
+    return path
+
+
+@pytest.fixture
+def bench(recipe, tmp_path):
+    return open_bench(recipe, [f"output_dir={tmp_path / 'out'}"], limit=20)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs a command; gives its exit code and all that it printed."""
+    monkeypatch.setattr(cli, "out", Console(width=160))
+
+    def run(*words):
+        return CliRunner().invoke(app, ["prompts", *map(str, words)])
+
+    return run
+
+
+def silent(what, total):
+    return cli.progress_bar(what, total)
+
+
+def test_the_rows_are_a_sample_and_always_the_same(bench, recipe, labels):
+    again = open_bench(recipe, limit=20)
+    assert bench.rows.ids == again.rows.ids
+    assert 18 <= len(set(bench.rows.ids)) <= 22
+    assert bench.rows.gold.sum(0).min() >= 1  # stratified: each label is there
+
+
+def test_what_a_prompt_shows_is_not_scored(recipe):
+    bench = open_bench(recipe, ["examples=6"], limit=30)
+    assert len(bench.task.examples) == 6
+    assert not {example.text for example in bench.task.examples} & set(bench.rows.texts)
+
+
+def test_rows_of_an_evaluation_file_are_taken(recipe, tmp_path, labels):
+    write_posts(tmp_path / "eval.csv", labels, [(f"other {text}", names) for text, names in POSTS])
+    bench = open_bench(recipe, [f"eval_file={tmp_path / 'eval.csv'}"], limit=200)
+    assert sorted(bench.rows.texts) == sorted(f"other {text}" for text, _ in POSTS)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{% user %}\n\n{{ answer }} {{ text }}", ":3: undefined variable 'answer'"),
+        ("{% user %}\n{{ names }}", "exactly once"),
+        ("{% user %}\n{{ names | join(', ') }}, boredom: {{ text }}", ":2: lists 'boredom'"),
+        ("{% user %}\nsay\nThey  cancelled my train again, I could scream 1 is anger\n{{ text }}", ":3: the text of row p13"),
+        ("{% user %}\n{{ text }} {{ label.name }}", "only with `answer: yes_no`"),
+    ],
+    ids=["unknown variable", "no text", "a label that is none", "answer leaked", "other style"],
+)  # fmt: skip
+def test_a_template_that_breaks_the_contract_is_refused(recipe, tmp_path, source, said):
+    (tmp_path / "bad.jinja").write_text(source)
+    everything = open_bench(recipe, limit=200)
+    good, refused = load_templates(everything, [tmp_path / "bad.jinja", tmp_path / "short.jinja"])
+    assert [template.prompt.path for template in good] == [str(tmp_path / "short.jinja")]
+    assert str(tmp_path / "bad.jinja") in refused[0]
+    assert said in refused[0]
+
+
+def test_figures_are_kept_until_something_changes(bench, recipe, tmp_path):
+    template = prepare(bench, load_prompt(tmp_path / "short.jinja"))
+    assert not template.done
+    figures = score_template(bench, template, load_generator(bench), silent)
+    assert template.done
+    assert score_template(bench, template, None, silent) == figures  # no model is needed
+    assert figures["log_likelihood"] < 0
+    assert figures["tokens"]["shared"] == len(template.encoder.prefix_ids)
+    kept = results.read_scored(template.folder, bench.task.label_set)
+    assert kept.ids == bench.rows.ids
+    assert (kept.gold == bench.rows.gold).all()
+    for overrides in (["max_length=300"], ["decode=free"], ["seed=7"]):
+        other = open_bench(recipe, [f"output_dir={tmp_path / 'out'}", *overrides], limit=20)
+        assert prepare(other, load_prompt(tmp_path / "short.jinja")).folder != template.folder
+    (tmp_path / "short.jinja").write_text(SHORT + " ")
+    assert not prepare(bench, load_prompt(tmp_path / "short.jinja")).done
+    (tmp_path / "short.jinja").write_text(SHORT)
+    assert prepare(bench, load_prompt(tmp_path / "short.jinja")).done
+
+
+def test_compare_ranks_and_says_what_is_real(recipe, tmp_path, run):
+    words = [
+        "compare",
+        recipe,
+        tmp_path / "short.jinja",
+        "prompts/list.jinja",
+        "prompts/yes_no.jinja",
+        f"output_dir={tmp_path / 'out'}",
+    ]
+    done = run(*words, "--limit", 30)
+    assert done.exit_code == 0, done.output
+    for word in ("short", "list", "ln P", "real", "rows; labels by nested thresholds"):
+        assert word in done.stdout
+    folders = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert [name.rpartition("-")[0] for name in folders] == ["list", "short"]
+    metrics = tmp_path / "out" / folders[0] / "metrics.json"
+    before = metrics.stat().st_mtime_ns
+    assert run(*words, "--limit", 30).exit_code == 0
+    assert metrics.stat().st_mtime_ns == before
+
+
+def test_differences_are_to_the_best(bench, tmp_path, labels):
+    good, _ = load_templates(bench, [tmp_path / "short.jinja", "prompts/list.jinja"])
+    generator = load_generator(bench)
+    figures = [score_template(bench, template, generator, silent) for template in good]
+    order, systems = ranking([template.folder for template in good], "answer")
+    assert [system.metrics["f1_macro"] for system in systems] == sorted(
+        (of["f1_macro"] for of in figures), reverse=True
+    )
+    assert [figures[k]["f1_macro"] for k in order] == [system.metrics["f1_macro"] for system in systems]
+    assert systems[1].difference <= 0
+
+
+def test_a_tuned_model_is_asked_about_rows_that_it_held_out(recipe, tmp_path, run):
+    train([str(recipe), "eval_fraction=0.4"])
+    bench = open_bench(recipe, tuned=tmp_path / "run")
+    held = [json.loads(line)["text"] for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert sorted(bench.rows.texts) == sorted(held)
+    done = run("compare", recipe, tmp_path / "short.jinja", f"output_dir={tmp_path / 'out'}", "--tuned", tmp_path / "run", "--by", "answer")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    untuned = prepare(open_bench(recipe, limit=20), load_prompt(tmp_path / "short.jinja"))
+    assert not (tmp_path / "out" / untuned.folder.name).exists()
+
+
+def test_each_template_is_tuned_on_the_rows_that_are_not_scored(recipe, tmp_path, run, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = ["compare", recipe, tmp_path / "short.jinja", f"output_dir={tmp_path / 'out'}", "--limit", 15, "--train-steps", 2, "--by", "answer"]  # fmt: skip
+    done = run(*words)
+    assert done.exit_code == 0, done.output
+    assert "short" in done.stdout
+    (learnt,) = (tmp_path / "out").glob("rows-*/train.jsonl")
+    (scored,) = (tmp_path / "out").glob("short-*-2-steps/predictions.jsonl")
+    learnt, scored = ([json.loads(line)["text"] for line in path.read_text().splitlines()] for path in (learnt, scored))
+    assert len(learnt) + len(scored) == len(MANY)
+    assert not set(learnt) & set(scored)
+
+
+def test_show_renders_and_tells_templates_apart(recipe, tmp_path, run):
+    done = run("show", tmp_path / "short.jinja", "prompts/list.jinja", recipe)
+    assert done.exit_code == 0, done.output
+    assert "⟦" in done.stdout
+    assert "-Feelings (anger" in done.stdout
+    assert "+You detect emotions" in done.stdout
+    assert "tokens, the same for all rows" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compare", "t.jinja"], "name one recipe"),
+        (["compare", "r.yaml"], "at least one template"),
+        (["compare", "r.yaml", "t.jinja", "oops"], "oops: neither"),
+        (["compare", "r.yaml", "t.jinja", "--by", "luck"], "not luck"),
+        (["compare", "r.yaml", "t.jinja", "--tuned", "x", "--train-steps", "3"], "one or the other"),
+    ],
+)
+def test_words_that_make_no_sense(run, words, said):
+    done = run(*words)
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())
+
+
+def test_no_template_left(recipe, tmp_path, run):
+    (tmp_path / "bad.jinja").write_text("hello")
+    done = run("compare", recipe, tmp_path / "bad.jinja")
+    assert isinstance(done.exception, InputError)
+    assert "refused" in done.output
+
+
+def test_a_head_has_no_prompt(tiny_recipe):
+    with pytest.raises(InputError, match="no prompt to compare"):
+        open_bench(tiny_recipe(answer="head"))
