@@ -359,6 +359,29 @@ def prompts_compare(
     out.print(f"{len(bench.rows):,} rows; labels by {title}. Kept in {bench.folder}", highlight=False)
 
 
+@app.command()
+def lab(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    limit: Annotated[int, typer.Option(min=10, help="How many rows to score on: a stratified sample.")] = 100,
+    tuned: Annotated[
+        Path | None, typer.Option(help="A run folder: with its adapter, on rows that it held out.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where on 127.0.0.1.")] = 7860,
+) -> None:
+    """Open a page to work on a prompt: edit a template, see its tokens, try a text, score it, keep what is good.
+
+    It is served to this machine alone, and nothing is sent anywhere. Needs the extra: pip install 'emogen[lab]'.
+    """
+    from emogen.lab import launch
+    from emogen.templates import open_bench
+
+    with err.status("Loading the tokenizer ..."):
+        bench = open_bench(recipe, overrides or [], limit=limit, tuned=tuned)
+    out.print(f"emogen lab on http://127.0.0.1:{port} - Ctrl-C ends it", highlight=False)
+    launch(bench, port)
+
+
 def _sorted_out(files: Sequence[str]) -> tuple[str, list[str], list[str]]:
     """The recipe, the templates and the overrides among the words of a command."""
     templates = [word for word in files if word.endswith(".jinja")]

@@ -1,10 +1,10 @@
 """Prompt templates against each other: the same rows, the same model, and which differences are real.
 
-runs/NAME-prompts/
-    list-1a2b3c4d/             what came of a template, by its name and a digest of all that the figures depend on:
-                               prompt.jinja, labels.yaml, predictions.jsonl, metrics.json. It is not computed again.
-    list-1a2b3c4d-5e6f7a8b-200-steps/    a run folder, where it was tuned for some steps
-    rows-5e6f7a8b/             the rows that these learnt from and were scored on
+runs/NAME-prompts/200-rows-1a2b3c4d/     by a digest of rows, model and decoding: what is in it can be compared
+    list-5e6f7a8b/                       what came of a template, by its name and a digest of it: prompt.jinja,
+                                         labels.yaml, predictions.jsonl, metrics.json. It is not computed again.
+    list-5e6f7a8b-200-steps-9c0d1e2f/    a run folder, where it was tuned for some steps
+    rows-9c0d1e2f/                       the rows that such runs learn from and are scored on
 """
 
 import hashlib
@@ -48,7 +48,7 @@ class Bench:
     Attributes:
         task: what the recipe names; a template takes the place of its prompt.
         rows: n rows with gold labels that the model has not learnt from.
-        folder: where what comes out is kept.
+        folder: where what comes of templates is kept.
         source: the recipe, or the run folder whose adapter is used.
         overrides: of the recipe.
     """
@@ -99,7 +99,27 @@ def open_bench(
     shown = {normalised(example.text) for example in task.examples}
     rows = rows.take([i for i, text in enumerate(rows.texts) if normalised(text) not in shown])
     tokenizer, _ = load_tokenizer(recipe, location)
-    return Bench(task, sample_rows(rows, limit, recipe.seed), tokenizer, folder, source, tuple(overrides))
+    rows = sample_rows(rows, limit, recipe.seed)
+    folder = folder / f"{len(rows)}-rows-{_digest_of(task, rows, source)}"
+    return Bench(task, rows, tokenizer, folder, source, tuple(overrides))
+
+
+def _digest_of(task: Task, rows: Rows, source: Path) -> str:
+    """Of all that the figures of templates depend on besides them."""
+    recipe = task.recipe
+    weights = source / ADAPTER / "adapter_model.safetensors"
+    return _digest(
+        recipe.model_name,
+        [recipe.lm_args.get(key) for key in ("model_revision", "dtype", "load_in_4bit", "load_in_8bit")],
+        hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
+        [recipe.answer, recipe.decode, recipe.prob, recipe.max_length],
+        task.label_set.to_yaml(),
+        [rows.ids, rows.texts, rows.truth.tolist()],
+    )
+
+
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -125,7 +145,8 @@ def prepare(bench: Bench, prompt: Prompt) -> Template:
     task = replace(bench.task, prompt=prompt)
     encoder = encoder_of(task, bench.tokenizer)
     _check_leak(task, bench.rows)
-    return Template(prompt, encoder, bench.folder / f"{Path(prompt.path).stem}-{_digest(bench, task)}")
+    shown = [repr(example) for example in task.examples if "examples" in prompt.variables]
+    return Template(prompt, encoder, bench.folder / f"{Path(prompt.path).stem}-{_digest(prompt.source, shown)}")
 
 
 def load_templates(bench: Bench, files: Sequence[str | Path]) -> tuple[list[Template], list[str]]:
@@ -157,23 +178,6 @@ def _check_leak(task: Task, rows: Rows) -> None:
                 f"{where}: the text of row {row_id} stands in the prompt, and it is scored on that row: its answer "
                 "would be known. Take another example"
             )
-
-
-def _digest(bench: Bench, task: Task) -> str:
-    """Of all that the figures of a template depend on, its name apart."""
-    recipe, rows = bench.recipe, bench.rows
-    weights = bench.source / ADAPTER / "adapter_model.safetensors"
-    model = {key: recipe.lm_args.get(key) for key in ("model_revision", "dtype", "load_in_4bit", "load_in_8bit")}
-    what = {
-        "template": task.prompt.source,
-        "examples": [repr(example) for example in task.examples if "examples" in task.prompt.variables],
-        "labels": task.label_set.to_yaml(),
-        "model": [recipe.model_name, model],
-        "adapter": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
-        "how": [recipe.answer, recipe.decode, recipe.prob, recipe.max_length],
-        "rows": [rows.ids, rows.texts, rows.truth.tolist()],
-    }
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
 # ---------------------------------------------------------------------------------------------- as the model is
@@ -264,15 +268,14 @@ def tune_templates(
     assert splits is not None
     scored = {normalised(text) for text in bench.rows.texts}
     learnt = splits.train.take([i for i, text in enumerate(splits.train.texts) if normalised(text) not in scored])
-    what = [bench.recipe.to_yaml(prompt=None, output_dir=None), learnt.ids]
-    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
+    digest = _digest(bench.recipe.to_yaml(prompt=None, output_dir=None), learnt.ids)
     data = bench.folder / f"rows-{digest}"
     train_file, eval_file = data / "train.jsonl", data / "eval.jsonl"
     results.write_rows(train_file, learnt, bench.task.label_set)
     results.write_rows(eval_file, bench.rows, bench.task.label_set)
     runs, commands = [], []
     for k, template in enumerate(templates):
-        run = Fold(k, template.folder.with_name(f"{template.folder.name}-{digest}-{n_steps}-steps"))
+        run = Fold(k, template.folder.with_name(f"{template.folder.name}-{n_steps}-steps-{digest}"))
         own = {
             "prompt": str(Path(template.prompt.path).resolve()),
             "max_steps": n_steps,

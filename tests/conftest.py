@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import (
 
 from emogen.labels import LabelSet, load_label_set
 
+CHROMIUM = Path("/usr/bin/chromium")  # Debian's
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -148,3 +150,39 @@ def tiny_recipe(tmp_path: Path, labels: LabelSet):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless browser. Where there is none, the tests that need one are skipped; CI insists."""
+    if not CHROMIUM.exists() and not os.environ.get("EMOGEN_REQUIRE_BROWSER"):
+        pytest.skip("no /usr/bin/chromium: what people see in a browser is not tested here")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """Opens an address in a page of its own. At the end: nothing was complained of, and no other host was asked."""
+    context, heard = chromium.new_context(), []
+
+    def visit(address: str):
+        own = address.split("/")[2]
+        page = context.new_page()
+        page.on("console", lambda message: heard.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: heard.append(str(error)))
+        page.on("request", lambda request: None if _is_own(request.url, own) else heard.append(f"asked {request.url}"))
+        page.goto(address)
+        return page
+
+    yield visit
+    context.close()
+    assert heard == []
+
+
+def _is_own(url: str, host: str) -> bool:
+    return url.startswith(("data:", "blob:")) or url.split("/")[2] == host

@@ -116,9 +116,9 @@ def test_compare_ranks_and_says_what_is_real(recipe, tmp_path, run):
     assert done.exit_code == 0, done.output
     for word in ("short", "list", "ln P", "real", "rows; labels by nested thresholds"):
         assert word in done.stdout
-    folders = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert [name.rpartition("-")[0] for name in folders] == ["list", "short"]
-    metrics = tmp_path / "out" / folders[0] / "metrics.json"
+    folders = sorted((tmp_path / "out").glob("*-rows-*/*"))
+    assert [folder.name.rpartition("-")[0] for folder in folders] == ["list", "short"]
+    metrics = folders[0] / "metrics.json"
     before = metrics.stat().st_mtime_ns
     assert run(*words, "--limit", 30).exit_code == 0
     assert metrics.stat().st_mtime_ns == before
@@ -143,8 +143,7 @@ def test_a_tuned_model_is_asked_about_rows_that_it_held_out(recipe, tmp_path, ru
     assert sorted(bench.rows.texts) == sorted(held)
     done = run("compare", recipe, tmp_path / "short.jinja", f"output_dir={tmp_path / 'out'}", "--tuned", tmp_path / "run", "--by", "answer")  # fmt: skip
     assert done.exit_code == 0, done.output
-    untuned = prepare(open_bench(recipe, limit=20), load_prompt(tmp_path / "short.jinja"))
-    assert not (tmp_path / "out" / untuned.folder.name).exists()
+    assert bench.folder.name != open_bench(recipe, limit=20).folder.name
 
 
 def test_each_template_is_tuned_on_the_rows_that_are_not_scored(recipe, tmp_path, run, monkeypatch):
@@ -153,8 +152,8 @@ def test_each_template_is_tuned_on_the_rows_that_are_not_scored(recipe, tmp_path
     done = run(*words)
     assert done.exit_code == 0, done.output
     assert "short" in done.stdout
-    (learnt,) = (tmp_path / "out").glob("rows-*/train.jsonl")
-    (scored,) = (tmp_path / "out").glob("short-*-2-steps/predictions.jsonl")
+    (learnt,) = (tmp_path / "out").glob("*/rows-*/train.jsonl")
+    (scored,) = (tmp_path / "out").glob("*/short-*-2-steps-*/predictions.jsonl")
     learnt, scored = ([json.loads(line)["text"] for line in path.read_text().splitlines()] for path in (learnt, scored))
     assert len(learnt) + len(scored) == len(MANY)
     assert not set(learnt) & set(scored)
