@@ -114,9 +114,12 @@ def predict(
     A recipe stands for its model without any tuning; the folder of a cross-validation for all its folds. Several
     models' answers are put to the vote; with predict_by=thresholds, which takes the labels that are more probable than
     the threshold tuned for them, their probabilities are averaged.
+
+    The file can be of any size: it is read, labelled and written a chunk at a time. Interrupted, the same command goes
+    on. Over several processes: accelerate launch -m emogen.cli predict ...
     """
-    from emogen import predict, results
-    from emogen.data import checked, read_rows
+    from emogen import ranks
+    from emogen.predict import predict_file
 
     outputs = [path for path in (output, jsonl) if path is not None]
     if not outputs:
@@ -128,32 +131,18 @@ def predict(
     *runs, input = [Path(word) for word in files if word not in overrides]
     if not runs:
         raise typer.BadParameter("name a run folder (or a recipe), and then a file of texts")
-    folders = predict.members(runs)
-    recipe, label_set = predict.read_recipe(folders[0], overrides)
-    rows = checked(
-        read_rows(
-            input,
-            label_set,
-            text_column=recipe.text_column,
-            id_column=recipe.id_column,
-            separator=recipe.separator,
-            encoding=recipe.encoding,
-        )
-    )
-    thresholds = predict.load_thresholds(runs, label_set) if recipe.predict_by == "thresholds" else None
-    done = predict.predict_rows(
-        folders, rows, overrides, thresholds=thresholds, with_prob=bool(jsonl), batch_size=batch_size, bar=progress_bar
-    )
-    if output:
-        results.write_csv(output, rows, done.pred, label_set)
-    if jsonl:
-        results.write_jsonl(jsonl, rows, done.pred, done.prob, label_set, done.predictions)
-    err.print(f"{len(rows):,} texts -> {', '.join(map(str, outputs))}", highlight=False)
-    if done.predictions:
-        audit = ", ".join(f"{name} {share:.1%}" for name, share in predict.parse_audit(done.predictions).items())
-        err.print(f"answers: {audit}", highlight=False)
-        if n_cut := sum(prediction.n_cut > 0 for prediction in done.predictions):
-            err.print(f"{n_cut:,} texts were shortened to fit max_length={recipe.max_length}")
+    done = predict_file(
+        runs, input, overrides,
+        csv_file=output, jsonl_file=jsonl, batch_size=batch_size, overwrite=overwrite, bar=progress_bar,
+    )  # fmt: skip
+    if not ranks.is_main():
+        return
+    err.print(f"{done.n_rows:,} texts -> {', '.join(map(str, outputs))}", highlight=False)
+    if n_read := done.statuses.total():
+        shares = ", ".join(f"{status} {count / n_read:.1%}" for status, count in done.statuses.most_common())
+        err.print(f"{n_read:,} answers: {shares}", highlight=False)
+    if done.n_cut:
+        err.print(f"{done.n_cut:,} texts were shortened to fit max_length")
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -495,11 +484,16 @@ def _progress_of(runs: "Sequence[Fold]") -> Table:
 
 @contextmanager
 def progress_bar(what: str, total: int, unit: str = "row") -> Iterator[Callable[[int], Any]]:
-    """A progress bar on standard error, with the rate; gives a function that moves it on."""
+    """A progress bar on standard error, with the rate; gives a function that moves it on.
+
+    Of several processes the main one shows it, as if the others kept pace.
+    """
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=what, unit=unit, mininterval=0.5) as bar:
-        yield bar.update
+    from emogen import ranks
+
+    with tqdm(total=total, desc=what, unit=unit, mininterval=0.5, disable=not ranks.is_main()) as bar:
+        yield lambda n: bar.update(min(n * ranks.count(), total - bar.n))
 
 
 def set_up_logging() -> None:
