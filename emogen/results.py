@@ -79,6 +79,26 @@ def write_jsonl(
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, one a line. Raises InputError, with the line, where one cannot be read."""
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line:
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise InputError(f"{path}:{number}: not a JSON object: {error}; was the file changed?") from None
+    return records
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """What the trainer of a run logged, in order; empty before the first. A line that is being written is left out."""
+    path = folder / LOG
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
 def read_scored(folder: Path, label_set: LabelSet) -> Scored:
     """The predictions file of a run or a cross-validation.
 
@@ -88,7 +108,7 @@ def read_scored(folder: Path, label_set: LabelSet) -> Scored:
     path = folder / PREDICTIONS
     if not path.is_file():
         raise InputError(f"{folder}: it has no {PREDICTIONS}: nothing was scored there, or not to the end")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    records = read_records(path)
     try:
         return Scored(
             path=path,
