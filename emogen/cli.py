@@ -280,7 +280,7 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The page. Of one folder RUN_DIR/report.html, of several comparison.html, else."
+            "--output", "-o", help="The page; by default RUN_DIR/report.html, or of several folders comparison.html."
         ),
     ] = None,
     figures: Annotated[

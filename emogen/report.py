@@ -186,7 +186,7 @@ def _scored_again(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
     scored = results.read_scored(folder, run["label_set"])
     records = results.read_records(scored.path)
     by_answer = run["kind"] != "baseline" and run["recipe"].get("answer") != "head"
-    systems: list[dict[str, Any]] = [{"title": "answer" if by_answer else "at 0.5", "pred": scored.pred}]
+    systems: list[dict[str, Any]] = [{"title": "answer" if by_answer else "threshold 0.5", "pred": scored.pred}]
     if len(np.unique(scored.folds)) > 1:
         thresholds = nested_thresholds(scored.gold, scored.prob, scored.folds)
         pred = apply_thresholds(scored.prob, thresholds)
