@@ -136,60 +136,50 @@ def draw_precision_recall(
     return figure
 
 
-def draw_labels(systems: Sequence[tuple[str, dict[str, Any], dict[str, tuple[float, float]]]]) -> Figure:
+def draw_labels(per_label: dict[str, Any], intervals: dict[str, tuple[float, float]], color: str) -> Figure:
     """Precision, recall and F1 of each label: F1 as a bar with its interval, the two others as marks.
 
     Args:
-        systems: of each its title, `per_label` of `score.score`, and the interval of `f1/<label>`.
+        per_label: of `score.score`.
+        intervals: of `f1/<label>`.
     """
-    names = list(systems[0][1])
-    figure = Figure(figsize=(0.9 + 3.3 * len(systems), 1.0 + 0.3 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(systems), sharey=True, squeeze=False)[0]
-    for axes, color, (title, per_label, intervals) in zip(panels, COLORS, systems, strict=False):
-        for k, name in enumerate(names):
-            axes.barh(k, per_label[name]["f1"], color=color, alpha=0.45, label="F1, 95 %" if k == 0 else None)
-            axes.plot(intervals[f"f1/{name}"], (k, k), color=INK, linewidth=1.4)
-        for key, marker in (("precision", ">"), ("recall", "o")):
-            values = [per_label[name][key] for name in names]
-            axes.scatter(values, range(len(names)), s=20, marker=marker, color=color, label=key, zorder=3)
-        axes.set(title=title, xlim=(0, 1.02))
-        axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
-        axes.tick_params(left=False)
-    panels[0].set_yticks(range(len(names)), [f"{name} ({label['support']:,})" for name, label in systems[0][1].items()])
-    panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure = Figure(figsize=(4.6, 0.9 + 0.3 * len(per_label)), layout="constrained")
+    axes = figure.subplots()
+    for k, (name, label) in enumerate(per_label.items()):
+        axes.barh(k, label["f1"], color=color, alpha=0.45, label="F1, 95 %" if k == 0 else None)
+        axes.plot(intervals[f"f1/{name}"], (k, k), color=INK, linewidth=1.4)
+    for key, marker in (("precision", ">"), ("recall", "o")):
+        values = [label[key] for label in per_label.values()]
+        axes.scatter(values, range(len(values)), s=20, marker=marker, color=color, label=key, zorder=3)
+    axes.set_yticks(range(len(per_label)), [f"{name} ({label['support']:,})" for name, label in per_label.items()])
+    axes.set(xlim=(0, 1.02))
+    axes.invert_yaxis()
+    axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
+    axes.tick_params(left=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
-def draw_learning(logs: Sequence[Sequence[dict[str, Any]]]) -> Figure:
-    """Loss by step, and where rows were watched macro-F1 of what was generated for them.
+def draw_curves(
+    logs: Sequence[Sequence[dict[str, Any]]], curves: Sequence[tuple[str, str]], title: str, top: float | None = None
+) -> Figure:
+    """What a trainer logged, by step.
 
     Args:
         logs: of each run what `results.read_log` returned; the folds of a cross-validation are drawn over each other.
+        curves: keys of the log, and what they are called.
+        title: of the vertical axis, which ends at `top`.
     """
-
-    def curve(log: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
-        seen = [entry for entry in log if key in entry]
-        return [entry["step"] for entry in seen], [entry[key] for entry in seen]
-
-    scored = any("eval_f1_macro" in entry for log in logs for entry in log)
-    figure = Figure(figsize=(7.5 if scored else 4.2, 2.7), layout="constrained")
-    panels = figure.subplots(1, 2 if scored else 1, squeeze=False)[0]
-    alpha = 1 if len(logs) == 1 else 0.6
-    for k, log in enumerate(logs):
-        style = {"alpha": alpha, "linewidth": 1.2}
-        panels[0].plot(*curve(log, "loss"), color=COLORS[0], label="" if k else "training rows", **style)
-        if any("eval_loss" in entry for entry in log):
-            panels[0].plot(*curve(log, "eval_loss"), "o-", color=COLORS[1], label="" if k else "watched rows", **style)
-        if scored:
-            panels[1].plot(*curve(log, "eval_f1_macro"), "o-", color=COLORS[1], label="" if k else "macro-F1", **style)
-            panels[1].plot(*curve(log, "eval_f1_micro"), "s--", color=COLORS[2], label="" if k else "micro-F1", **style)
-    panels[0].set(xlabel="step", ylabel="loss", ylim=(0, None))
-    if scored:
-        panels[1].set(xlabel="step", ylabel="F1 on watched rows", ylim=(0, 1))
-    for axes in panels:
-        axes.grid(color=INK, alpha=0.12, linewidth=0.6)
-        axes.legend(loc="best")
+    figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+    axes = figure.subplots()
+    for (key, name), color in zip(curves, COLORS, strict=False):
+        seen = [[(entry["step"], entry[key]) for entry in log if key in entry] for log in logs]
+        for k, points in enumerate(points for points in seen if points):
+            (line,) = axes.plot(*zip(*points, strict=True), color=color, linewidth=1.2, label="" if k else name)
+            line.set(marker="o" if len(points) < 30 else "", markersize=4, alpha=1 if len(logs) == 1 else 0.6)
+    axes.set(xlabel="step", ylabel=title, xlim=(0, None), ylim=(0, top))
+    axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+    axes.legend(loc="best")
     return figure
 
 

@@ -46,6 +46,17 @@ PAGE, CARD, COMPARISON = "report.html", "README.md", "comparison.html"
 TEMPLATE = Path(__file__).with_name("page.html")
 MANIFEST, FOLDS = "manifest.json", "folds.csv"
 BASELINE = "TF-IDF and logistic regression"
+# The pictures of learning: name, caption, what is on the vertical axis, where that ends, and the keys of the log.
+CURVES = (
+    ("loss", "Loss by step.", "loss", None, (("loss", "training rows"), ("eval_loss", "watched rows"))),
+    (
+        "f1",
+        "F1 of what was generated for the rows that were watched during training.",
+        "F1",
+        1.0,
+        (("eval_f1_macro", "macro-F1"), ("eval_f1_micro", "micro-F1")),
+    ),
+)
 
 
 class Picture(NamedTuple):
@@ -171,13 +182,10 @@ def _n_folds(folder: Path) -> int:
 
 
 def _unfinished(run: dict[str, Any]) -> str:
-    if run["kind"] == "cross-validation":
-        done = f"{len(run['folds'])} of {run['n_folds']} folds are finished"
-        return f"The cross-validation has not ended: {done}. The emogen cv command that began it goes on with it."
-    return (
-        f"The run has not ended: it has no {results.METRICS}. resume_from_checkpoint=true on the command that began it "
-        "goes on from its newest checkpoint."
-    )
+    said = f"It has not ended: there is no {results.METRICS}. The command that began it goes on with it"
+    if run["kind"] == "run":
+        return f"{said}, with resume_from_checkpoint=true."
+    return f"{said}; {len(run['folds'])} of {run['n_folds']} folds are finished."
 
 
 def _scored_again(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
@@ -343,11 +351,12 @@ def draw_run(run: dict[str, Any]) -> list[Picture]:
     if folds and len(folds["numbers"]) > 1:
         caption = "Macro-F1 and micro-F1 of each fold; the lines are their means."
         pictures.append(Picture("folds", "folds", caption, figures.draw_folds(folds["by_system"])))
-    if run["logs"]:
-        caption = "Loss by step, and F1 of what was generated for the rows watched during training."
-        if len(run["logs"]) > 1:
-            caption += " One line for each fold."
-        pictures.append(Picture("learning", "learning", caption, figures.draw_learning(run["logs"])))
+    logged = {key for entries in run["logs"] for entry in entries for key in entry}
+    each = " One line for each fold." if len(run["logs"]) > 1 else ""
+    for name, caption, title, top, curves in CURVES:
+        if logged & {key for key, _ in curves}:
+            figure = figures.draw_curves(run["logs"], curves, title, top)
+            pictures.append(Picture(f"learning-{name}", "learning", caption + each, figure))
     if "scored" not in run:
         return pictures
     gold, prob, systems = run["scored"].gold, run["scored"].prob, run["systems"]
@@ -362,9 +371,10 @@ def draw_run(run: dict[str, Any]) -> list[Picture]:
             "authors' own figures, on rows of their own."
         )
         pictures.append(Picture("published", "headline", caption, figures.draw_comparison([*own, *beside])))
-    caption = "F1 of each label (bar) with its 95 % interval (line), precision (triangle) and recall (dot)."
-    labels = [(of["title"], of["metrics"]["per_label"], of["interval"]) for of in systems]
-    pictures.append(Picture("labels", "labels", caption, figures.draw_labels(labels)))
+    for of, color in zip(systems, figures.COLORS, strict=False):
+        caption = f"By {of['title']}: F1 of each label (bar) with its 95 % interval (line), precision and recall."
+        figure = figures.draw_labels(of["metrics"]["per_label"], of["interval"], color)
+        pictures.append(Picture(f"labels-{_slug(of['title'])}", "labels", caption, figure))
     marked = [(of["title"], of["pred"]) for of in systems]
     caption = "Precision against recall for every threshold, and where the labels are decided."
     pictures.append(
@@ -413,23 +423,22 @@ def page_of_comparison(folders: Sequence[Path]) -> tuple[dict[str, Any], list[Pi
     label_set = label_set_of(folders[0])
     names = label_set.names
     runs = [read_run(folder) | {"name": name} for folder, name in zip(folders, names_of(folders), strict=True)]
-    for run, folder in zip(runs, folders, strict=True):
-        run["scored"] = results.read_scored(folder, label_set)
+    for run in runs:
+        if run["label_set"].names != names:
+            raise InputError(f"{run['folder']}: its labels are not those of {folders[0]}")
+        if "scored" not in run:
+            raise InputError(f"{run['folder']}: nothing to compare. {' '.join(run['missing'])}")
     aligned = results.aligned([run["scored"] for run in runs])
     thresholds = len(np.unique(aligned[0].folds)) > 1
     decisions = [("nested thresholds", "thresholds")] * thresholds + [("answer", "answer")]
     compared = {title: compare(folders, label_set, by=by) for title, by in decisions}
     best = decisions[0][0]
-    order = {row_id: i for i, row_id in enumerate(aligned[0].ids)}
     for run, scored in zip(runs, aligned, strict=True):
-        where = [order[row_id] for row_id in run["scored"].ids]
-        back = np.argsort(where)
-        run["records"] = [run["records"][i] for i in back]
-        run["scored"] = scored
+        where = {row_id: i for i, row_id in enumerate(run["scored"].ids)}
+        order = [where[row_id] for row_id in scored.ids]
+        run["scored"], run["records"] = scored, [run["records"][i] for i in order]
         for system in run["systems"]:
-            system["pred"] = system["pred"][back]
-            if "thresholds" in system:
-                system["thresholds"] = system["thresholds"][back]
+            system |= {key: system[key][order] for key in ("pred", "thresholds") if key in system}
     preds = [run["systems"][-1 if thresholds else 0]["pred"] for run in runs]
     keys = dict.fromkeys(key for run in runs for key in run["recipe"])
     whats = dict.fromkeys(what for run in runs for what, _ in run["resources"])
@@ -476,6 +485,7 @@ def browser(runs: Sequence[dict[str, Any]], scored: Scored) -> dict[str, Any]:
         "texts": [record["text"] for record in runs[0]["records"]],
         "gold": vectors(scored.gold),
         "folds": scored.folds.tolist() if len(folds) > 1 else None,
+        "trained_in_folds": runs[0]["kind"] != "run",
         "runs": [
             {
                 "name": run["name"],

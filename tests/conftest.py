@@ -169,9 +169,10 @@ def invented_posts(n: int):
     return [*EVIL, *usual][:n]
 
 
-def write_run(folder: Path, labels: LabelSet, n: int = 40, *, noise: float = 0.7, seed: int = 0, **keys) -> Path:
+def write_run(folder: Path, labels: LabelSet, n: int = 40, *, posts=None, noise=0.7, seed: int = 0, **keys) -> Path:
     """The folder of a run that has ended, with everything that a report reads; no model. `keys` go into its recipe."""
-    posts = invented_posts(n)
+    posts = posts or invented_posts(n)
+    n = len(posts)
     gold = np.array([labels.vector(names) for _, names in posts], dtype=np.int8)
     prob = gold * (1 - noise) + np.random.default_rng(seed).random(gold.shape) * noise
     raws = [", ".join(labels.names_of(row)) or labels.empty for row in (prob > 0.5).astype(int).tolist()]

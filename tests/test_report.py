@@ -183,12 +183,12 @@ def test_what_is_missing_is_said(tmp_path, labels):
     page = Page(unscored / "report.html")
     assert "No rows were scored" in page.shown
     assert page.data is None
-    assert len(page.svgs) == 1  # the learning curves
+    assert len(page.svgs) == 2  # the learning curves
     assert "No rows were scored" in (unscored / "README.md").read_text()
 
     (unscored / "metrics.json").unlink()
     report([unscored])
-    assert "The run has not ended" in Page(unscored / "report.html").shown
+    assert "It has not ended" in Page(unscored / "report.html").shown
 
     begun = write_cv(tmp_path / "cv", labels)
     for name in ("metrics.json", "predictions.jsonl", "fold-3/metrics.json", "fold-4/metrics.json"):
@@ -235,6 +235,14 @@ def test_runs_beside_each_other_whatever_the_order_of_their_rows(tmp_path, label
     assert "not better" in page.shown
 
     other = write_run(tmp_path / "other", labels, n=30)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "labels.yaml").write_text(labels.to_yaml())
+    with pytest.raises(InputError, match=r"begun: nothing to compare\. It has not ended"):
+        report([runs[0], tmp_path / "begun"], tmp_path / "c.html")
+    few = LabelSet(name="few", labels=labels.labels[:2])
+    (tmp_path / "begun" / "labels.yaml").write_text(few.to_yaml())
+    with pytest.raises(InputError, match="its labels are not those of"):
+        report([runs[0], tmp_path / "begun"], tmp_path / "c.html")
     with pytest.raises(InputError, match="not the same rows"):
         report([runs[0], other], tmp_path / "c.html")
     assert not (tmp_path / "c.html").exists()
@@ -242,8 +250,8 @@ def test_runs_beside_each_other_whatever_the_order_of_their_rows(tmp_path, label
 
 def test_only_emogens_own_files_are_replaced(tmp_path, labels):
     run, papers = write_run(tmp_path / "run", labels), tmp_path / "papers"
-    (run / "predictions.jsonl").unlink()  # one picture is enough
-    files = [papers / "learning.svg", papers / "learning.png"]
+    (run / "predictions.jsonl").unlink()  # two pictures are enough
+    files = [papers / f"learning-{name}.{kind}" for name in ("loss", "f1") for kind in ("svg", "png")]
     assert report([run], pictures=papers) == [run / "report.html", run / "README.md", *files]
     assert b"watched rows" in files[0].read_bytes()
     assert files[1].read_bytes().startswith(b"\x89PNG")
@@ -294,6 +302,20 @@ def test_too_few_rows_for_thresholds_leave_them_out(tmp_path, labels):
     assert [system["title"] for system in Page(tmp_path / "both.html").data["systems"]] == ["a: answer", "b: answer"]
 
 
+@pytest.mark.parametrize("n_labels", [1, 2, 20])
+def test_label_sets_of_any_size(tmp_path, n_labels):
+    names = [f"a rather long name {k}" for k in range(n_labels)]
+    run = write_run(tmp_path / "run", LabelSet(name="other", labels=tuple(Label(name=name) for name in names)), posts=[
+        (f"post {i}", [name for k, name in enumerate(names) if (i + k) % 3 == 0]) for i in range(30)
+    ])  # fmt: skip
+    report([run])
+    page = Page(run / "report.html")
+    assert page.data["names"] == names
+    for name in names:
+        assert sum(name in svg for svg in page.svgs) >= 6
+    assert "nan" not in page.shown
+
+
 def test_the_command(tmp_path, labels):
     run = write_run(tmp_path / "run", labels)
     emogen = [Path(sys.executable).parent / "emogen", "report"]
@@ -302,7 +324,7 @@ def test_the_command(tmp_path, labels):
     assert done.returncode == 0, done.stderr
     assert str(run / "report.html") in done.stdout
     kinds = [{path.stem for path in (tmp_path / "figures").glob(f"*.{kind}")} for kind in ("svg", "png")]
-    assert kinds[0] == kinds[1] >= {"labels", "learning", "precision-recall", "reliability", "published"}
+    assert kinds[0] == kinds[1] >= {"labels-answer", "learning-loss", "precision-recall", "reliability", "published"}
     done = subprocess.run([*emogen, tmp_path / "none"], capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 2
     assert "not the folder of a run" in done.stderr
