@@ -7,7 +7,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from emogen.predict import LABELS, PROMPT
 from emogen.score import SINGLES
+
+# The folders of a path in a recipe or manifest. A card is for others: where files lie on this machine is not for them.
+FOLDERS = re.compile(r"""(?<![\w:/.~])~?/(?:[^\n"'/\\]+/)+""")
 
 
 def model_card(run: dict[str, Any], *, published: Sequence[tuple[str, float]] = ()) -> ModelCard:
@@ -80,8 +84,7 @@ def _sections(run: dict[str, Any], published: Sequence[tuple[str, float]]) -> It
     yield "## How it was made"
     for name, text in run["files"].items():
         yield f"`{name}`"
-        # A card is for others: where files lie on this machine is not for them.
-        yield _fenced(re.sub(r"(?<![\w:/.~])~?/(?:[^\s\"'/,\\]+/)+", "", text), name.rpartition(".")[2])
+        yield _fenced(text if name in (PROMPT, LABELS) else FOLDERS.sub("", text), name.rpartition(".")[2])
 
 
 def _figures(run: dict[str, Any], published: Sequence[tuple[str, float]]) -> Iterable[str]:

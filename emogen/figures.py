@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 GENERATOR = "emogen report"  # in every file that is drawn or written: what bears it may be replaced
 INK = "#2b2f34"  # text and axes; in a page, the colour of its text, be that dark or light
 COLORS = ("#3d7ebf", "#d9802e", "#8a8f94")  # blue and orange tell systems apart, also to the colour-blind; grey: others
+WRITTEN = 16  # up to so many labels, a matrix of them has its figures written in its cells
 
 matplotlib.rcParams |= {
     "svg.fonttype": "none",  # text stays text
@@ -44,9 +45,12 @@ def save(figure: Figure, path: Path) -> None:
     scratch = path.with_name(f".{path.name}")
     kind = path.suffix[1:]
     metadata = {"Software": GENERATOR} if kind == "png" else {"Creator": GENERATOR}
-    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
-        figure.savefig(scratch, format=kind, dpi=200, facecolor="white", metadata=metadata)
-    scratch.replace(path)
+    try:
+        with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+            figure.savefig(scratch, format=kind, dpi=200, facecolor="white", metadata=metadata)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def inline_svg(figure: Figure, name: str, alt: str) -> str:
@@ -212,13 +216,13 @@ def draw_matrix(
 
     Args:
         share: [L, L], 0 to 1; NaN leaves a cell empty.
-        shown: [L][L], what is written in the cells (of up to 16 labels).
+        shown: [L][L], what is written in the cells (of up to `WRITTEN` labels).
         rows, columns: what these are.
     """
     side = 1.2 + 0.3 * len(names)
     figure = Figure(figsize=(side + 0.2, side), layout="constrained")
     axes = figure.subplots()
-    _cells(axes, share, shown if len(names) <= 16 else None, COLORS[0])
+    _cells(axes, share, shown if len(names) <= WRITTEN else None, COLORS[0])
     axes.set_xticks(np.arange(len(names)) + 0.5, names, rotation=50, ha="right", rotation_mode="anchor")
     axes.set_yticks(np.arange(len(names)) + 0.5, names)
     axes.set(xlabel=columns, ylabel=rows)

@@ -249,7 +249,7 @@ def resources(run: dict[str, Any]) -> list[tuple[str, str]]:
         return sum(part.get(key, 0) for part in parts)
 
     def last(key: str) -> list[float]:
-        return [log[-1][key] for log in run["logs"] if key in log[-1]]
+        return [entries[-1][key] for entries in run["logs"] if key in entries[-1]]
 
     if seconds := total("train_seconds"):
         rows.append((f"training{over}", _duration(seconds)))
@@ -307,6 +307,7 @@ def page_of_run(run: dict[str, Any]) -> tuple[dict[str, Any], list[Picture]]:
     context |= {
         "systems": systems,
         "singles": {"precision_macro": "macro precision", "recall_macro": "macro recall"} | SINGLES,
+        "narrow": len(label_set) <= figures.WRITTEN,
         "footnote": footnote(systems[0]["metrics"]),
         "calibration": run["calibration"],
         "audit": run["audit"],
@@ -346,7 +347,6 @@ def _fold_rows(run: dict[str, Any]) -> dict[str, Any] | None:
 def draw_run(run: dict[str, Any]) -> list[Picture]:
     """The pictures of one folder."""
     pictures = []
-    names = run["label_set"].names
     folds = _fold_rows(run)
     if folds and len(folds["numbers"]) > 1:
         caption = "Macro-F1 and micro-F1 of each fold; the lines are their means."
@@ -357,15 +357,23 @@ def draw_run(run: dict[str, Any]) -> list[Picture]:
         if logged & {key for key, _ in curves}:
             figure = figures.draw_curves(run["logs"], curves, title, top)
             pictures.append(Picture(f"learning-{name}", "learning", caption + each, figure))
-    if "scored" not in run:
-        return pictures
-    gold, prob, systems = run["scored"].gold, run["scored"].prob, run["systems"]
-    f1 = [{name: label["f1"] for name, label in of["metrics"]["per_label"].items()} for of in systems]
-    own = [
-        (f"{run['name']}, {of['title']}", of["metrics"]["f1_macro"], of["interval"]["f1_macro"], by_label)
-        for of, by_label in zip(systems, f1, strict=True)
-    ]
+    return pictures + (_draw_scored(run) if "scored" in run else [])
+
+
+def _draw_scored(run: dict[str, Any]) -> list[Picture]:
+    """The pictures of rows that were scored."""
+    gold, prob, systems, names = run["scored"].gold, run["scored"].prob, run["systems"], run["label_set"].names
+    pictures = []
     if beside := others(names):
+        own = [
+            (
+                f"{run['name']}, {of['title']}",
+                of["metrics"]["f1_macro"],
+                of["interval"]["f1_macro"],
+                {name: label["f1"] for name, label in of["metrics"]["per_label"].items()},
+            )
+            for of in systems
+        ]
         caption = (
             "Macro-F1 with its 95 % interval, and F1 by label, beside nine published systems (grey). Theirs are their "
             "authors' own figures, on rows of their own."
@@ -375,39 +383,42 @@ def draw_run(run: dict[str, Any]) -> list[Picture]:
         caption = f"By {of['title']}: F1 of each label (bar) with its 95 % interval (line), precision and recall."
         figure = figures.draw_labels(of["metrics"]["per_label"], of["interval"], color)
         pictures.append(Picture(f"labels-{_slug(of['title'])}", "labels", caption, figure))
-    marked = [(of["title"], of["pred"]) for of in systems]
+    decided = [(of["title"], of["pred"]) for of in systems]
     caption = "Precision against recall for every threshold, and where the labels are decided."
-    pictures.append(
-        Picture("precision-recall", "curves", caption, figures.draw_precision_recall(gold, prob, names, marked))
-    )
+    figure = figures.draw_precision_recall(gold, prob, names, decided)
+    pictures.append(Picture("precision-recall", "curves", caption, figure))
     caption = "Of the rows that were given a probability, the share that has the label: on the dotted line, as many."
     pictures.append(Picture("reliability", "calibration", caption, figures.draw_reliability(run["calibration"])))
-    for title, labels_of in (("gold", gold), *marked):
-        counts = cooccurrence(labels_of)
-        share = counts / np.maximum(np.diag(counts), 1)[:, None]
-        shown = [[f"{100 * value:.0f}" for value in row] for row in share]
-        for k in range(len(names)):
-            share[k, k], shown[k][k] = np.nan, f"{counts[k, k]:,}"
-        caption = (
-            f"{title.capitalize()}: of the rows with the label on the left, the percentage that has the other one too. "
-            "On the diagonal, rows."
-        )
-        figure = figures.draw_matrix(share, shown, names, f"with this label ({title})", "also has")
-        pictures.append(Picture(f"cooccurrence-{_slug(title)}", "cooccurrence", caption, figure))
-    for title, pred in marked:
-        counts = confusions(gold, pred)
-        missed = (gold * (1 - pred)).sum(axis=0)
-        caption = (
-            f"{title.capitalize()}: in how many rows the label on the left was missed and the other one falsely given; "
-            "the deeper, the larger their share of the rows that miss it."
-        )
-        share = counts / np.maximum(missed, 1)[:, None]
-        share /= max(share.max(), 1e-9)
-        np.fill_diagonal(share, np.nan)
-        shown = [[str(n) if n else "" for n in row] for row in counts.tolist()]
-        figure = figures.draw_matrix(share, shown, names, "missed", "falsely given")
-        pictures.append(Picture(f"confusion-{_slug(title)}", "confusion", caption, figure))
-    return pictures
+    pictures += [_draw_cooccurrence(title, labels, names) for title, labels in [("gold", gold), *decided]]
+    return pictures + [_draw_confusions(title, gold, pred, names) for title, pred in decided]
+
+
+def _draw_cooccurrence(title: str, labels: np.ndarray, names: Sequence[str]) -> Picture:
+    """Which of the `labels` [n, L] go together."""
+    counts = cooccurrence(labels)
+    share = counts / np.maximum(np.diag(counts), 1)[:, None]
+    shown = [[f"{100 * value:.0f}" for value in row] for row in share]
+    for k in range(len(names)):
+        share[k, k], shown[k][k] = np.nan, f"{counts[k, k]:,}"
+    caption = f"{title.capitalize()}: of the rows with the label on the left, the share that has the other one too"
+    caption += ", in percent; on the diagonal, rows." if len(names) <= figures.WRITTEN else "."
+    figure = figures.draw_matrix(share, shown, names, f"with this label ({title})", "also has")
+    return Picture(f"cooccurrence-{_slug(title)}", "cooccurrence", caption, figure)
+
+
+def _draw_confusions(title: str, gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Picture:
+    """Which labels are given in place of which, gold and pred [n, L]."""
+    counts = confusions(gold, pred)
+    share = counts / np.maximum((gold * (1 - pred)).sum(axis=0), 1)[:, None]  # of the rows that miss a label
+    share /= max(share.max(), 1e-9)
+    np.fill_diagonal(share, np.nan)
+    shown = [[str(n) if n else "" for n in row] for row in counts.tolist()]
+    caption = (
+        f"{title.capitalize()}: in how many rows the label on the left was missed and the other one falsely given; "
+        "the deeper, the larger their share of the rows that miss it."
+    )
+    figure = figures.draw_matrix(share, shown, names, "missed", "falsely given")
+    return Picture(f"confusion-{_slug(title)}", "confusion", caption, figure)
 
 
 def _slug(title: str) -> str:
@@ -526,7 +537,7 @@ def render(context: dict[str, Any], pictures: Sequence[Picture]) -> str:
         "signed": lambda value: f"{value:+z.3f}",
         "percent": lambda value: f"{value:.1%}",
         "n": lambda value: f"{value:,}",
-        "ends": lambda ends: f"{ends[0]:.3f} to {ends[1]:.3f}",
+        "ends": lambda ends: f"{ends[0]:.3f}–{ends[1]:.3f}",
         "signed_ends": lambda ends: f"{ends[0]:+z.3f} to {ends[1]:+z.3f}",
     }
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))

@@ -34,13 +34,18 @@ def test_its_metadata_are_those_that_the_hub_reads(tmp_path, labels, by):
 
 
 def test_what_it_says(tmp_path, labels):
-    data, text = read_back(write_run(tmp_path / "run", labels))
+    run = write_run(tmp_path / "run", labels, eval_file="/home/someone else/of us/held.csv")
+    (run / "prompt.jinja").write_text("{% user %}\nIs it ``` or /not/ at /all/? {{ text }}\n")
+    data, text = read_back(run)
     assert data.datasets is None  # a file is none of the Hub's
     assert "| unknown | 1 | 2.5% |" in text
     assert "| peak memory | 1.5 GiB |" in text
-    assert "````jinja\n{% user %}\nIs it ``` or" in text  # a fence that the prompt cannot close
-    assert "posts.csv" in text
-    assert "/home/someone" not in text  # a card is published; where files lay is not
+    assert "````jinja\n{% user %}\nIs it ``` or /not/ at /all/?" in text  # a fence that the prompt cannot close
+    assert '"posts.csv"' in text
+    assert '"held.csv"' in text
+    assert not any(
+        part in text for part in ("/home", "someone else", "of us")
+    )  # a card is published; where files lay is not
     assert str(tmp_path) not in text
     assert "<script>" not in text  # and neither are texts
 
