@@ -181,12 +181,28 @@ def read_held_out(folder: Path, label_set: LabelSet) -> Rows:
         InputError: there are none.
     """
     scored = read_scored(folder, label_set)
-    texts = [record["text"] for record in _records(scored.path)]
+    texts = [record["text"] for record in read_records(scored.path)]
     return Rows(str(scored.path), scored.ids, texts, scored.gold, list(range(1, len(texts) + 1)))
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, one a line. Raises InputError, with the line, where one cannot be read."""
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line:
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise InputError(f"{path}:{number}: not a JSON object: {error}; was the file changed?") from None
+    return records
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """What the trainer of a run logged, in order; empty before the first. A line that is being written is left out."""
+    path = folder / LOG
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def read_scored(folder: Path, label_set: LabelSet) -> Scored:
@@ -198,7 +214,7 @@ def read_scored(folder: Path, label_set: LabelSet) -> Scored:
     path = folder / PREDICTIONS
     if not path.is_file():
         raise InputError(f"{folder}: it has no {PREDICTIONS}: nothing was scored there, or not to the end")
-    records = _records(path)
+    records = read_records(path)
     try:
         return Scored(
             path=path,

@@ -22,6 +22,7 @@ import numpy as np
 from emogen import data, paths, predict, results
 from emogen.cli import fail_clearly, progress_bar, show_metrics
 from emogen.recipe import Recipe, RecipeError, load_recipe
+from emogen.report import report_finished
 from emogen.score import collapsed, evaluate, score, tune_thresholds
 from emogen.task import Task, load_task, write_examples
 
@@ -92,7 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if splits.eval is not None:
         labeller = labeller_of(tuned.accelerator.unwrap_model(tuned.model))
         figures |= _final_score(labeller, splits.eval, args.per_device_eval_batch_size)
+    figures["peak_memory_bytes"] = peak_memory_bytes()
     results.write_json(folder / results.METRICS, figures)
+    report_finished(folder)
     log.info(f"The run is in {folder}. Next: emogen predict {folder} YOUR.csv -o OUT.csv")
 
 
@@ -195,10 +198,13 @@ def warn_of_collapse(pred: np.ndarray, names: Sequence[str]) -> None:
 def _final_score(labeller: predict.Labeller, rows: data.Rows, batch_size: int) -> dict[str, Any]:
     """Label all rows that are held out, keep what came out, print the table, and give the figures back."""
     recipe, label_set, gold = labeller.recipe, labeller.label_set, rows.truth
+    times = [time.perf_counter()]
     with progress_bar("Answers", len(rows) * labeller.n_questions) as advance:
         predictions = labeller.answers(rows.texts, batch_size=batch_size, progress=advance)
+    times.append(time.perf_counter())
     with progress_bar("Probabilities", len(rows) * labeller.n_questions) as advance:
         prob = labeller.prob(rows.texts, progress=advance)
+    times.append(time.perf_counter())
     pred = predict.pred_matrix(predictions)
     try:
         # The thresholds that are kept rest on all of these rows; what they are worth is said by nested ones.
@@ -211,7 +217,24 @@ def _final_score(labeller: predict.Labeller, rows: data.Rows, batch_size: int) -
     metrics = evaluate(gold, pred, prob, folds, label_set.names)
     show_metrics(metrics)
     warn_of_collapse(pred, label_set.names)
-    return metrics | {"parse": predict.parse_audit(predictions)}
+    answer_seconds, prob_seconds = np.diff(times).round(2).tolist()
+    return metrics | {
+        "parse": predict.parse_audit(predictions),
+        "answer_seconds": answer_seconds,
+        "prob_seconds": prob_seconds,
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had: of its GPU, where it has one, else of the machine."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts in bytes there, and in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _fingerprint(recipe: Recipe) -> dict[str, str]:

@@ -67,6 +67,7 @@ def test_every_architecture_trains_and_predicts_what_it_was_scored_with(head_rec
     np.testing.assert_allclose(prob, [list(record["prob"].values()) for record in records], atol=1e-4)
     answers = loaded.answers([record["text"] for record in records], batch_size=2)
     assert [list(answer.parsed.labels) for answer in answers] == [record["labels"] for record in records]
+    assert "macro-F1 by threshold 0.5" in (run / "report.html").read_text()
 
 
 def test_it_learns_its_posts_by_heart_and_padding_changes_nothing(head_recipe, tmp_path, labels):
