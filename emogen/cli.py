@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from emogen import ranks
 from emogen.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -118,7 +119,6 @@ def predict(
     The file can be of any size: it is read, labelled and written a chunk at a time. Interrupted, the same command goes
     on. Over several processes: accelerate launch -m emogen.cli predict ...
     """
-    from emogen import ranks
     from emogen.predict import predict_file
 
     outputs = [path for path in (output, jsonl) if path is not None]
@@ -520,16 +520,15 @@ def progress_bar(what: str, total: int, unit: str = "row") -> Iterator[Callable[
     """
     from tqdm import tqdm
 
-    from emogen import ranks
-
     with tqdm(total=total, desc=what, unit=unit, mininterval=0.5, disable=not ranks.is_main()) as bar:
         yield lambda n: bar.update(min(n * ranks.count(), total - bar.n))
 
 
 def set_up_logging() -> None:
-    """emogen's messages to standard error, one line each; other libraries only from warnings on."""
+    """emogen's messages to standard error, one line each; other libraries only from warnings on. Of several processes
+    the main one speaks."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)-8s %(message)s")
-    logging.getLogger("emogen").setLevel(logging.INFO)
+    logging.getLogger("emogen").setLevel(logging.INFO if ranks.is_main() else logging.ERROR)
     # TRL 1.16 still sets it by its old name, in its own defaults.
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
@@ -551,6 +550,8 @@ def fail_clearly(command: Callable[[], Any]) -> None:
     except (InputError, ModelError, OSError) as error:
         err.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2 if isinstance(error, InputError | FileNotFoundError) else 1)
+    finally:
+        ranks.leave()
 
 
 def main() -> None:

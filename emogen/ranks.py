@@ -1,6 +1,7 @@
 """Several processes of one run, as `accelerate launch` starts them: which is the main one, and work that they share."""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -47,6 +48,13 @@ def spread(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> li
     for k, part in enumerate(gather_object([list(work(own)) if len(own) else []])):
         results[k::n] = part
     return results
+
+
+def leave() -> None:
+    """Take leave of the other processes; one that ends without may abort."""
+    distributed = sys.modules.get("torch.distributed")
+    if count() > 1 and distributed and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _is_sharded() -> bool:
