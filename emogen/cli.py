@@ -109,6 +109,9 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")] = False,
+    engine: Annotated[
+        str, typer.Option(help="here; or ray: FILE is Parquet, or a folder of it, -o a folder, on a Ray cluster.")
+    ] = "here",
 ) -> None:
     """Label the texts of a file, with one run or with several together.
 
@@ -131,6 +134,16 @@ def predict(
     *runs, input = [Path(word) for word in files if word not in overrides]
     if not runs:
         raise typer.BadParameter("name a run folder (or a recipe), and then a file of texts")
+    if engine not in ("here", "ray"):
+        raise typer.BadParameter(f"--engine is here or ray, not {engine}")
+    if engine == "ray":
+        from emogen.fleet import predict_on_ray
+
+        if output is None or jsonl:
+            raise typer.BadParameter("--engine ray writes Parquet: give -o FOLDER, and no --jsonl")
+        n_rows = predict_on_ray(runs, input, output, overrides, batch_size=batch_size)
+        err.print(f"{n_rows:,} texts -> {output}", highlight=False)
+        return
     done = predict_file(
         runs, input, overrides,
         csv_file=output, jsonl_file=jsonl, batch_size=batch_size, overwrite=overwrite, bar=progress_bar,

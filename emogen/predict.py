@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from emogen.encode import Encoder
 
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]  # makes one of a title and a number of rows
+
 # The files of a run folder that prediction reads. MODEL in place of ADAPTER holds a model that was tuned in full.
 RECIPE, PROMPT, LABELS, ADAPTER, MODEL = "recipe.yaml", "prompt.jinja", "labels.yaml", "adapter", "model"
 
@@ -269,7 +271,7 @@ def predict_rows(
     thresholds: np.ndarray | None = None,
     with_prob: bool = False,
     batch_size: int = 32,
-    bar: Callable[[str, int], AbstractContextManager[Callable[[int], Any]]],
+    bar: Bar,
 ) -> Outcome:
     """Label rows with one or several models.
 
@@ -300,6 +302,37 @@ def predict_rows(
     return Outcome(pred, prob, predictions if len(answers) == 1 else None)
 
 
+class Panel:
+    """One or several runs that label rows together; their models are loaded when rows come.
+
+    Args:
+        runs: run folders, cross-validations, or a recipe.
+        overrides: of their recipes.
+
+    Raises:
+        InputError: a folder is no run, their labels differ, or there are no thresholds where `predict_by` wants some.
+    """
+
+    def __init__(self, runs: Sequence[Path], overrides: Sequence[str] = ()):
+        self.folders, self.overrides = members(runs), overrides
+        self.recipe, self.label_set = read_recipe(self.folders[0], overrides)
+        for folder in self.folders[1:]:
+            if read_recipe(folder, overrides)[1].names != self.label_set.names:
+                raise InputError(f"{folder}: its labels are not those of {self.folders[0]}")
+        by_thresholds = self.recipe.predict_by == "thresholds"
+        self.thresholds = load_thresholds(runs, self.label_set) if by_thresholds else None
+        self._only: list[Labeller] = []
+
+    def label(self, rows: Rows, *, with_prob: bool, batch_size: int, bar: Bar) -> Outcome:
+        """See `predict_rows`. The model of a single run stays loaded; several are loaded one after another."""
+        if len(self.folders) == 1 and not self._only:
+            self._only.append(next(load_runs(self.folders, self.overrides)))
+        labellers = self._only or load_runs(self.folders, self.overrides)
+        return predict_rows(
+            labellers, rows, thresholds=self.thresholds, with_prob=with_prob, batch_size=batch_size, bar=bar
+        )
+
+
 # ---------------------------------------------------------------------------------------------- files of any size
 
 CHUNK = 1024  # texts that are labelled, written and forgotten at once
@@ -325,7 +358,7 @@ def predict_file(
     jsonl_file: Path | None = None,
     batch_size: int = 32,
     overwrite: bool = False,
-    bar: Callable[[str, int], AbstractContextManager[Callable[[int], Any]]],
+    bar: Bar,
 ) -> Summary:
     """Label the texts of a file of any size, a chunk at a time; interrupted, the same call goes on after the last one.
 
@@ -340,40 +373,26 @@ def predict_file(
     Raises:
         InputError: what is missing or wrong, and where; what has been labelled before is kept.
     """
-    folders = members(runs)
-    recipe, label_set = read_recipe(folders[0], overrides)
-    for folder in folders[1:]:
-        if read_recipe(folder, overrides)[1].names != label_set.names:
-            raise InputError(f"{folder}: its labels are not those of {folders[0]}")
-    thresholds = load_thresholds(runs, label_set) if recipe.predict_by == "thresholds" else None
+    panel = Panel(runs, overrides)
+    recipe, label_set = panel.recipe, panel.label_set
     job = {"runs": [str(run.resolve()) for run in runs], "input": str(source.resolve()), "overrides": list(overrides)}
     files = [file for file in (csv_file, jsonl_file) if file is not None]
     growing = results.Growing(files, job, overwrite=overwrite)
     chunks = stream_rows(
         source,
         label_set,
-        size=CHUNK if len(folders) == 1 else CHUNK_OF_SEVERAL,
+        size=CHUNK if len(panel.folders) == 1 else CHUNK_OF_SEVERAL,
         text_column=recipe.text_column,
         id_column=recipe.id_column,
         separator=recipe.separator,
         encoding=recipe.encoding,
     )
-    only: list[Labeller] = []
     summary = Summary()
     for rows in chunks:
         n_before, summary.n_rows = summary.n_rows, summary.n_rows + len(rows)
         if growing.has(rows, n_before):
             continue
-        if len(folders) == 1 and not only:
-            only.append(next(load_runs(folders, overrides)))
-        done = predict_rows(
-            only or load_runs(folders, overrides),
-            rows,
-            thresholds=thresholds,
-            with_prob=jsonl_file is not None,
-            batch_size=batch_size,
-            bar=bar,
-        )
+        done = panel.label(rows, with_prob=jsonl_file is not None, batch_size=batch_size, bar=bar)
         for prediction in done.predictions or ():
             summary.statuses[prediction.parsed.status] += 1
             summary.n_cut += prediction.n_cut > 0
