@@ -46,6 +46,7 @@ SETTLED = {
     "eos_token": "the chat template says how an answer ends",
     "label_names": "`labels` names the label set",
     "remove_unused_columns": "emogen encodes the rows itself",
+    "hub_token": "a recipe is kept, and no place for secrets: set HF_TOKEN, or log in with `hf auth login`",
 }
 # Where emogen's default differs from TRL's. bf16 and gradient checkpointing are for GPUs, and wanted only by some.
 DEFAULTS = {

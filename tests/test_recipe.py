@@ -92,6 +92,12 @@ def test_every_published_system_has_its_recipe():
         assert f"{system['f1_macro']:.4f}" in recipe.path.read_text()
 
 
+def test_a_secret_is_refused_and_not_repeated(tmp_path):
+    with pytest.raises(RecipeError, match="hub_token: cannot be set: .* HF_TOKEN") as error:
+        load_recipe(write(tmp_path), ["hub_token=hf_secret"])
+    assert "secret" not in str(error.value).replace("secrets", "")
+
+
 def test_all_recipes_are_found():
     assert {"demo", "smollm2-135m", "gemma3-270m", "qwen1.5b", "llama3b", "qwen14b"} <= {p.stem for p in RECIPES}
 
