@@ -231,7 +231,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             values[key] = yaml.load(value, _Loader)  # noqa: S506 - _Loader is a SafeLoader
         except yaml.YAMLError:
             values[key] = value
-        where[key] = f"{override!r}"
+        where[key] = repr(override if key != "hub_token" else "hub_token=...")  # messages repeat no secret
     return _validate(found, values, where, problems)
 
 
