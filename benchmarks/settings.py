@@ -38,18 +38,16 @@ def fold_files(data: str, folder: Path) -> list[str]:
 
     from emogen.data import checked, make_folds, read_rows
     from emogen.labels import load_label_set
+    from emogen.results import write_rows
 
     label_set = load_label_set("semeval2018")
     rows = checked(read_rows(data, label_set, need_labels=True))
     folds = make_folds(rows, 5, seed=42)
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, index in (("train", folds != 0), ("eval", folds == 0)):
-        part = rows.take(np.flatnonzero(index))
-        records = zip(part.ids, part.texts, part.truth, strict=True)
-        lines = [json.dumps({"id": i, "text": text, "labels": label_set.names_of(v)}) for i, text, v in records]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        files.append(f"{name}_file={folder.resolve() / name}.jsonl")
+        file = folder.resolve() / f"{name}.jsonl"
+        write_rows(file, rows.take(np.flatnonzero(index)), label_set)
+        files.append(f"{name}_file={file}")
     return files
 
 

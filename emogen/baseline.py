@@ -10,6 +10,7 @@ from emogen import results
 from emogen.crossval import all_rows, claim, own_folder, sum_up
 from emogen.labels import load_label_set
 from emogen.recipe import load_recipe
+from emogen.report import report_finished
 from emogen.score import Metrics
 
 
@@ -47,7 +48,9 @@ def cross_validate_baseline(
         progress(1)
     pred = (prob > 0.5).astype(np.int8)
     results.write_jsonl(folder / results.PREDICTIONS, rows, pred, prob, label_set, folds=folds)
-    return folder, sum_up(folder, label_set)
+    metrics = sum_up(folder, label_set)
+    report_finished(folder)
+    return folder, metrics
 
 
 def fit_and_predict(texts: Sequence[str], gold: np.ndarray, new: Sequence[str]) -> np.ndarray:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from emogen import ranks
 from emogen.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -143,15 +144,20 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")] = False,
+    engine: Annotated[
+        str, typer.Option(help="here; or ray: FILE is Parquet, or a folder of it, -o a folder, on a Ray cluster.")
+    ] = "here",
 ) -> None:
     """Label the texts of a file, with one run or with several together.
 
     A recipe stands for its model without any tuning; the folder of a cross-validation for all its folds. Several
     models' answers are put to the vote; with predict_by=thresholds, which takes the labels that are more probable than
     the threshold tuned for them, their probabilities are averaged.
+
+    The file can be of any size: it is read, labelled and written a chunk at a time. Interrupted, the same command goes
+    on. Over several processes: accelerate launch -m emogen.cli predict ...
     """
-    from emogen import predict, results
-    from emogen.data import checked, read_rows
+    from emogen.predict import predict_file
 
     outputs = [path for path in (output, jsonl) if path is not None]
     if not outputs:
@@ -163,32 +169,28 @@ def predict(
     *runs, input = [Path(word) for word in files if word not in overrides]
     if not runs:
         raise typer.BadParameter("name a run folder (or a recipe), and then a file of texts")
-    folders = predict.members(runs)
-    recipe, label_set = predict.read_recipe(folders[0], overrides)
-    rows = checked(
-        read_rows(
-            input,
-            label_set,
-            text_column=recipe.text_column,
-            id_column=recipe.id_column,
-            separator=recipe.separator,
-            encoding=recipe.encoding,
-        )
-    )
-    thresholds = predict.load_thresholds(runs, label_set) if recipe.predict_by == "thresholds" else None
-    done = predict.predict_rows(
-        folders, rows, overrides, thresholds=thresholds, with_prob=bool(jsonl), batch_size=batch_size, bar=progress_bar
-    )
-    if output:
-        results.write_csv(output, rows, done.pred, label_set)
-    if jsonl:
-        results.write_jsonl(jsonl, rows, done.pred, done.prob, label_set, done.predictions)
-    err.print(f"{len(rows):,} texts -> {', '.join(map(str, outputs))}", highlight=False)
-    if done.predictions:
-        audit = ", ".join(f"{name} {share:.1%}" for name, share in predict.parse_audit(done.predictions).items())
-        err.print(f"answers: {audit}", highlight=False)
-        if n_cut := sum(prediction.n_cut > 0 for prediction in done.predictions):
-            err.print(f"{n_cut:,} texts were shortened to fit max_length={recipe.max_length}")
+    if engine not in ("here", "ray"):
+        raise typer.BadParameter(f"--engine is here or ray, not {engine}")
+    if engine == "ray":
+        from emogen.fleet import predict_on_ray
+
+        if output is None or jsonl:
+            raise typer.BadParameter("--engine ray writes Parquet: give -o FOLDER, and no --jsonl")
+        n_rows = predict_on_ray(runs, input, output, overrides, batch_size=batch_size)
+        err.print(f"{n_rows:,} texts -> {output}", highlight=False)
+        return
+    done = predict_file(
+        runs, input, overrides,
+        csv_file=output, jsonl_file=jsonl, batch_size=batch_size, overwrite=overwrite, bar=progress_bar,
+    )  # fmt: skip
+    if not ranks.is_main():
+        return
+    err.print(f"{done.n_rows:,} texts -> {', '.join(map(str, outputs))}", highlight=False)
+    if n_read := done.statuses.total():
+        shares = ", ".join(f"{status} {count / n_read:.1%}" for status, count in done.statuses.most_common())
+        err.print(f"{n_read:,} answers: {shares}", highlight=False)
+    if done.n_cut:
+        err.print(f"{done.n_cut:,} texts were shortened to fit max_length")
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -293,9 +295,9 @@ def compare(
         raise typer.BadParameter(f"--by is thresholds or answer, not {by}")
     systems = compare(runs, label_set_of(runs[0]), by=by, ensemble=ensemble)
     if figure:
-        from emogen.figures import draw_comparison
+        from emogen.figures import draw_comparison, save
 
-        draw_comparison(rows_of(systems, with_published=published), figure)
+        save(draw_comparison(rows_of(systems, with_published=published)), figure)
     if as_json:
         print(json.dumps([asdict(system) for system in systems], indent=2))
         return
@@ -620,6 +622,36 @@ def show_plan(console: Console, planned: "Plan") -> None:
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, cross-validations or baselines.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The page; by default RUN_DIR/report.html, or of several folders comparison.html."
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also draw every picture there, as .svg and .png.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that emogen did not write.")] = False,
+) -> None:
+    """One HTML page that says all there is to say of a run, and opens anywhere; beside it, the model card (README.md).
+
+    Figures with intervals, curves, calibration, confusions, and every scored row with what was wrong with it. Of a
+    cross-validation, also its folds. Several folders are set against each other: which rows one has right and the other
+    wrong. Training writes the report of its run by itself; this writes it again, without a model.
+    """
+    from emogen.report import report
+
+    page, *others = report(runs, output, pictures=figures, overwrite=overwrite)
+    out.print(f"The report is in {page}", soft_wrap=True, highlight=False)
+    if others:
+        err.print(f"Beside it: {', '.join(map(str, others))}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def score(
     gold: Annotated[str, typer.Argument(help="A file with the true labels.")],
     pred: Annotated[list[str], typer.Argument(help="One or more files with predicted labels, matched by id.")],
@@ -713,17 +745,21 @@ def _progress_of(runs: "Sequence[Fold]") -> Table:
 
 @contextmanager
 def progress_bar(what: str, total: int, unit: str = "row") -> Iterator[Callable[[int], Any]]:
-    """A progress bar on standard error, with the rate; gives a function that moves it on."""
+    """A progress bar on standard error, with the rate; gives a function that moves it on.
+
+    Of several processes the main one shows it, as if the others kept pace.
+    """
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=what, unit=unit, mininterval=0.5) as bar:
-        yield bar.update
+    with tqdm(total=total, desc=what, unit=unit, mininterval=0.5, disable=not ranks.is_main()) as bar:
+        yield lambda n: bar.update(min(n * ranks.count(), total - bar.n))
 
 
 def set_up_logging() -> None:
-    """emogen's messages to standard error, one line each; other libraries only from warnings on."""
+    """emogen's messages to standard error, one line each; other libraries only from warnings on. Of several processes
+    the main one speaks."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)-8s %(message)s")
-    logging.getLogger("emogen").setLevel(logging.INFO)
+    logging.getLogger("emogen").setLevel(logging.INFO if ranks.is_main() else logging.ERROR)
     # TRL 1.16 still sets it by its old name, in its own defaults.
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
@@ -745,6 +781,8 @@ def fail_clearly(command: Callable[[], Any]) -> None:
     except (InputError, ModelError, OSError) as error:
         err.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2 if isinstance(error, InputError | FileNotFoundError) else 1)
+    finally:
+        ranks.leave()
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def compare(
     if len(np.unique(folds)) < 2 and (by == "thresholds" or ensemble):
         raise InputError(f"{scored[0].path}: too few rows for thresholds; compare the answers")
     preds = [of.pred if by == "answer" else nested_pred(gold, of.prob, folds) for of in scored]
-    names = [run.name for run in runs]
+    names = names_of(runs)
     if ensemble:
         names.append(f"mean of {len(runs)}")
         preds.append(nested_pred(gold, np.stack([of.prob for of in scored]).mean(axis=0), folds))
@@ -74,6 +74,13 @@ def compare(
             )
         )
     return systems
+
+
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """What to call runs: by their folders, with as much of the path as tells each from the others."""
+    parts = [run.resolve().parts for run in runs]
+    depth = next(d for d in range(1, max(map(len, parts)) + 1) if len({p[-d:] for p in parts}) == len(set(parts)))
+    return ["/".join(p[-depth:]) for p in parts]
 
 
 def label_set_of(run: Path) -> LabelSet:

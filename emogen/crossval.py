@@ -12,6 +12,7 @@ the fold where it was stopped.
         predictions.jsonl  every row, as said by the model that had not seen it
         thresholds.json    tuned on all of these rows; metrics.json says what thresholds are worth on rows unseen
         reliability.svg    how far the probabilities can be taken at their word
+        report.html        all of this on a page; README.md is the model card
 """
 
 import csv
@@ -35,10 +36,11 @@ import yaml
 from emogen import paths, results
 from emogen.data import Rows, errors_of, load_splits, make_folds
 from emogen.errors import InputError, ModelError
-from emogen.figures import draw_reliability
+from emogen.figures import draw_reliability, save
 from emogen.labels import LabelSet, load_label_set
 from emogen.predict import LABELS, PROMPT, RECIPE
 from emogen.recipe import Recipe, load_recipe
+from emogen.report import report_finished
 from emogen.score import Metrics, bootstrap, evaluate, interval, nested_pred, score, tune_thresholds
 
 log = logging.getLogger(__name__)
@@ -65,10 +67,8 @@ class Fold:
     def last_logged(self) -> dict[str, Any]:
         """The newest figures of the run, each under its own name; empty before the first."""
         figures: dict[str, Any] = {}
-        path = self.folder / results.LOG
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-                figures |= json.loads(line)
+        for logged in results.read_log(self.folder):
+            figures |= logged
         return figures
 
 
@@ -103,7 +103,9 @@ def cross_validate(
     runs = [Fold(k, folder / f"fold-{k}") for k in range(n_folds)]
     commands = [[str(path), *overrides, *_prepare(folder, recipe, rows, folds, run, label_set)] for run in runs]
     run_all(runs, commands, jobs, show)
-    return folder, pool(folder, rows, folds, label_set)
+    metrics = pool(folder, rows, folds, label_set)
+    report_finished(folder)
+    return folder, metrics
 
 
 def own_folder(recipe: Recipe, overrides: Sequence[str], suffix: str) -> Path:
@@ -280,11 +282,8 @@ def pool(folder: Path, rows: Rows, folds: np.ndarray, label_set: LabelSet) -> Me
     """
     records = {}
     for fold in np.unique(folds):
-        path = folder / f"fold-{fold}" / results.PREDICTIONS
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            if line:
-                record = json.loads(line) | {"fold": int(fold)}
-                records[record["id"]] = record
+        for record in results.read_records(folder / f"fold-{fold}" / results.PREDICTIONS):
+            records[record["id"]] = record | {"fold": int(fold)}
     with paths.writing(folder / results.PREDICTIONS) as file:
         for row_id in rows.ids:
             file.write(json.dumps(records[row_id], ensure_ascii=False) + "\n")
@@ -317,7 +316,7 @@ def sum_up(folder: Path, label_set: LabelSet) -> Metrics:
         for system, of in zip(systems, resampled, strict=True)
     }
     results.write_json(folder / results.METRICS, metrics)
-    draw_reliability(metrics["calibration"], folder / "reliability.svg")
+    save(draw_reliability(metrics["calibration"]), folder / "reliability.svg")
     return metrics
 
 

@@ -4,13 +4,16 @@ Formats, columns, separator and encoding are detected; a recipe can name what is
 a file is collected as `Problem`s, so that a user sees all of it at once, with file and line.
 """
 
+import codecs
 import csv
 import difflib
 import json
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,8 @@ from emogen.labels import LabelSet
 
 if TYPE_CHECKING:
     from emogen.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 ID_NAMES = ("id", "tweet_id", "post_id", "text_id", "row_id")
 TEXT_NAMES = ("text", "tweet", "post", "sentence", "content", "message", "comment")
@@ -119,15 +124,57 @@ def read_rows(
     path = paths.find(source)
     problems: list[Problem] = []
     try:
-        columns, records = _read_table(path, separator, encoding, problems)
-    except FileNotFoundError:
-        return _no_rows(path), [Problem("error", str(source), _no_such_file(path))]
-    except (OSError, ValueError, csv.Error, LookupError) as error:
-        return _no_rows(path), [Problem("error", str(source), f"cannot be read: {error}")]
-    return rows_from_records(
-        str(source), columns, records, label_set, problems,
-        text_column=text_column, id_column=id_column, need_labels=need_labels, need_text=need_text,
-    )  # fmt: skip
+        columns, records = _read_table(path, separator, encoding, problems, None)
+        return rows_from_records(
+            str(source), columns, records, label_set, problems,
+            text_column=text_column, id_column=id_column, need_labels=need_labels, need_text=need_text,
+        )  # fmt: skip
+    except UNREADABLE as error:
+        return _no_rows(path), [*problems, _unreadable(source, path, error)]
+
+
+def stream_rows(
+    source: str | Path,
+    label_set: LabelSet,
+    *,
+    size: int,
+    skip: int = 0,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    separator: str | None = None,
+    encoding: str | None = None,
+) -> Iterator[Rows]:
+    """Read a data file of any size, so many rows at a time; see `read_rows`. Warnings are logged.
+
+    Args:
+        size: the most rows at once.
+        skip: how many of the first rows are passed over.
+
+    Raises:
+        DataError: everything that is wrong with the rows that come next. The ones before them have been given.
+    """
+    path = paths.find(source)
+    problems: list[Problem] = []
+    n_rows = 0
+    try:
+        columns, records = _read_table(path, separator, encoding, problems, 1000)
+        n_rows = sum(1 for _ in islice(records, skip))
+        while True:
+            rows = checked(
+                rows_from_records(
+                    str(source), columns, islice(records, size), label_set, problems,
+                    text_column=text_column, id_column=id_column, may_be_empty=bool(n_rows),
+                )
+            )  # fmt: skip
+            for problem in problems:
+                log.warning(str(problem))
+            problems.clear()
+            n_rows += len(rows)
+            if not len(rows):
+                return
+            yield rows
+    except UNREADABLE as error:
+        raise DataError([_unreadable(source, path, error)]) from None
 
 
 def read_hub(
@@ -186,6 +233,14 @@ def align(gold: Rows, pred: Rows) -> Rows:
 # ---------------------------------------------------------------------------------------------- reading
 
 
+UNREADABLE = (OSError, ValueError, csv.Error, LookupError)
+
+
+def _unreadable(source: str | Path, path: Path, error: Exception) -> Problem:
+    message = _no_such_file(path) if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+    return Problem("error", str(source), message)
+
+
 def _no_rows(path: Path) -> Rows:
     return Rows(str(path), [], [], None, [])
 
@@ -195,78 +250,100 @@ def _no_such_file(path: Path) -> str:
     return "no such file" + (f"; did you mean {path.with_name(near[0])}?" if near else "")
 
 
+Records = Iterator[tuple[int, dict[str, Any]]]  # each with the line that it begins on
+
+
 def _read_table(
-    path: Path, separator: str | None, encoding: str | None, problems: list[Problem]
-) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
-    """A file -> its column names and its records, each with the line that it begins on."""
+    path: Path, separator: str | None, encoding: str | None, problems: list[Problem], ahead: int | None
+) -> tuple[list[str], Records]:
+    """A file -> its column names and its records, which are read as they are asked for.
+
+    Args:
+        ahead: how many records of a JSONL file are looked at for its columns; None for all.
+    """
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
-        table = pyarrow.parquet.read_table(path)
-        return table.column_names, enumerate(table.to_pylist(), start=1)
-    text = _decode(path, encoding, problems)
+        file = pyarrow.parquet.ParquetFile(path)
+        records = (record for batch in file.iter_batches(1024) for record in batch.to_pylist())
+        return file.schema_arrow.names, enumerate(records, start=1)
+    lines = _lines(path, encoding, problems)
     if path.suffix in (".jsonl", ".json", ".ndjson"):
-        return _read_json(path, text, problems)
-    return _read_delimited(path, text, separator, problems)
+        return _read_json(path, lines, problems, ahead)
+    return _read_delimited(path, lines, separator, problems)
 
 
-def _decode(path: Path, encoding: str | None, problems: list[Problem]) -> str:
-    raw = path.read_bytes()
-    if encoding is None and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encoding = "utf-16"
-    try:
-        return raw.decode(encoding or "utf-8-sig")
-    except UnicodeDecodeError as error:
-        if encoding is not None:
-            raise ValueError(f"line {raw[: error.start].count(10) + 1} is not {encoding}: {error.reason}") from None
-        line = raw[: error.start].count(10) + 1
-        problems.append(
-            Problem(
-                "warning", f"{path}:{line}", "not UTF-8; read as Windows-1252 (set `encoding` in the recipe to choose)"
-            )
-        )
-        return raw.decode("cp1252", "replace")
+def _lines(path: Path, encoding: str | None, problems: list[Problem]) -> Iterator[str]:
+    """The lines of a text file, each with the newline that ends it; nothing else ends one."""
+    encoding = encoding or _encoding_of(path, problems)
+    if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):  # where a newline is no single byte
+        with path.open(encoding=encoding, newline="\n") as file:
+            yield from file
+        return
+    with path.open("rb") as raw:
+        for number, line in enumerate(raw, start=1):
+            try:
+                yield line.decode(encoding, "replace" if encoding == "cp1252" else "strict")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"line {number} is not {encoding}: {error.reason}") from None
+
+
+def _encoding_of(path: Path, problems: list[Problem]) -> str:
+    """UTF-8 if all of the file is, else Windows-1252, which is said; UTF-16 if it begins like that."""
+    with path.open("rb") as raw:
+        for number, line in enumerate(raw, start=1):
+            if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                return "utf-16"
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                message = "not UTF-8; read as Windows-1252 (set `encoding` in the recipe to choose)"
+                problems.append(Problem("warning", f"{path}:{number}", message))
+                return "cp1252"
+    return "utf-8-sig"
 
 
 def _read_json(
-    path: Path, text: str, problems: list[Problem]
-) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
-    records: list[tuple[int, dict[str, Any]]] = []
-    if text.lstrip().startswith("["):
-        records = list(enumerate(json.loads(text), start=1))
-    else:
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                records.append((number, json.loads(line)))
-            except json.JSONDecodeError as error:
-                problems.append(Problem("error", f"{path}:{number}", f"not valid JSON: {error}"))
-    for number, record in records:
-        if not isinstance(record, dict):
-            problems.append(Problem("error", f"{path}:{number}", "not a JSON object"))
-    records = [(number, record) for number, record in records if isinstance(record, dict)]
-    columns = list(dict.fromkeys(key for _, record in records for key in record))
-    return columns, iter(records)
+    path: Path, lines: Iterator[str], problems: list[Problem], ahead: int | None
+) -> tuple[list[str], Records]:
+    def parsed(first: str) -> Iterator[tuple[int, Any]]:
+        if first.lstrip().startswith("["):
+            yield from enumerate(json.loads("".join([first, *lines])), start=1)
+            return
+        for number, line in enumerate(chain([first], lines), start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    problems.append(Problem("error", f"{path}:{number}", f"not valid JSON: {error}"))
+
+    def records() -> Records:
+        for number, record in parsed(next(lines, "")):
+            if isinstance(record, dict):
+                yield number, record
+            else:
+                problems.append(Problem("error", f"{path}:{number}", "not a JSON object"))
+
+    rest = records()
+    seen = list(islice(rest, ahead))
+    return list(dict.fromkeys(key for _, record in seen for key in record)), chain(seen, rest)
 
 
 def _read_delimited(
-    path: Path, text: str, separator: str | None, problems: list[Problem]
-) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
-    header, _, _ = text.partition("\n")
+    path: Path, lines: Iterator[str], separator: str | None, problems: list[Problem]
+) -> tuple[list[str], Records]:
+    header = next(lines, "")
     if not header.strip():
-        raise ValueError(
-            "the file is empty" if not text.strip() else "the first line is empty; it must name the columns"
-        )
+        empty = not any(line.strip() for line in lines)
+        raise ValueError("the file is empty" if empty else "the first line is empty; it must name the columns")
     separator = separator or max("\t,;|", key=header.count)
     # SemEval's TSV knows no quoting: a tweet may begin with a quotation mark that is never closed. CSV does.
     quoting: Any = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-    lines = text.split("\n")
-    reader = csv.reader((line + "\n" for line in lines), delimiter=separator, quoting=quoting)
+    reader = csv.reader(chain([header], lines), delimiter=separator, quoting=quoting)
     csv.field_size_limit(10_000_000)
     columns = [name.strip() for name in next(reader)]
 
-    def records() -> Iterator[tuple[int, dict[str, Any]]]:
+    def records() -> Records:
         begins = reader.line_num + 1
         for cells in reader:
             if cells and any(cell.strip() for cell in cells):
@@ -293,6 +370,7 @@ def rows_from_records(
     id_column: str | None = None,
     need_labels: bool = False,
     need_text: bool = True,
+    may_be_empty: bool = False,
 ) -> tuple[Rows, list[Problem]]:
     """Records of any origin -> rows; see `read_rows`."""
     text_name = _find_column(where, columns, "text", text_column, TEXT_NAMES, problems, required=need_text)
@@ -323,7 +401,7 @@ def rows_from_records(
         gold = np.array([vector or (0,) * len(label_set) for vector in vectors], dtype=np.int8)
     elif need_labels and ids:
         problems.append(Problem("error", where, "no row has labels; this file cannot be used for training or scoring"))
-    if not ids and not problems:
+    if not ids and not problems and not may_be_empty:
         problems.append(Problem("error", where, "no rows below the header"))
     return Rows(where, ids, texts, gold, lines, id_name or "ID", text_name or "Tweet"), problems
 

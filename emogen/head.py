@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer
 from trl import get_peft_config, get_quantization_config
 
-from emogen import modeling
+from emogen import modeling, ranks
 from emogen.answer import answer_text
 from emogen.balance import label_weights, repeat_rare
 from emogen.data import Rows
@@ -64,8 +64,12 @@ class Classifier:
         """The sigmoid of each label's logit, float32 [n, L]."""
         return self._prob(texts, 32, progress)
 
-    @torch.inference_mode()
     def _prob(self, texts: Sequence[str], batch_size: int, progress: Callable[[int], Any] | None) -> np.ndarray:
+        rows = ranks.spread(lambda own: self._prob_here(own, batch_size, progress).tolist(), texts)
+        return np.array(rows, dtype=np.float32).reshape(len(texts), len(self.label_set))
+
+    @torch.inference_mode()
+    def _prob_here(self, texts: Sequence[str], batch_size: int, progress: Callable[[int], Any] | None) -> np.ndarray:
         rows = encode(self.tokenizer, texts, self.recipe.max_length)["input_ids"]
         collate = DataCollatorWithPadding(self.tokenizer)
 

@@ -254,6 +254,12 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
         raise ModelError(f"{folder}: the adapter cannot be loaded: {error}") from error
 
 
+def use_own_gpu() -> None:
+    """Let this process, which may be one of several on a machine, use the GPU that is meant for it."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
     """Move a model to the GPU if there is one. A quantised model is there already."""
     if torch.cuda.is_available() and not getattr(model, "is_quantized", False):

@@ -76,6 +76,9 @@ _NEW_TURN = re.compile(
 _ESCAPE = re.compile(r"\\u(?!d[89a-f])([0-9a-f]{4})", re.IGNORECASE)  # as json.dumps writes "Ärger"; no lone surrogates
 
 
+FAILED = ("unknown", "empty")  # of the ways in which an answer is read, those that are failures
+
+
 @dataclass(frozen=True)
 class ParsedAnswer:
     """What was read: `labels` in canonical order, the same as a 0/1 `vector`, how it was read, and what is no label."""
@@ -88,7 +91,7 @@ class ParsedAnswer:
     @property
     def failed(self) -> bool:
         """True where nothing could be read; `labels` is then empty for want of an answer, not as an answer."""
-        return self.status in ("unknown", "empty")
+        return self.status in FAILED
 
 
 def parse_answer(text: str, label_set: LabelSet, mode: str = "tolerant", style: str = "list") -> ParsedAnswer:

@@ -1,15 +1,16 @@
 """Run folders (or a recipe, for the model as it is) and texts -> answers, probabilities, labels."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from emogen import results
-from emogen.data import Rows
+from emogen import ranks, results
+from emogen.data import Rows, stream_rows
 from emogen.errors import InputError, ModelError
 from emogen.labels import LabelSet, load_label_set
 from emogen.parse import ParsedAnswer, parse_answer
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from emogen.encode import Encoder
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]  # makes one of a title and a number of rows
 
 # The files of a run folder that prediction reads. MODEL in place of ADAPTER holds a model that was tuned in full.
 RECIPE, PROMPT, LABELS, ADAPTER, MODEL = "recipe.yaml", "prompt.jinja", "labels.yaml", "adapter", "model"
@@ -158,14 +161,15 @@ class Generator:
     def answers(
         self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
     ) -> list[Prediction]:
-        """See `predict_texts`."""
-        return predict_texts(
-            self.model, self.encoder, texts, decode=self.recipe.decode, batch_size=batch_size, progress=progress
-        )
+        """See `predict_texts`. Each process of a run does its share."""
+        how: dict[str, Any] = {"decode": self.recipe.decode, "batch_size": batch_size, "progress": progress}
+        return ranks.spread(lambda own: predict_texts(self.model, self.encoder, own, **how), texts)
 
     def prob(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:
-        """See `predict_prob`."""
-        return predict_prob(self.model, self.encoder, texts, how=self.recipe.prob, progress=progress)
+        """See `predict_prob`. Each process of a run does its share."""
+        how: dict[str, Any] = {"how": self.recipe.prob, "progress": progress}
+        rows = ranks.spread(lambda own: predict_prob(self.model, self.encoder, own, **how).tolist(), texts)
+        return np.array(rows, dtype=np.float32).reshape(len(texts), len(self.label_set))
 
 
 def members(runs: Sequence[Path]) -> list[Path]:
@@ -203,6 +207,7 @@ def load_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[L
     from emogen.attention import share_prefix
     from emogen.linear import use_onednn
 
+    modeling.use_own_gpu()
     model: Any = None
     base = None
     for run in runs:
@@ -260,45 +265,145 @@ class Outcome:
 
 
 def predict_rows(
-    folders: Sequence[Path],
+    labellers: Iterable[Labeller],
     rows: Rows,
-    overrides: Sequence[str] = (),
     *,
     thresholds: np.ndarray | None = None,
     with_prob: bool = False,
     batch_size: int = 32,
-    bar: Callable[[str, int], AbstractContextManager[Callable[[int], Any]]],
+    bar: Bar,
 ) -> Outcome:
-    """Label rows with one or several runs.
+    """Label rows with one or several models.
 
     Args:
-        folders: run folders, as `members` gives them.
+        labellers: models with the same labels, as `load_runs` gives them; each is used before the next is asked for.
         thresholds: [L]; a label is given where its mean probability is above them. Without them, where half of the
             models' answers or more name it.
         with_prob: compute the probabilities also where nothing is decided by them.
         bar: makes a progress bar of a title and a number of rows.
-
-    Raises:
-        InputError: the runs have different labels.
     """
-    names = read_recipe(folders[0], overrides)[1].names
     answers, probs, predictions = [], [], []
-    for k, (folder, loaded) in enumerate(zip(folders, load_runs(folders, overrides), strict=True), start=1):
-        if loaded.label_set.names != names:
-            raise InputError(f"{folder}: its labels are not those of {folders[0]}")
-        of = f" ({k} of {len(folders)})" if len(folders) > 1 else ""
-        n_rows = len(rows) * loaded.n_questions
+    for k, labeller in enumerate(labellers, start=1):
+        of = f", model {k}" if k > 1 else ""
+        n_rows = len(rows) * labeller.n_questions
         if thresholds is None or with_prob:
             with bar(f"Answers{of}", n_rows) as advance:
-                predictions = loaded.answers(rows.texts, batch_size=batch_size, progress=advance)
+                predictions = labeller.answers(rows.texts, batch_size=batch_size, progress=advance)
             answers.append(pred_matrix(predictions))
         if thresholds is not None or with_prob:
             with bar(f"Probabilities{of}", n_rows) as advance:
-                probs.append(loaded.prob(rows.texts, progress=advance))
+                probs.append(labeller.prob(rows.texts, progress=advance))
     prob = np.stack(probs).mean(axis=0) if probs else None
     if thresholds is None:
         pred = (np.mean(answers, axis=0) >= 0.5).astype(np.int8)
     else:
         assert prob is not None
         pred = apply_thresholds(prob, thresholds)
-    return Outcome(pred, prob, predictions if answers and len(folders) == 1 else None)
+    return Outcome(pred, prob, predictions if len(answers) == 1 else None)
+
+
+class Panel:
+    """One or several runs that label rows together; their models are loaded when rows come.
+
+    Args:
+        runs: run folders, cross-validations, or a recipe.
+        overrides: of their recipes.
+
+    Raises:
+        InputError: a folder is no run, their labels differ, or there are no thresholds where `predict_by` wants some.
+    """
+
+    def __init__(self, runs: Sequence[Path], overrides: Sequence[str] = ()):
+        self.folders, self.overrides = members(runs), overrides
+        self.recipe, self.label_set = read_recipe(self.folders[0], overrides)
+        for folder in self.folders[1:]:
+            if read_recipe(folder, overrides)[1].names != self.label_set.names:
+                raise InputError(f"{folder}: its labels are not those of {self.folders[0]}")
+        by_thresholds = self.recipe.predict_by == "thresholds"
+        self.thresholds = load_thresholds(runs, self.label_set) if by_thresholds else None
+        self._only: list[Labeller] = []
+
+    def label(self, rows: Rows, *, with_prob: bool, batch_size: int, bar: Bar) -> Outcome:
+        """See `predict_rows`. The model of a single run stays loaded; several are loaded one after another."""
+        if len(self.folders) == 1 and not self._only:
+            self._only.append(next(load_runs(self.folders, self.overrides)))
+        labellers = self._only or load_runs(self.folders, self.overrides)
+        return predict_rows(
+            labellers, rows, thresholds=self.thresholds, with_prob=with_prob, batch_size=batch_size, bar=bar
+        )
+
+
+# ---------------------------------------------------------------------------------------------- files of any size
+
+CHUNK = 1024  # texts that are labelled, written and forgotten at once
+CHUNK_OF_SEVERAL = 16_384  # with several runs, which are loaded anew for each
+
+
+@dataclass
+class Summary:
+    """What came of a file: how many rows it has, how many of its texts were cut, and how the answers were read (of
+    those that were read in this call, and by one model alone)."""
+
+    n_rows: int = 0
+    n_cut: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+
+
+def predict_file(
+    runs: Sequence[Path],
+    source: Path,
+    overrides: Sequence[str] = (),
+    *,
+    csv_file: Path | None = None,
+    jsonl_file: Path | None = None,
+    batch_size: int = 32,
+    overwrite: bool = False,
+    bar: Bar,
+) -> Summary:
+    """Label the texts of a file of any size, a chunk at a time; interrupted, the same call goes on after the last one.
+
+    Under `accelerate launch` the texts of each chunk are spread over the processes, and the main one writes.
+
+    Args:
+        runs: run folders, cross-validations, or a recipe.
+        source: a CSV, TSV, JSONL or Parquet file with texts.
+        csv_file, jsonl_file: what to write; one of them at least.
+        overwrite: begin anew where other work was broken off.
+
+    Raises:
+        InputError: what is missing or wrong, and where; what has been labelled before is kept.
+    """
+    panel = Panel(runs, overrides)
+    recipe, label_set = panel.recipe, panel.label_set
+    job = {"runs": [str(run.resolve()) for run in runs], "input": str(source.resolve()), "overrides": list(overrides)}
+    files = [file for file in (csv_file, jsonl_file) if file is not None]
+    growing = results.Growing(files, job, overwrite=overwrite)
+    chunks = stream_rows(
+        source,
+        label_set,
+        size=CHUNK if len(panel.folders) == 1 else CHUNK_OF_SEVERAL,
+        text_column=recipe.text_column,
+        id_column=recipe.id_column,
+        separator=recipe.separator,
+        encoding=recipe.encoding,
+    )
+    summary = Summary()
+    for rows in chunks:
+        n_before, summary.n_rows = summary.n_rows, summary.n_rows + len(rows)
+        if growing.has(rows, n_before):
+            continue
+        done = panel.label(rows, with_prob=jsonl_file is not None, batch_size=batch_size, bar=bar)
+        for prediction in done.predictions or ():
+            summary.statuses[prediction.parsed.status] += 1
+            summary.n_cut += prediction.n_cut > 0
+        if not ranks.is_main():
+            continue
+        texts = []
+        if csv_file:
+            texts.append(results.csv_lines(rows, done.pred, label_set, header=not n_before))
+        if jsonl_file:
+            texts.append(results.json_lines(rows, done.pred, done.prob, label_set, done.predictions))
+        growing.add(texts, len(rows))
+    if ranks.is_main():
+        growing.finish(summary.n_rows)
+    return summary

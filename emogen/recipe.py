@@ -46,6 +46,7 @@ SETTLED = {
     "eos_token": "the chat template says how an answer ends",
     "label_names": "`labels` names the label set",
     "remove_unused_columns": "emogen encodes the rows itself",
+    "hub_token": "a recipe is kept, and no place for secrets: set HF_TOKEN, or log in with `hf auth login`",
 }
 # Where emogen's default differs from TRL's. bf16 and gradient checkpointing are for GPUs, and wanted only by some.
 DEFAULTS = {
@@ -230,7 +231,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             values[key] = yaml.load(value, _Loader)  # noqa: S506 - _Loader is a SafeLoader
         except yaml.YAMLError:
             values[key] = value
-        where[key] = f"{override!r}"
+        where[key] = repr(override if key != "hub_token" else "hub_token=...")  # messages repeat no secret
     return _validate(found, values, where, problems)
 
 

@@ -1,7 +1,10 @@
 """Predictions and thresholds on disk: written once, read back to be scored and combined again without a model."""
 
 import csv
+import hashlib
+import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,42 +44,126 @@ class Scored:
     folds: np.ndarray
 
 
-def write_csv(path: Path, rows: Rows, pred: np.ndarray, label_set: LabelSet) -> None:
+def csv_lines(rows: Rows, pred: np.ndarray, label_set: LabelSet, *, header: bool = True) -> str:
     """The ids and the 0/1 columns of `pred` [n, L], in the form of a Kaggle submission."""
-    with paths.writing(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if header:
         writer.writerow([rows.id_column, *label_set.names])
-        for row_id, vector in zip(rows.ids, pred.tolist(), strict=True):
-            writer.writerow([row_id, *vector])
+    for row_id, vector in zip(rows.ids, pred.tolist(), strict=True):
+        writer.writerow([row_id, *vector])
+    return text.getvalue()
 
 
-def write_jsonl(
-    path: Path,
+def json_lines(
     rows: Rows,
     pred: np.ndarray,
     prob: np.ndarray | None,
     label_set: LabelSet,
     predictions: Sequence["Prediction"] | None = None,
     folds: np.ndarray | None = None,
-) -> None:
+) -> str:
     """One object a row: id, text, the labels of `pred` [n, L], `prob` [n, L] by label, the gold labels and the fold
     where they are known; and of one model's `predictions` the raw answer and how it was read."""
+    lines = []
+    for i, vector in enumerate(pred.tolist()):
+        record: dict[str, Any] = {"id": rows.ids[i], "text": rows.texts[i]}
+        if predictions is not None:
+            said = predictions[i]
+            record |= {"raw": said.raw, "status": said.parsed.status, "unknown": said.parsed.unknown}
+            if said.n_cut:
+                record["tokens_cut"] = said.n_cut
+        record["labels"] = label_set.names_of(vector)
+        if prob is not None:
+            record["prob"] = {name: round(float(p), 6) for name, p in zip(label_set.names, prob[i], strict=True)}
+        if rows.gold is not None:
+            record["gold"] = label_set.names_of(rows.gold[i])
+        if folds is not None:
+            record["fold"] = int(folds[i])
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def write_jsonl(path: Path, *what: Any, **more: Any) -> None:
+    """A file of `json_lines`."""
     with paths.writing(path) as file:
-        for i, vector in enumerate(pred.tolist()):
-            record: dict[str, Any] = {"id": rows.ids[i], "text": rows.texts[i]}
-            if predictions is not None:
-                said = predictions[i]
-                record |= {"raw": said.raw, "status": said.parsed.status, "unknown": said.parsed.unknown}
-                if said.n_cut:
-                    record["tokens_cut"] = said.n_cut
-            record["labels"] = label_set.names_of(vector)
-            if prob is not None:
-                record["prob"] = {name: round(float(p), 6) for name, p in zip(label_set.names, prob[i], strict=True)}
-            if rows.gold is not None:
-                record["gold"] = label_set.names_of(rows.gold[i])
-            if folds is not None:
-                record["fold"] = int(folds[i])
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.write(json_lines(*what, **more))
+
+
+class Growing:
+    """Files that grow piece by piece, and get their names when they are complete. A kill costs at most one piece.
+
+    Until then each is beside its place, as `NAME.partial`, and a note in `NAME.partial.json` of the first one says how
+    far all of them are: what was written after the note is cut off before the work goes on.
+
+    Args:
+        files: what is to be written.
+        job: what it is written of, ready for JSON. Another job does not go on with these files.
+        overwrite: begin anew where another job left them.
+
+    Raises:
+        InputError: another job left them.
+    """
+
+    def __init__(self, files: Sequence[Path], job: Any, *, overwrite: bool = False):
+        self.partial = {file: file.with_name(f"{file.name}.partial") for file in files}
+        self.note = files[0].with_name(f"{files[0].name}.partial.json")
+        self.job, self.digest = job, hashlib.sha256()
+        self.n_rows = 0  # that are written
+        if not self.note.is_file():
+            return
+        note = json.loads(self.note.read_text(encoding="utf-8"))
+        if note["job"] == job:
+            self.n_rows, self.expected, self.sizes = note["n_rows"], note["sha256"], note["sizes"]
+        elif not overwrite:
+            raise InputError(
+                f"{self.note}: of other work that was broken off ({', '.join(map(str, note['job'].values()))}); go on "
+                "with that, or add --overwrite to begin anew"
+            )
+
+    def has(self, rows: Rows, n_before: int) -> bool:
+        """Whether these rows, before which there are so many, are written already.
+
+        Raises:
+            InputError: the rows that are written were others: the input has changed.
+        """
+        said = "".join(f"{i}\n{text}\n" for i, text in zip(rows.ids, rows.texts, strict=True))
+        self.digest.update(said.encode("utf-8", "surrogatepass"))
+        n_after = n_before + len(rows)
+        changed = n_after == self.n_rows and self.digest.hexdigest() != self.expected
+        if changed or n_before < self.n_rows < n_after:
+            raise self._changed()
+        return n_after <= self.n_rows
+
+    def _changed(self) -> InputError:
+        return InputError(
+            f"{self.note}: the first {self.n_rows:,} rows of the input are not those that were labelled; remove this "
+            "file to begin anew"
+        )
+
+    def add(self, texts: Sequence[str], n_rows: int) -> None:
+        """Write a text to each file, which brings so many rows."""
+        sizes = []
+        for k, (partial, text) in enumerate(zip(self.partial.values(), texts, strict=True)):
+            with partial.open("r+b" if self.n_rows else "wb") as file:
+                file.truncate(self.sizes[k] if self.n_rows else 0)
+                file.seek(0, os.SEEK_END)
+                file.write(text.encode("utf-8", "replace"))
+                file.flush()
+                os.fsync(file.fileno())
+                sizes.append(file.tell())
+        self.n_rows, self.sizes = self.n_rows + n_rows, sizes
+        write_json(
+            self.note, {"job": self.job, "n_rows": self.n_rows, "sha256": self.digest.hexdigest(), "sizes": sizes}
+        )
+
+    def finish(self, n_rows: int) -> None:
+        """Give the files their names. Raises InputError if not so many rows are written: the input has changed."""
+        if n_rows != self.n_rows:
+            raise self._changed()
+        for file, partial in self.partial.items():
+            partial.replace(file)
+        self.note.unlink()
 
 
 def write_rows(path: Path, rows: Rows, label_set: LabelSet) -> None:
@@ -94,12 +181,28 @@ def read_held_out(folder: Path, label_set: LabelSet) -> Rows:
         InputError: there are none.
     """
     scored = read_scored(folder, label_set)
-    texts = [record["text"] for record in _records(scored.path)]
+    texts = [record["text"] for record in read_records(scored.path)]
     return Rows(str(scored.path), scored.ids, texts, scored.gold, list(range(1, len(texts) + 1)))
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, one a line. Raises InputError, with the line, where one cannot be read."""
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line:
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise InputError(f"{path}:{number}: not a JSON object: {error}; was the file changed?") from None
+    return records
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """What the trainer of a run logged, in order; empty before the first. A line that is being written is left out."""
+    path = folder / LOG
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def read_scored(folder: Path, label_set: LabelSet) -> Scored:
@@ -111,7 +214,7 @@ def read_scored(folder: Path, label_set: LabelSet) -> Scored:
     path = folder / PREDICTIONS
     if not path.is_file():
         raise InputError(f"{folder}: it has no {PREDICTIONS}: nothing was scored there, or not to the end")
-    records = _records(path)
+    records = read_records(path)
     try:
         return Scored(
             path=path,

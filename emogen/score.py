@@ -127,30 +127,37 @@ def tune_thresholds(gold: npt.NDArray[Any], prob: npt.NDArray[Any]) -> npt.NDArr
 
 
 def apply_thresholds(prob: npt.NDArray[Any], thresholds: Sequence[float] | npt.NDArray[Any]) -> npt.NDArray[np.int8]:
-    """The labels whose probability is above their threshold: prob [n, L], thresholds [L] -> int8 [n, L]."""
+    """The labels whose probability is above their threshold: prob [n, L], thresholds [L] or [n, L] -> int8 [n, L]."""
     return (np.asarray(prob) > np.asarray(thresholds)).astype(np.int8)
 
 
-def nested_pred(gold: npt.NDArray[Any], prob: npt.NDArray[Any], folds: npt.NDArray[np.int_]) -> npt.NDArray[np.int8]:
-    """Labels by thresholds that never saw their row: each fold is decided by thresholds tuned on all the others.
+def nested_thresholds(
+    gold: npt.NDArray[Any], prob: npt.NDArray[Any], folds: npt.NDArray[np.int_]
+) -> npt.NDArray[np.float64]:
+    """For each row, thresholds that never saw it: those of a fold are tuned on all the others.
 
     Args:
         gold, prob: [n, L].
         folds: the fold of each row, [n].
 
     Returns:
-        int8 [n, L].
+        [n, L]; rows of one fold have the same.
 
     Raises:
         ValueError: there is one fold only.
     """
     if len(np.unique(folds)) < 2:
         raise ValueError("nested thresholds need two folds or more")
-    pred = np.zeros(prob.shape, dtype=np.int8)
+    thresholds = np.zeros(prob.shape)
     for fold in np.unique(folds):
         held = folds == fold
-        pred[held] = apply_thresholds(prob[held], tune_thresholds(gold[~held], prob[~held]))
-    return pred
+        thresholds[held] = tune_thresholds(gold[~held], prob[~held])
+    return thresholds
+
+
+def nested_pred(gold: npt.NDArray[Any], prob: npt.NDArray[Any], folds: npt.NDArray[np.int_]) -> npt.NDArray[np.int8]:
+    """Labels by thresholds that never saw their row, int8 [n, L]; arguments and errors as `nested_thresholds`."""
+    return apply_thresholds(prob, nested_thresholds(gold, prob, folds))
 
 
 # ---------------------------------------------------------------------------------------------- calibration
@@ -210,6 +217,43 @@ def evaluate(
     if folds is not None:
         metrics["by_thresholds"] = score(gold, nested_pred(gold, prob, folds), names)
     return metrics | {"calibration": calibration(gold, prob, names)}
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+def row_log_loss(gold: npt.NDArray[Any], prob: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """How wrong the probabilities of each row are: -ln of what they give to the truth, summed over the labels.
+
+    gold, prob [n, L] -> [n], in nats. Probabilities are kept 1e-6 from 0 and 1, as exact as files have them.
+    """
+    prob = np.clip(np.asarray(prob, dtype=np.float64), 1e-6, 1 - 1e-6)
+    return -np.where(np.asarray(gold) == 1, np.log(prob), np.log1p(-prob)).sum(axis=1)
+
+
+def cooccurrence(labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """How many rows have both of two labels, int64 [L, L] of `labels` [n, L]; on the diagonal, how many have one."""
+    wide = np.asarray(labels, dtype=np.int64)
+    return wide.T @ wide
+
+
+def confusions(gold: npt.NDArray[Any], pred: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Which labels are given in place of which: gold, pred [n, L] -> int64 [L, L].
+
+    The cell [i, j] counts the rows in which i was missed (gold, not predicted) and j falsely given (predicted, not
+    gold). A row that misses two and falsely gives one counts in two cells. The diagonal is 0.
+    """
+    gold, pred = np.asarray(gold, dtype=np.int64), np.asarray(pred, dtype=np.int64)
+    return (gold * (1 - pred)).T @ ((1 - gold) * pred)
+
+
+def discordant(gold: npt.NDArray[Any], preds: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+    """How many rows one system has exactly right and another one wrong: gold and S preds [n, L] -> int64 [S, S].
+
+    The cell [a, b] counts the rows that a has right and b wrong.
+    """
+    right = np.array([(gold == pred).all(axis=1) for pred in preds], dtype=np.int64)  # [S, n]
+    return right @ (1 - right).T
 
 
 # ---------------------------------------------------------------------------------------------- intervals

@@ -12,7 +12,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from emogen.compare import System, compare, label_set_of
 from emogen.crossval import Fold, all_rows, overrides_of, own_folder, run_all
 from emogen.data import Rows, make_folds, normalised, sample_rows
 from emogen.errors import InputError
-from emogen.predict import ADAPTER, LABELS, PROMPT, Generator, load_run, parse_audit, pred_matrix, read_recipe
+from emogen.predict import ADAPTER, LABELS, PROMPT, Bar, Generator, load_run, parse_audit, pred_matrix, read_recipe
 from emogen.prompt import Prompt, PromptError, fill, load_prompt, render
 from emogen.recipe import Recipe, load_recipe
 from emogen.score import evaluate
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from emogen.encode import Encoder
-
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]
 
 
 @dataclass(frozen=True)

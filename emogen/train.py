@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from emogen import data, paths, predict, results
+from emogen import data, paths, predict, ranks, results
 from emogen.cli import fail_clearly, progress_bar, show_metrics
 from emogen.recipe import Recipe, RecipeError, load_recipe
+from emogen.report import report_finished
 from emogen.score import collapsed, evaluate, score, tune_thresholds
 from emogen.task import Task, load_task, write_examples
 
@@ -52,13 +53,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for problem in task.warnings:
         log.warning(str(problem))
     folder, resume = recipe.output_dir, bool(recipe.sft_args.get("resume_from_checkpoint"))
-    main_process = os.environ.get("RANK", "0") == "0"
+    main_process = ranks.is_main()
     fingerprint = _fingerprint(recipe)
     if main_process:
         claim_folder(folder, resume, fingerprint)
     checkpoint = newest_checkpoint(folder) if resume else None
 
     # From here on it is slow: torch, transformers and TRL are loaded.
+    import torch
     from transformers import set_seed
 
     from emogen import head, trainer
@@ -66,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     _use_all_cores()
     # Rows are cut to length by emogen, and bring columns that the trainer does not know.
-    args = recipe.sft_config(resume_from_checkpoint=None, max_length=None, remove_unused_columns=False)
+    own: dict[str, Any] = {"resume_from_checkpoint": None, "max_length": None, "remove_unused_columns": False}
+    if not torch.accelerator.is_available():
+        own["use_cpu"] = True  # unless it is said, several processes on a CPU would each train for themselves
+    args = recipe.sft_config(**own)
     set_seed(args.seed)  # the trainer does so itself, but not before new weights have been drawn
     learnt, watched = _watch(recipe, splits)
     prepare = head.prepare if recipe.answer == "head" else trainer.prepare
@@ -85,14 +90,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     weights = folder / (predict.ADAPTER if recipe.lm_args["use_peft"] else predict.MODEL)
     tuned.save_model(str(weights))
-    if not main_process:
-        return
-    _name_base_model(weights, recipe.model_name)
+    if main_process:
+        _name_base_model(weights, recipe.model_name)
     figures: dict[str, Any] = {"train_seconds": round(seconds, 1), "train_rows": len(learnt)}
     if splits.eval is not None:
         labeller = labeller_of(tuned.accelerator.unwrap_model(tuned.model))
         figures |= _final_score(labeller, splits.eval, args.per_device_eval_batch_size)
+    if not main_process:
+        return
+    figures["peak_memory_bytes"] = peak_memory_bytes()
     results.write_json(folder / results.METRICS, figures)
+    report_finished(folder)
     log.info(f"The run is in {folder}. Next: emogen predict {folder} YOUR.csv -o OUT.csv")
 
 
@@ -159,7 +167,7 @@ def _use_all_cores() -> None:
     """Let one process on a machine without a GPU use every core: `accelerate launch` would give it a single thread."""
     import torch
 
-    if not torch.cuda.is_available() and os.environ.get("WORLD_SIZE", "1") == "1":
+    if not torch.cuda.is_available() and ranks.count() == 1:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(allowed or 1)
 
@@ -193,12 +201,19 @@ def warn_of_collapse(pred: np.ndarray, names: Sequence[str]) -> None:
 
 
 def _final_score(labeller: predict.Labeller, rows: data.Rows, batch_size: int) -> dict[str, Any]:
-    """Label all rows that are held out, keep what came out, print the table, and give the figures back."""
+    """Label all rows that are held out, keep what came out, print the table, and give the figures back.
+
+    All processes label; the main one does the rest."""
     recipe, label_set, gold = labeller.recipe, labeller.label_set, rows.truth
+    times = [time.perf_counter()]
     with progress_bar("Answers", len(rows) * labeller.n_questions) as advance:
         predictions = labeller.answers(rows.texts, batch_size=batch_size, progress=advance)
+    times.append(time.perf_counter())
     with progress_bar("Probabilities", len(rows) * labeller.n_questions) as advance:
         prob = labeller.prob(rows.texts, progress=advance)
+    times.append(time.perf_counter())
+    if not ranks.is_main():
+        return {}
     pred = predict.pred_matrix(predictions)
     try:
         # The thresholds that are kept rest on all of these rows; what they are worth is said by nested ones.
@@ -211,7 +226,24 @@ def _final_score(labeller: predict.Labeller, rows: data.Rows, batch_size: int) -
     metrics = evaluate(gold, pred, prob, folds, label_set.names)
     show_metrics(metrics)
     warn_of_collapse(pred, label_set.names)
-    return metrics | {"parse": predict.parse_audit(predictions)}
+    answer_seconds, prob_seconds = np.diff(times).round(2).tolist()
+    return metrics | {
+        "parse": predict.parse_audit(predictions),
+        "answer_seconds": answer_seconds,
+        "prob_seconds": prob_seconds,
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had: of its GPU, where it has one, else of the machine."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts in bytes there, and in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _fingerprint(recipe: Recipe) -> dict[str, str]:

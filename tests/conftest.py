@@ -4,7 +4,9 @@ import csv
 import json
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,7 +18,12 @@ from transformers import (
     Qwen2Config,
 )
 
+from emogen import results
+from emogen.data import Rows
 from emogen.labels import LabelSet, load_label_set
+from emogen.parse import parse_answer
+from emogen.predict import Prediction
+from emogen.score import evaluate, tune_thresholds
 
 CHROMIUM = Path("/usr/bin/chromium")  # Debian's
 CHATML = (
@@ -152,37 +159,79 @@ def tiny_recipe(tmp_path: Path, labels: LabelSet):
     return write
 
 
+EVIL = [  # posts that would be markup if they were not escaped
+    ("<script>alert(1)</script> and <img src=x onerror=alert(2)> were posted", ("anger",)),
+    ("it ends here: </script><script>alert(3)</script> & <!-- that was all", ()),
+    ("two\u2028lines, \u202eright to left, and {{ 7 * 7 }}", ("joy",)),
+]
+
+
+def invented_posts(n: int):
+    """n posts: first the evil ones, then the usual ones again and again, numbered."""
+    usual = [(f"{text}, {k}", names) for k in range(-(-n // len(POSTS))) for text, names in POSTS]
+    return [*EVIL, *usual][:n]
+
+
+def write_run(folder: Path, labels: LabelSet, n: int = 40, *, posts=None, noise=0.7, seed: int = 0, **keys) -> Path:
+    """The folder of a run that has ended, with everything that a report reads; no model. `keys` go into its recipe."""
+    posts = posts or invented_posts(n)
+    n = len(posts)
+    gold = np.array([labels.vector(names) for _, names in posts], dtype=np.int8)
+    prob = gold * (1 - noise) + np.random.default_rng(seed).random(gold.shape) * noise
+    raws = [", ".join(labels.names_of(row)) or labels.empty for row in (prob > 0.5).astype(int).tolist()]
+    if keys.get("answer", "list") != "head":
+        raws[3], raws[4], raws[5] = "<b>bliss</b>", "", raws[5].upper()
+    predictions = [Prediction(raw, parse_answer(raw, labels), 2 if i == 6 else 0) for i, raw in enumerate(raws)]
+    pred = np.array([prediction.parsed.vector for prediction in predictions], dtype=np.int8)
+    rows = Rows("x", [f"r{i}" for i in range(n)], [text for text, _ in posts], gold, list(range(n)))
+    folds = np.arange(n) % 5
+    results.write_jsonl(folder / results.PREDICTIONS, rows, pred, prob, labels, predictions, folds)
+    results.write_thresholds(folder, tune_thresholds(gold, prob), labels)
+    metrics = {"train_seconds": 75.0, "train_rows": 90, "peak_memory_bytes": 3 * 2**29, "answer_seconds": 4.0}
+    results.write_json(folder / results.METRICS, metrics | evaluate(gold, pred, prob, folds, labels.names))
+    recipe = {"model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct", "train_file": "/home/someone/posts.csv"}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe | {"output_dir": str(folder)} | keys))
+    (folder / "prompt.jinja").write_text("{% user %}\nIs it ``` or <i>not</i>? {{ text }}\n")
+    (folder / "labels.yaml").write_text(labels.to_yaml())
+    (folder / "manifest.json").write_text(
+        json.dumps({"seed": 42, "hardware": {"machine": "x86_64", "threads": 2, "gpus": []}})
+    )
+    logs = [{"loss": 3 / (k + 1), "step": k, "max_steps": 4} for k in range(4)]
+    logs += [{"eval_loss": 0.9, "eval_f1_macro": 0.5, "eval_f1_micro": 0.6, "step": 4, "max_steps": 4}]
+    (folder / "train_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in logs))
+    (folder / "adapter").mkdir()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def chromium():
-    """A headless browser. Where there is none, the tests that need one are skipped; CI insists."""
-    if not CHROMIUM.exists() and not os.environ.get("EMOGEN_REQUIRE_BROWSER"):
-        pytest.skip("no /usr/bin/chromium: what people see in a browser is not tested here")
+    """A headless browser. Where there is none, the tests that need one are skipped, and say so; CI insists."""
+    if not CHROMIUM.is_file() and not os.environ.get("EMOGEN_REQUIRE_BROWSER"):
+        pytest.skip(f"{CHROMIUM} is not there: no page was opened in a browser (on Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def visit(chromium):
-    """Opens an address in a page of its own. At the end: nothing was complained of, and no other host was asked."""
-    context, heard = chromium.new_context(), []
+    """Opens an address. At the end of the test nothing may have been said on the console, run, or asked of others."""
+    said, contexts = [], []
 
-    def visit(address: str):
-        own = address.split("/")[2]
-        page = context.new_page()
-        page.on("console", lambda message: heard.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: heard.append(str(error)))
-        page.on("request", lambda request: None if _is_own(request.url, own) else heard.append(f"asked {request.url}"))
+    def visit(address: str, **context):
+        contexts.append(chromium.new_context(**context))
+        page, own = contexts[-1].new_page(), urlsplit(address)[:2]
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: urlsplit(request.url)[:2] == own or said.append(request.url))
         page.goto(address)
         return page
 
     yield visit
-    context.close()
-    assert heard == []
-
-
-def _is_own(url: str, host: str) -> bool:
-    return url.startswith(("data:", "blob:")) or url.split("/")[2] == host
+    for context in contexts:
+        context.close()
+    assert said == []

@@ -37,3 +37,4 @@ def test_its_folds_are_those_of_the_recipe(tiny_recipe, tmp_path, labels):
     assert [record["fold"] for record in records] == folds.tolist()
     assert metrics["by_thresholds"]["f1_macro"] > 0.9  # each post says its label
     assert metrics["mean"]["thresholds"]["f1_macro"] > 0.9
+    assert "TF-IDF" in (folder / "report.html").read_text()

@@ -8,7 +8,7 @@ from emogen import results
 from emogen.compare import compare, published, rows_of, tables
 from emogen.data import Rows
 from emogen.errors import InputError
-from emogen.figures import draw_comparison
+from emogen.figures import draw_comparison, save
 from emogen.predict import load_thresholds
 from emogen.score import nested_pred, score, tune_thresholds
 
@@ -79,7 +79,7 @@ def test_published_figures_stand_beside(tmp_path, labels):
     assert all(system["id"] in shown for system in published()["systems"])
     assert "0.623" in shown
     assert json.dumps(published()["labels"]) == json.dumps(list(labels.names))
-    draw_comparison(rows_of(systems, with_published=True), tmp_path / "figure.svg")
+    save(draw_comparison(rows_of(systems, with_published=True)), tmp_path / "figure.svg")
     drawn = (tmp_path / "figure.svg").read_text()
     assert all(system["id"] in drawn for system in published()["systems"])
     assert all(name in drawn for name in labels.names)

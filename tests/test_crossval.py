@@ -71,6 +71,7 @@ def test_every_row_is_predicted_by_the_model_that_had_not_seen_it(recipe, tmp_pa
     assert metrics["sd"]["answer"]["f1_macro"] == pytest.approx(np.std(each, ddof=1))
     low, high = metrics["interval"]["answer"]["f1_macro"]
     assert low <= metrics["f1_macro"] <= high
+    assert "mean ± sd" in (folder / "report.html").read_text()
 
     # The folder predicts as an ensemble, by thresholds and by vote.
     posts = write_posts(tmp_path / "new.csv", labels)

@@ -19,7 +19,7 @@ from transformers import (
 
 from emogen import head
 from emogen.errors import ModelError
-from emogen.predict import load_run, members, predict_rows
+from emogen.predict import load_run, load_runs, members, predict_rows
 from emogen.train import main
 
 ENCODER = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 200, "pad_token_id": 0}  # fmt: skip
@@ -67,6 +67,7 @@ def test_every_architecture_trains_and_predicts_what_it_was_scored_with(head_rec
     np.testing.assert_allclose(prob, [list(record["prob"].values()) for record in records], atol=1e-4)
     answers = loaded.answers([record["text"] for record in records], batch_size=2)
     assert [list(answer.parsed.labels) for answer in answers] == [record["labels"] for record in records]
+    assert "macro-F1 by threshold 0.5" in (run / "report.html").read_text()
 
 
 def test_it_learns_its_posts_by_heart_and_padding_changes_nothing(head_recipe, tmp_path, labels):
@@ -115,7 +116,7 @@ def test_a_head_and_a_generator_decide_together(head_recipe, tiny_recipe, tmp_pa
     rows, _ = read_rows(write_posts(tmp_path / "new.csv", labels), labels)
     folders = members([tmp_path / "head", tmp_path / "list"])
     bar = lambda title, n: nullcontext(lambda done: None)  # noqa: E731
-    both = predict_rows(folders, rows, thresholds=np.full(11, 0.4), bar=bar)
+    both = predict_rows(load_runs(folders), rows, thresholds=np.full(11, 0.4), bar=bar)
     apart = [load_run(folder).prob(rows.texts) for folder in folders]
     np.testing.assert_allclose(both.prob, np.mean(apart, axis=0), atol=1e-5)
     assert (both.pred == (both.prob > 0.4)).all()

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import save_model
 
 from emogen import compare, paths
@@ -91,6 +92,12 @@ def test_every_published_system_has_its_recipe():
         assert f"{system['f1_macro']:.4f}" in recipe.path.read_text()
 
 
+def test_a_secret_is_refused_and_not_repeated(tmp_path):
+    with pytest.raises(RecipeError, match=r"hub_token: cannot be set: .* HF_TOKEN") as error:
+        load_recipe(write(tmp_path), ["hub_token=hf_abc123"])
+    assert "abc123" not in str(error.value)
+
+
 def test_all_recipes_are_found():
     assert {"demo", "smollm2-135m", "gemma3-270m", "qwen1.5b", "llama3b", "qwen14b"} <= {p.stem for p in RECIPES}
 
@@ -125,3 +132,13 @@ def test_qwen14b_is_the_published_qlora(tmp_path):
         "bfloat16",
     )
     assert (lm.lora_r, lm.lora_alpha, lm.lora_target_modules) == (128, 256, "all-linear")
+
+
+@pytest.mark.parametrize("path", sorted(paths.shipped("recipes/accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_way_to_launch_is_one_that_accelerate_reads_and_comes_with_its_command(path):
+    assert load_config_from_file(str(path)).num_processes >= 1  # raises on a key that it does not know
+    (command,) = [line for line in path.read_text().splitlines() if line.startswith("# accelerate launch")]
+    _, _, config_file, *words = command[2:].split()[1:]
+    assert config_file == f"recipes/accelerate/{path.name}"
+    script = words.index("emogen/train.py")
+    load_recipe(words[script + 1], words[script + 2 :])

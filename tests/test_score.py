@@ -17,9 +17,14 @@ from emogen.score import (
     apply_thresholds,
     bootstrap,
     calibration,
+    confusions,
+    cooccurrence,
+    discordant,
     footnote,
     interval,
     nested_pred,
+    nested_thresholds,
+    row_log_loss,
     score,
     table,
     tune_thresholds,
@@ -327,3 +332,36 @@ def test_the_bootstrap_of_a_perfect_system_is_1_and_of_one_row_is_that_row():
     assert (perfect["f1_macro"] == 1).all()
     (single,) = bootstrap(np.array([[1, 1]]), [np.array([[1, 0]])], ["a", "b"])
     assert (single["f1_macro"] == 0.5).all()
+
+
+def test_errors_by_hand():
+    # Row 2 misses a and falsely gives c; row 4 falsely gives a and misses nothing.
+    assert confusions(GOLD, PRED).tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
+    assert confusions(GOLD, GOLD).sum() == 0
+    # Misses a and b, gives c: two cells.
+    assert confusions(np.array([[1, 1, 0]]), np.array([[0, 0, 1]])).tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 0]]
+    assert cooccurrence(GOLD).tolist() == [[2, 1, 0], [1, 2, 0], [0, 0, 0]]
+    assert cooccurrence(PRED).tolist() == [[2, 1, 0], [1, 2, 1], [0, 1, 1]]
+    assert cooccurrence(np.ones((300, 1), dtype=np.int8)).tolist() == [[300]]  # more than int8 holds
+    # GOLD has all four rows right, PRED the rows 1 and 3, zeros row 3.
+    assert discordant(GOLD, [GOLD, PRED, np.zeros_like(GOLD)]).tolist() == [[0, 2, 3], [0, 0, 1], [0, 0, 0]]
+
+
+def test_log_loss_of_a_row_by_hand():
+    gold, prob = np.array([[1, 0], [1, 1]]), np.array([[0.5, 0.2], [1.0, 0.0]])
+    assert row_log_loss(gold, prob)[0] == pytest.approx(-np.log(0.5) - np.log(0.8))
+    assert row_log_loss(gold, prob)[1] == pytest.approx(-np.log(1e-6), rel=1e-5)  # certain and wrong, but finite
+    assert np.argsort(row_log_loss(gold, prob)).tolist() == [0, 1]
+
+
+def test_nested_thresholds_of_a_fold_are_tuned_on_the_others():
+    rng = np.random.default_rng(0)
+    gold = (rng.random((60, 2)) < 0.4).astype(np.int8)
+    prob, folds = rng.random((60, 2)) * 0.5 + gold * 0.3, np.arange(60) % 3
+    thresholds = nested_thresholds(gold, prob, folds)
+    for fold in range(3):
+        expected = tune_thresholds(gold[folds != fold], prob[folds != fold])
+        assert (thresholds[folds == fold] == expected).all()
+    assert (nested_pred(gold, prob, folds) == (prob > thresholds)).all()
+    with pytest.raises(ValueError, match="two folds or more"):
+        nested_thresholds(gold, prob, np.zeros(60, dtype=int))

@@ -39,6 +39,10 @@ def test_it_learns_the_answers_by_heart(tiny_recipe, tmp_path, labels):
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["f1_micro"] > 0.8
     assert metrics["parse"] == {"exact": 1.0, "parse_failure": 0.0}
+    assert metrics["peak_memory_bytes"] > 2**27  # torch alone takes more
+    assert metrics["answer_seconds"] > 0
+    assert "by nested thresholds" in (tmp_path / "run" / "report.html").read_text()
+    assert "library_name: peft" in (tmp_path / "run" / "README.md").read_text()  # and no longer what TRL left there
     # What was scored at the end of training is what a loaded run predicts.
     loaded = load_run(tmp_path / "run")
     kept = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
