@@ -477,7 +477,7 @@ def pod_launch(
     """
     from contextlib import ExitStack
 
-    from emogen import pods, ship
+    from emogen import pods
     from emogen.recipe import load_recipe
 
     words, limits = overrides or [], pods.Limits(max_hours, max_dollars)
@@ -497,13 +497,7 @@ def pod_launch(
             return
         assert api is not None
         folder = load_recipe(recipe, words).output_dir if follow else None
-        if running := pods.same_job(api, job):
-            _say(f"This job has a pod already: {running.name} ({running.id}), {running.status}")
-            ship.send(job, running.name, pods.wait_for_ssh(api, running, pods.RHYTHM))
-            if folder:
-                pods.follow(api, running, folder, _say)
-        else:
-            running = pods.launch(api, job, bodies, keys, _say, folder=folder)
+        running = pods.launch(api, job, bodies, keys, _say, folder=folder)
         if not folder:
             _say(f"It trains. Next: emogen pod logs {running.id}, emogen pod fetch {running.id}, and then "
                  f"emogen pod terminate {running.id}")  # fmt: skip
@@ -606,49 +600,29 @@ def show_plan(console: Console, planned: "Plan") -> None:
     )  # fmt: skip
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in planned.memory.items() if size)
     console.print(f"GPU memory: {planned.peak / 2**30:.1f} GiB = {parts}", highlight=False, soft_wrap=True)
-    view = Table("GPU", "memory", "fits", "hours", "$/h", "dollars", "stock", "speed", box=None, pad_edge=False)
+    stock = ["stock"] if any(option.stock for option in planned.options) else []
+    view = Table("GPU", "memory", "fits", "hours", "$/h", "dollars", *stock, "speed", box=None, pad_edge=False)
+    view.columns[0].no_wrap = True
     for option in planned.options:
-        hours = f"{option.total_hours:.2f} = " + " + ".join(f"{part:.2f}" for part in option.hours.values())
         cost = [f"{option.price:.2f}", f"{option.dollars:.2f}"] if option.price is not None else ["", ""]
         memory = f"{option.memory:.0f} GB" if option.memory else ""
         fits = "yes" if option.fits else "[red]no[/]"
-        view.add_row(option.gpu, memory, fits, hours, *cost, (option.stock or "").lower(), escape(option.basis))
+        left = [(option.stock or "").lower()] if stock else []
+        view.add_row(option.gpu, memory, fits, f"{option.total_hours:.2f}", *cost, *left, option.basis.split(":")[0])
     console.print(view)
-    estimate = "hours: set-up + training + scoring; estimated speeds can be wrong by a factor of two"
-    console.print(f"Prices: {planned.prices}; {estimate}.", highlight=False, soft_wrap=True)
+    for option in planned.options:
+        if ":" in option.basis:
+            console.print(f"{option.gpu}: {option.basis}", highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"Prices: {planned.prices}. Estimated speeds can be wrong by a factor of two.", highlight=False, soft_wrap=True
+    )
     if planned.fitting:
         best = planned.fitting[0]
-        console.print(f"The cheapest that fits: {best.gpu}, about ${best.dollars:.2f}", highlight=False)
-
-
-@app.command()
-def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, cross-validations or baselines.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="The page; by default RUN_DIR/report.html, or of several folders comparison.html."
-        ),
-    ] = None,
-    figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also draw every picture there, as .svg and .png.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that emogen did not write.")] = False,
-) -> None:
-    """One HTML page that says all there is to say of a run, and opens anywhere; beside it, the model card (README.md).
-
-    Figures with intervals, curves, calibration, confusions, and every scored row with what was wrong with it. Of a
-    cross-validation, also its folds. Several folders are set against each other: which rows one has right and the other
-    wrong. Training writes the report of its run by itself; this writes it again, without a model.
-    """
-    from emogen.report import report
-
-    page, *others = report(runs, output, pictures=figures, overwrite=overwrite)
-    out.print(f"The report is in {page}", soft_wrap=True, highlight=False)
-    if others:
-        err.print(f"Beside it: {', '.join(map(str, others))}", soft_wrap=True, highlight=False)
+        hours = " + ".join(f"{hours:.2f} {part}" for part, hours in best.hours.items())
+        console.print(
+            f"The cheapest that fits: {best.gpu}, {hours} = {best.total_hours:.2f} hours, about ${best.dollars:.2f}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 @app.command()

@@ -465,14 +465,14 @@ def request_of(
     assert option.price
     seconds = 3600 * min(limits.hours, limits.dollars / option.price)
     start = paths.shipped("runpod/start.sh").read_bytes()
-    mount = {"network": [{"volumeId": volume, "path": ship.WORKSPACE}]} if volume else None
-    body = {
+    network = {"network": [{"volumeId": volume, "path": ship.WORKSPACE}]} if volume else None
+    body: dict[str, Any] = {
         "name": name,
         "image": IMAGE,
         "cloud": "SECURE",
         "gpu": {"id": option.gpu, "count": 1, "minCudaVersion": "12.8"},
         "disk": 40,
-        "mounts": mount or {"persistent": {"size": disk, "path": ship.WORKSPACE}},
+        "mounts": network or {"persistent": {"size": disk, "path": ship.WORKSPACE}},
         "ports": ["22/tcp"],
         "startSsh": True,
         # One string, which a shell's rules take apart.
@@ -628,22 +628,27 @@ def launch(
 ) -> Pod:  # fmt: skip
     """Rent a pod and start a job on it; with a `folder`, follow it to its end, and bring its run into that folder.
 
-    Whatever goes wrong, Ctrl-C too, the pod is terminated; with a folder, in the end too.
+    A pod that does this job already is taken, and none is rented. Whatever goes wrong, Ctrl-C too, the pod is
+    terminated, and with a folder in the end too; but not one that was there before and is not followed.
 
     Raises:
-        ApiError, ModelError: what went wrong.
+        InputError: the job has been done. ApiError, ModelError: what went wrong.
     """
-    name = bodies[0]["name"]
+    running = same_job(api, job)
+    name = running.name if running else bodies[0]["name"]
     with _signals_interrupt():
         try:
-            pod = create_first(api, bodies, keys, say)
+            if running:
+                say(f"this job has a pod already: {running.name} ({running.id}), {running.status}")
+            pod = running or create_first(api, bodies, keys, say)
             address = wait_for_ssh(api, pod, rhythm)
             say(f"sending {len(job.files)} files, {job.size / 1e6:.1f} MB")
             ship.send(job, pod.name, address)
             if folder is not None:
                 follow(api, pod, folder, say, rhythm)
         except BaseException:
-            _give_up(api, name, say)
+            if folder is not None or running is None:
+                _give_up(api, name, say)
             raise
     return pod
 

@@ -401,7 +401,8 @@ def test_a_pod_that_never_comes_up_is_terminated(fake, api, job, bodies):
 
 def test_a_pod_that_breaks_while_it_comes_up_is_terminated(fake, api, job, bodies):
     def break_it(line):
-        next(iter(fake.pods.values()))["status"] = "ERROR"
+        for pod in fake.pods.values():
+            pod["status"] = "ERROR"
 
     with pytest.raises(ModelError, match="did not come up"):
         pods.launch(api, job, bodies, KEYS, break_it, QUICK)
@@ -478,6 +479,18 @@ def test_a_second_launch_finds_the_first(fake, api, job):
     first["status"] = "EXITED"
     with pytest.raises(InputError, match="emogen pod fetch pod0"):
         pods.same_job(api, job)
+
+
+def test_a_second_launch_pays_nothing_and_harms_nothing(fake, api, job, bodies, ssh):
+    pod = pods.launch(api, job, bodies, KEYS, say_nothing, QUICK)
+    assert pods.launch(api, job, bodies, KEYS, say_nothing, QUICK).id == pod.id
+    assert len(fake.asked("POST", "/v2/pods")) == 1
+    (ssh / "ssh.log").write_text("")
+    (ssh / "emogen").rename(ssh / "away")
+    (ssh / "emogen").write_text("a file where a folder should be")
+    with pytest.raises(ModelError, match="ssh root@"):  # what is wrong with the second is no harm to the first
+        pods.launch(api, job, bodies, KEYS, say_nothing, QUICK)
+    assert list(fake.pods) == [pod.id]
 
 
 # ---------------------------------------------------------------------------------------------- inside the pod
@@ -596,7 +609,8 @@ def test_from_launch_to_the_run_at_home(fake, ssh, tiny_recipe, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "run"
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
-    assert json.loads((run / "metrics.json").read_text())["train_rows"] == 8
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["train_rows"] + metrics["n"] == 12
     assert not list(run.glob("checkpoint-*"))
     assert fake.pods == {}
     assert [body["gpu"]["id"] for body in fake.asked("POST", "/v2/pods")] == ["NVIDIA A40", "NVIDIA L40S"]
