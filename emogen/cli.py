@@ -493,7 +493,10 @@ def pod_launch(
             shown = bodies[0]["env"] | dict.fromkeys(keys, "***")
             print(json.dumps(bodies[0] | {"env": shown}, indent=2))
             types = ", ".join(body["gpu"]["id"] for body in bodies)
-            err.print(f"{job.name}: {len(job.files)} files, {job.size / 1e6:.1f} MB; GPU types in turn: {types}")
+            err.print(
+                f"{job.name}: {len(job.files)} files, {job.size / 1e6:.1f} MB; GPU types in turn: {types}",
+                soft_wrap=True,
+            )
             return
         assert api is not None
         folder = load_recipe(recipe, words).output_dir if follow else None
