@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import optuna
 
     from emogen.crossval import Fold
+    from emogen.plan import Plan
 
 app = typer.Typer(
     help="Tune an instruct model to name the labels of a text, and score what it generates.\n\n"
@@ -57,18 +58,52 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
     Errors exit with 2; warnings do not.
     """
+    raise typer.Exit(2 if _check_fails(out, recipe, overrides or []) else 0)
+
+
+def _check_fails(console: Console, recipe: str, overrides: Sequence[str]) -> bool:
+    """Check a recipe, print what was found, and tell whether there are errors."""
     from emogen.check import check
 
-    with out.status("Checking ..."):
-        findings = check(recipe, overrides or [])
+    with console.status("Checking ..."):
+        findings = check(recipe, overrides)
     for fact in findings.facts:
-        out.print(f"[green]ok[/]       {escape(fact)}", soft_wrap=True)
+        console.print(f"[green]ok[/]       {escape(fact)}", soft_wrap=True)
     for problem in findings.problems:
         colour = "red" if problem.level == "error" else "yellow"
-        out.print(f"[{colour}]{problem.level:<8}[/] {escape(str(problem))}", soft_wrap=True)
+        console.print(f"[{colour}]{problem.level:<8}[/] {escape(str(problem))}", soft_wrap=True)
     levels = [problem.level for problem in findings.problems]
-    out.print(f"{recipe}: {levels.count('error')} errors, {levels.count('warning')} warnings")
-    raise typer.Exit(2 if findings.failed else 0)
+    console.print(f"{recipe}: {levels.count('error')} errors, {levels.count('warning')} warnings")
+    return findings.failed
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Work out what a run takes before paying for it: GPU memory by its parts, hours and dollars on each GPU type.
+
+    Prices are today's if there is a key for Runpod, and remembered ones otherwise. Memory and hours are estimates; a
+    finished run of the same model beside this one's output_dir is a measurement, and used as such.
+    """
+    from emogen.plan import plan
+    from emogen.pods import open_api, quotes, read_keys
+
+    keys, live = read_keys(), None
+    with err.status("Counting tokens ..."):
+        if "RUNPOD_API_KEY" in keys:
+            try:
+                with open_api(keys) as api:
+                    live = quotes(api)
+            except ModelError as error:
+                err.print(f"[yellow]no live prices[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        planned = plan(recipe, overrides or [], live)
+    if as_json:
+        print(json.dumps(planned.as_json(), indent=2))
+    else:
+        show_plan(out, planned)
 
 
 @app.command()
@@ -403,34 +438,194 @@ def _refuse(refused: Sequence[str], good: Sequence[Any]) -> None:
         raise InputError("no template is left")
 
 
-@app.command()
-def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, cross-validations or baselines.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="The page; by default RUN_DIR/report.html, or of several folders comparison.html."
-        ),
+pod = typer.Typer(
+    help="Train on a GPU rented from Runpod. Needs the extra: pip install 'emogen[pods]'.\n\n"
+    "The key is read from RUNPOD_API_KEY or from ~/.config/emogen/keys (lines of KEY=VALUE, mode 600), and so is "
+    "HF_TOKEN, for models that ask for it. Not yet run on a real pod: tested against a copy of the API's document.",
+    no_args_is_help=True,
+)
+app.add_typer(pod, name="pod", rich_help_panel=None)
+
+PodArgument = Annotated[str, typer.Argument(help="A pod: its id, its name, or the beginning of its name.")]
+
+
+@pod.command("launch")
+def pod_launch(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        list[str] | None, typer.Option(help="Consider this GPU type alone, as in 'NVIDIA L40S'; can be repeated.")
     ] = None,
-    figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also draw every picture there, as .svg and .png.")
+    volume: Annotated[
+        str | None, typer.Option(help="A network volume's id: models and checkpoints outlive the pod.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that emogen did not write.")] = False,
+    max_hours: Annotated[float, typer.Option(min=0.5, help="The pod ends after so many hours.")] = 6.0,
+    max_dollars: Annotated[float, typer.Option(min=0.1, help="... or when its GPU has cost so much.")] = 10.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the first request that would be sent, and send none that costs.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Print the log to the end, bring the run home, end the pod.")
+    ] = False,
 ) -> None:
-    """One HTML page that says all there is to say of a run, and opens anywhere; beside it, the model card (README.md).
+    """Check and plan a recipe, rent the cheapest GPU that fits it and that can be had, and train there.
 
-    Figures with intervals, curves, calibration, confusions, and every scored row with what was wrong with it. Of a
-    cross-validation, also its folds. Several folders are set against each other: which rows one has right and the other
-    wrong. Training writes the report of its run by itself; this writes it again, without a model.
+    Code, recipe, prompt and data go to the pod as one archive over SSH with your own key, not by a Git address: data is
+    in no repository, and neither is a template under work. Keys go in the request that creates the pod, and nowhere
+    else. With --follow the pod is terminated in the end, and also after an error, Ctrl-C or a lost connection; without
+    it, it stops by itself. The same job is never launched twice: a second launch finds the pod of the first.
     """
-    from emogen.report import report
+    from contextlib import ExitStack
 
-    page, *others = report(runs, output, pictures=figures, overwrite=overwrite)
-    out.print(f"The report is in {page}", soft_wrap=True, highlight=False)
-    if others:
-        err.print(f"Beside it: {', '.join(map(str, others))}", soft_wrap=True, highlight=False)
+    from emogen import pods
+    from emogen.recipe import load_recipe
+
+    words, limits = overrides or [], pods.Limits(max_hours, max_dollars)
+    if _check_fails(err, recipe, words):
+        raise typer.Exit(2)
+    keys = pods.read_keys()
+    with ExitStack() as stack:
+        api = stack.enter_context(pods.open_api(keys)) if not dry_run or "RUNPOD_API_KEY" in keys else None
+        with err.status("Planning ..."):
+            planned, job, bodies = pods.prepare(recipe, words, limits, gpus=gpu or [], volume=volume, api=api)
+        show_plan(err, planned)
+        if dry_run:
+            shown = bodies[0]["env"] | dict.fromkeys(keys, "***")
+            print(json.dumps(bodies[0] | {"env": shown}, indent=2))
+            types = ", ".join(body["gpu"]["id"] for body in bodies)
+            err.print(
+                f"{job.name}: {len(job.files)} files, {job.size / 1e6:.1f} MB; GPU types in turn: {types}",
+                soft_wrap=True,
+            )
+            return
+        assert api is not None
+        folder = load_recipe(recipe, words).output_dir if follow else None
+        running = pods.launch(api, job, bodies, keys, _say, folder=folder)
+        if not folder:
+            _say(f"It trains. Next: emogen pod logs {running.id}, emogen pod fetch {running.id}, and then "
+                 f"emogen pod terminate {running.id}")  # fmt: skip
+
+
+@pod.command("list")
+def pod_list() -> None:
+    """The pods of this project: what they do, what they cost, when they have to end."""
+    import time
+
+    from emogen import pods
+
+    with pods.open_api(pods.read_keys()) as api:
+        found = pods.list_pods(api)
+    view = Table("pod", "id", "", "GPU", "$/h", "hours", "limit in", box=None, pad_edge=False)
+    for pod in found:
+        age, left = (time.time() - pod.started) / 3600, (pod.deadline - time.time()) / 3600
+        limit = f"{left:.1f} h" if left > 0 else "[red]overdue[/]"
+        gpu = pod.gpu.id if pod.gpu else ""
+        view.add_row(pod.name, pod.id, pod.status.lower(), gpu, f"{pod.cost:.2f}", f"{age:.1f}", limit)
+    out.print(view if found else "no pods")
+
+
+@pod.command("logs")
+def pod_logs(name: PodArgument) -> None:
+    """Print what a pod's job prints, from the beginning, until the pod ends. Ctrl-C ends the printing alone."""
+    from emogen import pods
+
+    with pods.open_api(pods.read_keys()) as api:
+        for line in pods.logs(api, pods.find_pod(api, name)):
+            _say(line)
+
+
+@pod.command("fetch")
+def pod_fetch(
+    name: PodArgument,
+    into: Annotated[Path | None, typer.Option(help="The folder of the run; runs/<recipe name> by default.")] = None,
+) -> None:
+    """Bring a job's run folder home, its checkpoints left out. A pod that is stopped is started for it."""
+    from emogen import pods
+
+    with pods.open_api(pods.read_keys()) as api:
+        pod = pods.find_pod(api, name)
+        folder = into or Path("runs") / pod.recipe
+        pods.fetch(api, pod, folder)
+    _say(f"The run is in {folder}. The pod is still there: emogen pod terminate {pod.id}")
+
+
+@pod.command("stop")
+def pod_stop(name: PodArgument) -> None:
+    """Stop a pod: its GPU is released, its storage kept and paid for."""
+    from emogen import pods
+
+    with pods.open_api(pods.read_keys()) as api:
+        pod = pods.find_pod(api, name)
+        pods.act(api, pod, "stop")
+    _say(f"{pod.name}: stopped")
+
+
+@pod.command("terminate")
+def pod_terminate(name: PodArgument) -> None:
+    """End a pod for good, with all that is on it; what is on a network volume stays."""
+    from emogen import pods
+
+    with pods.open_api(pods.read_keys()) as api:
+        pod = pods.find_pod(api, name)
+        pods.terminate(api, pod.name)
+    _say(f"{pod.name}: terminated")
+
+
+@pod.command("reap")
+def pod_reap(dry_run: Annotated[bool, typer.Option("--dry-run", help="Only name them.")] = False) -> None:
+    """Terminate the pods of this project that are older than their limit, stopped ones too: fetch their runs first."""
+    import time
+
+    from emogen import pods
+
+    with pods.open_api(pods.read_keys()) as api:
+        late = pods.overdue(pods.list_pods(api), time.time())
+        for pod in late:
+            if not dry_run:
+                pods.terminate(api, pod.name)
+            _say(f"{pod.name} ({pod.id}): {'would be ' if dry_run else ''}terminated")
+    if not late:
+        _say("no pod is older than its limit")
+
+
+def _say(line: str) -> None:
+    out.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def show_plan(console: Console, planned: "Plan") -> None:
+    """Print what a run takes, part by part."""
+    tokens = planned.tokens
+    counted = "" if tokens.exact else " (estimated: the tokenizer cannot be had here)"
+    console.print(
+        f"{planned.model}: {tokens.rows:,} rows to learn from, {tokens.scored:,} to label; {tokens.prefix} tokens "
+        f"shared, {tokens.rest:.0f} of each row{counted}; {planned.train_tokens:,} to train on",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in planned.memory.items() if size)
+    console.print(f"GPU memory: {planned.peak / 2**30:.1f} GiB = {parts}", highlight=False, soft_wrap=True)
+    stock = ["stock"] if any(option.stock for option in planned.options) else []
+    view = Table("GPU", "memory", "fits", "hours", "$/h", "dollars", *stock, "speed", box=None, pad_edge=False)
+    view.columns[0].no_wrap = True
+    for option in planned.options:
+        cost = [f"{option.price:.2f}", f"{option.dollars:.2f}"] if option.price is not None else ["", ""]
+        memory = f"{option.memory:.0f} GB" if option.memory else ""
+        fits = "yes" if option.fits else "[red]no[/]"
+        left = [(option.stock or "").lower()] if stock else []
+        view.add_row(option.gpu, memory, fits, f"{option.total_hours:.2f}", *cost, *left, option.basis.split(":")[0])
+    console.print(view)
+    for option in planned.options:
+        if ":" in option.basis:
+            console.print(f"{option.gpu}: {option.basis}", highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"Prices: {planned.prices}. Estimated speeds can be wrong by a factor of two.", highlight=False, soft_wrap=True
+    )
+    if planned.fitting:
+        best = planned.fitting[0]
+        hours = " + ".join(f"{hours:.2f} {part}" for part, hours in best.hours.items())
+        console.print(
+            f"The cheapest that fits: {best.gpu}, {hours} = {best.total_hours:.2f} hours, about ${best.dollars:.2f}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 @app.command()

@@ -41,7 +41,7 @@ def predict_on_ray(runs: list[Path], source: Path, output: Path, overrides: list
     Panel(runs, overrides)  # what is wrong with the runs is said here, and not by each worker
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)  # the cluster of RAY_ADDRESS, or one of this machine
-    n_gpus = int(ray.cluster_resources().get("GPU", 0))
+    n_gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
     scratch = output.with_name(f".{output.name}.partial")
     data: Any = ray.data.read_parquet(str(source.resolve()))
     data.map_batches(
@@ -67,12 +67,17 @@ class Worker:
         import pyarrow
 
         recipe, label_set = self.panel.recipe, self.panel.label_set
-        columns = {"text_column": recipe.text_column, "id_column": recipe.id_column}
         records = enumerate(table.to_pylist(), start=1)
         unlabelled = [name for name in table.column_names if name not in label_set.names]
-        rows = checked(rows_from_records("a shard", unlabelled, records, label_set, [], **columns))
+        found = rows_from_records(
+            "a shard", unlabelled, records, label_set, [],
+            text_column=recipe.text_column, id_column=recipe.id_column,
+        )  # fmt: skip
         done = self.panel.label(
-            rows, with_prob=True, batch_size=self.batch_size, bar=lambda what, n: nullcontext(lambda done: None)
+            checked(found),
+            with_prob=True,
+            batch_size=self.batch_size,
+            bar=lambda what, n: nullcontext(lambda done: None),
         )
         assert done.prob is not None
         added: dict[str, Any] = {name: done.pred[:, k] for k, name in enumerate(label_set.names)}

@@ -13,13 +13,13 @@ from conftest import POSTS, write_posts
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-ENV = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+SETTINGS = {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+ENV = os.environ | SETTINGS
 
 
 def emogen(*args, code=0, cwd=ROOT):
-    done = subprocess.run(
-        [BIN / "emogen", *map(str, args)], capture_output=True, text=True, env=ENV, cwd=cwd, check=False
-    )
+    command, env = [BIN / "emogen", *map(str, args)], os.environ | SETTINGS  # with what a test has set just now
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# What a pod runs from its first second to its last: wait for the job, install emogen, train, stop the pod.
+#
+# `emogen pod launch` puts this file into the request that creates the pod, so that the time limits hold before anything
+# has been shipped. A pod whose command ends is started again and paid for again; so this one never ends by itself. It
+# stops its pod, then sleeps. Started again, it goes on from the newest checkpoint, at most three times, and not at all
+# after success or failure.
+#
+# EMOGEN_POD        the pod's name, <job>-<epoch seconds>
+# EMOGEN_DEADLINE   when training ends at the latest, in epoch seconds
+# EMOGEN_WORKSPACE  where the volume is mounted (/workspace)
+# EMOGEN_PYTHON     an interpreter that has emogen; without it, it is installed beside the image's torch
+# EMOGEN_WAIT, EMOGEN_GRACE   seconds to wait for the job (1800), and, once it has ended, for its run to be fetched (600)
+# RUNPOD_POD_ID, RUNPOD_API_KEY, RUNPOD_API_URL   which pod to stop, and how
+set -euo pipefail
+
+: "${EMOGEN_POD:?}" "${EMOGEN_DEADLINE:?}" "${RUNPOD_POD_ID:?}" "${RUNPOD_API_KEY:?}"
+workspace=${EMOGEN_WORKSPACE:-/workspace}
+job=$workspace/emogen/${EMOGEN_POD%-*}
+failed=$job/failed.$EMOGEN_POD
+attempts=$job/attempts.$EMOGEN_POD
+export HF_HOME=${HF_HOME:-$workspace/huggingface}
+
+say() { echo "[emogen] $*"; }
+
+fail() {
+    echo "$*" >"$failed"
+    exit 1
+}
+
+stop_pod() { # the key goes by standard input: arguments can be read by every process
+    local status
+    status=$(printf 'header = "Authorization: Bearer %s"\n' "$RUNPOD_API_KEY" |
+        curl --config - --silent --show-error --max-time 60 --output /dev/null --write-out '%{http_code}' \
+            --header 'Content-Type: application/json' --data '{"action": "stop"}' \
+            "${RUNPOD_API_URL:-https://api.runpod.io}/v2/pods/$RUNPOD_POD_ID/action") || return 1
+    [[ $status == 2?? || $status == 404 || $status == 409 ]] # 409: it is being stopped already
+}
+
+end() {
+    trap - EXIT
+    set +e
+    if [[ -e $job/done ]]; then
+        say "ended: done"
+    else
+        say "ended: failed: $(cat "$failed" 2>/dev/null || echo 'interrupted')"
+    fi
+    sleep "${EMOGEN_GRACE:-600}" # whoever follows fetches the run now, and terminates the pod
+    say "stopping the pod"
+    until stop_pod; do
+        say "the pod could not be stopped; trying again in a minute"
+        sleep 60
+    done
+    while true; do sleep 3600; done
+}
+trap end EXIT
+
+seconds_left() {
+    local left=$((EMOGEN_DEADLINE - $(date +%s)))
+    ((left > 0)) || fail "the time limit"
+    echo "$left"
+}
+
+wait_for_job() {
+    until [[ -e $job/ready.$EMOGEN_POD ]]; do
+        ((SECONDS < ${EMOGEN_WAIT:-1800})) || fail "no job came"
+        sleep 1
+    done
+}
+
+install_emogen() {
+    python=${EMOGEN_PYTHON:-/opt/emogen/bin/python}
+    [[ -z ${EMOGEN_PYTHON:-} ]] || return 0
+    say "installing emogen"
+    local left
+    left=$(seconds_left)
+    python3 -m venv --system-site-packages /opt/emogen # on the container's disk: volumes are slow with small files
+    grep -vE '^(torch|triton)==' "$job/code/constraints.txt" >/opt/emogen/constraints.txt # these are the image's
+    env -u RUNPOD_API_KEY timeout "$left" "$python" -m pip install --quiet --progress-bar off --disable-pip-version-check \
+        --constraint /opt/emogen/constraints.txt --editable "$job/code" || fail "pip could not install emogen"
+}
+
+train() {
+    local left code=0
+    left=$(seconds_left)
+    cd "$job/job"
+    say "training, for $left seconds at most"
+    env -u RUNPOD_API_KEY timeout --kill-after=60 "$left" "$python" -m accelerate.commands.launch \
+        --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+        "$job/code/emogen/train.py" ./*.yaml output_dir="$job/run" resume_from_checkpoint=true || code=$?
+    case $code in
+        0) date -u +%FT%TZ >"$job/done" ;;
+        124 | 137) fail "the time limit, or out of memory (exit $code)" ;;
+        *) fail "training ended with $code" ;;
+    esac
+}
+
+mkdir -p "$job"
+if [[ -x /start.sh && -n ${PUBLIC_KEY:-} ]]; then
+    /start.sh & # the image's own: it starts sshd
+fi
+[[ ! -e $job/done && ! -e $failed ]] || exit 0
+wait_for_job
+attempt=$(($(cat "$attempts" 2>/dev/null || echo 0) + 1))
+((attempt <= 3)) || fail "it was interrupted three times"
+echo "$attempt" >"$attempts"
+install_emogen
+train
