@@ -629,6 +629,36 @@ def show_plan(console: Console, planned: "Plan") -> None:
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, cross-validations or baselines.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The page; by default RUN_DIR/report.html, or of several folders comparison.html."
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also draw every picture there, as .svg and .png.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that emogen did not write.")] = False,
+) -> None:
+    """One HTML page that says all there is to say of a run, and opens anywhere; beside it, the model card (README.md).
+
+    Figures with intervals, curves, calibration, confusions, and every scored row with what was wrong with it. Of a
+    cross-validation, also its folds. Several folders are set against each other: which rows one has right and the other
+    wrong. Training writes the report of its run by itself; this writes it again, without a model.
+    """
+    from emogen.report import report
+
+    page, *others = report(runs, output, pictures=figures, overwrite=overwrite)
+    out.print(f"The report is in {page}", soft_wrap=True, highlight=False)
+    if others:
+        err.print(f"Beside it: {', '.join(map(str, others))}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def score(
     gold: Annotated[str, typer.Argument(help="A file with the true labels.")],
     pred: Annotated[list[str], typer.Argument(help="One or more files with predicted labels, matched by id.")],

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Annotated, Literal
@@ -176,8 +177,7 @@ class FakeRunpod:
         self.keys, self.volumes = ["ssh-ed25519 AAAA me"], {"vol1": "EU-RO-1"}
         self.looks, self.looked, self.environment = 1, {}, None
         self.numbers, self.over = itertools.count(), threading.Event()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"fake": self}))
-        self.server.daemon_threads = True
+        self.server = Server(("127.0.0.1", 0), type("Handler", (Handler,), {"fake": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self):
@@ -232,6 +232,14 @@ class FakeRunpod:
     def halt(self, pod, status):
         pod["status"] = status
         self.containers[pod["id"]].kill()
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), OSError):  # a client may hang up
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
