@@ -106,6 +106,8 @@ class Growing:
     """
 
     def __init__(self, files: Sequence[Path], job: Any, *, overwrite: bool = False):
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
         self.partial = {file: file.with_name(f"{file.name}.partial") for file in files}
         self.note = files[0].with_name(f"{files[0].name}.partial.json")
         self.job, self.digest = job, hashlib.sha256()

@@ -70,9 +70,10 @@ def test_predict_takes_a_recipe_for_the_untuned_model_and_semeval_files(tiny_rec
     rows = list(csv.reader(write_posts(tmp_path / "k.csv", labels).open(encoding="utf-8")))
     (tmp_path / "s.txt").write_bytes("".join("\t".join(row) + "\r\n" for row in rows).encode())
     recipe = tiny_recipe()
+    out = tmp_path / "new" / "folder"  # which predict makes
     for name in ("k.csv", "s.txt"):
-        emogen("predict", recipe, tmp_path / name, "-o", tmp_path / f"{name}.out", "decode=constrained")
-    assert (tmp_path / "k.csv.out").read_bytes() == (tmp_path / "s.txt.out").read_bytes()
+        emogen("predict", recipe, tmp_path / name, "-o", out / name, "decode=constrained")
+    assert (out / "k.csv").read_bytes() == (out / "s.txt").read_bytes()
     emogen("predict", recipe, tmp_path / "k.csv", "--jsonl", tmp_path / "free.jsonl", "decode=free")
 
 
