@@ -198,7 +198,9 @@ def cv(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     folds: Annotated[int, typer.Option(min=2, help="How many folds; 5 and 10 are usual.")] = 5,
-    jobs: Annotated[int, typer.Option(min=1, help="Folds at once; with several GPUs, each fold gets one.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Folds at once; each has a GPU, or its part of the cores, for itself.")
+    ] = 1,
 ) -> None:
     """Cross-validate a recipe: train it on all folds but one, in turn, and score what it says of the one left out.
 

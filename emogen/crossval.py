@@ -206,7 +206,7 @@ def overrides_of(run: Fold, train_file: Path, eval_file: Path, more: dict[str, A
 def run_all(runs: list[Fold], commands: list[list[str]], jobs: int, show: Callable[[list[Fold]], Any]) -> None:
     """Run what is not done, `jobs` at once. All are stopped if one fails, or if this is interrupted."""
     waiting = deque(run for run in runs if not run.done)
-    n_gpus = _count_gpus() if jobs > 1 else 0
+    shares = _shares(jobs)
     slots: list[Fold | None] = [None] * jobs
     try:
         while waiting or any(slots):
@@ -217,7 +217,7 @@ def run_all(runs: list[Fold], commands: list[list[str]], jobs: int, show: Callab
                     run.process, slots[k] = None, None
                 if slots[k] is None and waiting:
                     slots[k] = begun = waiting.popleft()
-                    start(begun, commands[begun.number], str(k % n_gpus) if n_gpus else None)
+                    start(begun, commands[begun.number], **shares[k])
             show(runs)
             time.sleep(0.5)
         show(runs)
@@ -228,15 +228,30 @@ def run_all(runs: list[Fold], commands: list[list[str]], jobs: int, show: Callab
                 run.process.wait()
 
 
-def start(run: Fold, argv: list[str], gpu: str | None = None) -> None:
-    """Start the training script in a process of its own, which ends with this one."""
+def start(run: Fold, argv: list[str], *, gpu: int | None = None, cores: Sequence[int] = ()) -> None:
+    """Start the training script in a process of its own, which ends with this one; on a GPU or cores of its own."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    env = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})
+    env = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
     with _log(run).open("a", encoding="utf-8") as log:
         # Its standard input is a pipe that nobody writes to: it ends with this process, however that ends.
         run.process = subprocess.Popen(
             [sys.executable, "-m", "emogen.crossval", *argv], stdin=subprocess.PIPE, stdout=log, stderr=log, env=env
         )
+    if cores:  # it takes as many threads as it may use cores, and has not got to that yet
+        os.sched_setaffinity(run.process.pid, cores)
+
+
+def _shares(jobs: int) -> list[dict[str, Any]]:
+    """What each of several jobs has for itself, as arguments of `start`: a GPU, or else its part of the cores. Threads
+    of several jobs that wait for each other on the same cores would be many times slower than one job alone."""
+    if jobs == 1:
+        return [{}]
+    if n_gpus := _count_gpus():
+        return [{"gpu": k % n_gpus} for k in range(jobs)]
+    if not hasattr(os, "sched_getaffinity"):
+        return [{} for _ in range(jobs)]
+    cores = sorted(os.sched_getaffinity(0))
+    return [{"cores": cores[k::jobs] or [cores[k % len(cores)]]} for k in range(jobs)]
 
 
 def _log(run: Fold) -> Path:

@@ -49,10 +49,14 @@ def test_folds_hold_all_rows_balanced_and_keep_equal_texts_together(tmp_path, la
 
 
 def test_every_row_is_predicted_by_the_model_that_had_not_seen_it(recipe, tmp_path, labels):
-    process = cv(recipe, tmp_path, "--folds", "3")
+    process = cv(recipe, tmp_path, "--folds", "3", "--jobs", "2")
     said = process.communicate()[0]
     assert process.returncode == 0, said
     folder = tmp_path / "cv"
+    # Two folds at once keep to their own half of the cores.
+    manifests = [json.loads((folder / f"fold-{k}" / "manifest.json").read_text()) for k in range(3)]
+    half = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert {manifest["hardware"]["threads"] for manifest in manifests} <= {half, half + 1}
     fold_of = {row["id"]: int(row["fold"]) for row in csv.DictReader((folder / "folds.csv").open())}
     records = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert [record["id"] for record in records] == [f"p{i}" for i in range(36)]
