@@ -1,4 +1,4 @@
-"""Frozen linear layers on a CPU: products through oneDNN, and LoRA's update in the same step.
+"""Linear layers on a CPU: products through oneDNN, and LoRA's update in the same step.
 
 PyTorch multiplies fp32 matrices with MKL, which keeps to AVX2 on processors that are not Intel's; oneDNN, which comes
 with PyTorch too, uses AVX-512 wherever there is any (measured on an AMD EPYC: 200 against 430 GFLOP/s). And where peft
@@ -21,7 +21,7 @@ def use_onednn(model: nn.Module) -> None:
     """Let a model's linear layers compute through oneDNN, where that is the same and faster: fp32 (or NF4) on a CPU.
 
     The modules stay what they are, their forward changes: weights, adapters, saving and merging are untouched. What is
-    not a frozen linear layer, bare or under plain LoRA, goes on as before.
+    not a linear layer, bare (then it may learn, too) or frozen under plain LoRA, goes on as before.
     """
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return
@@ -33,14 +33,16 @@ def use_onednn(model: nn.Module) -> None:
 
 class _Linear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _product(x, self) if _fits(self, x) else super().forward(x)
+        if not _fits(self, x):
+            return super().forward(x)
+        return _product(x, self) if _frozen(self) else _learning_product(x, self)
 
 
 class _Linear4bit(Linear4bit):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # In evaluation mode bitsandbytes would repack the weight for a bf16 product of its own, for good: training on
         # would find no gradient in it.
-        return _product(x, self) if _fits(self, x) else super().forward(x)
+        return _product(x, self) if _fits(self, x) and _frozen(self) else super().forward(x)
 
 
 class _LoraLinear(LoraLinear):
@@ -62,10 +64,8 @@ _FASTER: dict[type, type] = {
 
 
 def _fits(layer: nn.Linear, x: torch.Tensor) -> bool:
-    """Whether `_product` may stand for a bare layer: float32 on a CPU, and nothing to learn in it."""
+    """Whether oneDNN's product may stand for a bare layer: float32 on a CPU."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or not x.numel():
-        return False
-    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in layer.parameters()):
         return False
     if isinstance(layer, Linear4bit):
         state = layer.weight.quant_state
@@ -73,9 +73,15 @@ def _fits(layer: nn.Linear, x: torch.Tensor) -> bool:
     return layer.weight.dtype == torch.float32
 
 
+def _frozen(layer: nn.Linear) -> bool:
+    """Whether nothing is to be learnt in a layer now."""
+    return not torch.is_grad_enabled() or not any(parameter.requires_grad for parameter in layer.parameters())
+
+
 def _plain(layer: Any, x: torch.Tensor, kwargs: dict[str, Any]) -> bool:
     """Whether a layer of peft's does nothing but add one adapter's update to its frozen base."""
-    if layer.disable_adapters or layer.merged or kwargs or layer.lora_variant or not _fits(layer.base_layer, x):
+    base = layer.base_layer
+    if layer.disable_adapters or layer.merged or kwargs or layer.lora_variant or not (_fits(base, x) and _frozen(base)):
         return False
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if len(names) != 1:
@@ -129,6 +135,29 @@ class _Product(torch.autograd.Function):
             grad_a = _matmul(u.t(), x.t()).mul_(ctx.scaling) if wants_a else None
             grad_b = _matmul(z.t(), grad.t()).mul_(ctx.scaling).t().contiguous() if wants_b else None
         return grad_x, None, grad_a, grad_b, None
+
+
+def _learning_product(x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+    """x [..., in] -> x W^T + bias [..., out], with gradients for both."""
+    y = _LearningProduct.apply(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias)
+    return y.view(*x.shape[:-1], -1)
+
+
+class _LearningProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return _matmul(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        return (
+            _matmul(grad, weight.t()) if wants_x else None,
+            _matmul(grad.t(), x.t()) if wants_weight else None,
+            grad.sum(0) if wants_bias else None,
+        )
 
 
 def _matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -87,8 +87,12 @@ def test_adapters_can_be_disabled_and_merged():
     torch.testing.assert_close(base(x), tuned, rtol=1e-4, atol=1e-5)
 
 
-def test_a_layer_that_is_trained_itself_gets_its_gradient():
-    assert_same(Two(bias=True), torch.randn(5, 24))
+@pytest.mark.parametrize("bias", [False, True])
+def test_layers_that_learn_themselves_get_their_gradients(bias):
+    assert_same(Two(bias), torch.randn(2, 3, 24))
+    model = Two(bias)
+    model.first.weight.requires_grad_(False)  # what learns may be a part of a layer
+    assert_same(model, torch.randn(5, 24))
 
 
 def test_other_types_go_as_before():
