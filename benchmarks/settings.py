@@ -1,6 +1,6 @@
 """What helps: one key of the recipe changed at a time, on one fold of real posts, with the same budget for all.
 
-    python benchmarks/settings.py path/to/2018-E-c-En-train.txt [--json FILE] [--epochs 1] [--out FOLDER] [NAME ...]
+    python benchmarks/settings.py path/to/2018-E-c-En-train.txt [--json FILE] [--epochs 1] [--jobs 2] [NAME ...]
 
 Each setting learns from four of five folds and is scored on the fifth, by its answers and by thresholds that are nested
 in five parts of it; differences are to the first setting, with paired bootstrap intervals. One fold of 1,368 rows tells
@@ -9,11 +9,11 @@ apart what differs by about 0.02. Runs that are there are not done again.
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from common import ROOT, machine, print_table, versions, write_json
+
+from emogen.crossval import Fold, run_all
 
 SETTINGS = {
     "list": [],
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("data", help="the training file of SemEval-2018 Task 1 E-c English, or one like it")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which settings, of: {', '.join(SETTINGS)}")
     parser.add_argument("--epochs", type=float, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="settings at once, each on its part of the cores")
     parser.add_argument("--out", default=str(ROOT / "runs" / "settings"), help="where the runs go (runs/settings)")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     args = parser.parse_args()
@@ -64,22 +65,21 @@ def main() -> None:
         parser.error(f"no such settings: {', '.join(sorted(unknown))}")
     out = Path(args.out)
     files = fold_files(args.data, out / "data")
-    for name in names:
-        folder = out / name.replace(" ", "-")
-        if (folder / "metrics.json").is_file():
-            continue
-        keys = [*files, *SETTINGS[name], "eval_fraction=0", "eval_strategy=no", f"num_train_epochs={args.epochs}"]
-        keys += [f"output_dir={folder}", "resume_from_checkpoint=true", "save_steps=0.1"]
-        print(f"== {name}", flush=True)
-        subprocess.run([sys.executable, "-m", "emogen.train", RECIPE, *keys], cwd=ROOT, check=True)
+    runs = [Fold(k, out / name.replace(" ", "-")) for k, name in enumerate(names)]
+    same = [*files, "eval_fraction=0", "eval_strategy=no", f"num_train_epochs={args.epochs}", "save_steps=0.1"]
+    commands = [
+        [str(ROOT / RECIPE), *same, *SETTINGS[name], f"output_dir={run.folder}", "resume_from_checkpoint=true"]
+        for name, run in zip(names, runs, strict=True)
+    ]
+    run_all(runs, commands, args.jobs, lambda runs: None)
 
     from emogen.compare import compare
     from emogen.labels import load_label_set
 
     label_set = load_label_set("semeval2018")
-    folders = [out / name.replace(" ", "-") for name in names]
+    folders = [run.folder for run in runs]
     by = {how: compare(folders, label_set, by=how) for how in ("answer", "thresholds")}
-    table, runs = [], {}
+    table, figures = [], {}
     for k, name in enumerate(names):
         answer, thresholds = by["answer"][k], by["thresholds"][k]
         seconds = json.loads((folders[k] / "metrics.json").read_text())["train_seconds"]
@@ -94,7 +94,7 @@ def main() -> None:
                 f"{seconds / 60:.0f}",
             ]
         )
-        runs[name] = {
+        figures[name] = {
             "keys": SETTINGS[name],
             "train_seconds": seconds,
             "answer": answer.metrics,
@@ -105,7 +105,7 @@ def main() -> None:
     header = ["setting", "macro-F1, answer", "by thresholds", "difference (95 %)", "micro-F1, answer", "minutes"]
     print_table(f"SmolLM2-135M, {args.epochs:g} epochs, {by['answer'][0].metrics['n']:,} rows", header, table)
     packages = versions("torch", "transformers", "trl", "peft", "emogen")
-    write_json(args.json, {"epochs": args.epochs, "machine": machine(), "versions": packages, "runs": runs})
+    write_json(args.json, {"epochs": args.epochs, "machine": machine(), "versions": packages, "runs": figures})
 
 
 if __name__ == "__main__":
