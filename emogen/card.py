@@ -42,7 +42,7 @@ def model_card(run: dict[str, Any], *, published: Sequence[tuple[str, float]] = 
 
 def _eval_results(run: dict[str, Any]) -> list[EvalResult]:
     recipe = run["recipe"]
-    by = -1 if recipe.get("predict_by") == "thresholds" else 0
+    by = 0 if recipe.get("predict_by", "answer") == "answer" else -1
     system = run["systems"][by]
     hub, file = recipe.get("dataset_name"), recipe.get("eval_file") or recipe.get("train_file")
     metrics = system["metrics"]

@@ -277,8 +277,10 @@ def sweep(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, cross-validations or baselines.")],
-    by: Annotated[str, typer.Option(help="What decides the labels: thresholds (nested) or answer.")] = "thresholds",
-    ensemble: Annotated[bool, typer.Option("--ensemble", help="Add the average of their probabilities.")] = False,
+    by: Annotated[
+        str, typer.Option(help="What decides the labels: thresholds, stack (both nested) or answer.")
+    ] = "thresholds",
+    ensemble: Annotated[bool, typer.Option("--ensemble", help="Add all of them together.")] = False,
     published: Annotated[bool, typer.Option("--published", help="Add what others report on SemEval-2018 E-c.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Draw them: an .svg, .png or .pdf file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
@@ -293,8 +295,9 @@ def compare(
 
     if figure and figure.suffix not in (".svg", ".png", ".pdf"):
         raise typer.BadParameter(f"--figure {figure}: the name of an .svg, .png or .pdf file is needed")
-    if by not in ("thresholds", "answer"):
-        raise typer.BadParameter(f"--by is thresholds or answer, not {by}")
+    titles = {"answer": "answer", "thresholds": "nested thresholds", "stack": "nested stacks and thresholds"}
+    if by not in titles:
+        raise typer.BadParameter(f"--by is one of {', '.join(titles)}, not {by}")
     systems = compare(runs, label_set_of(runs[0]), by=by, ensemble=ensemble)
     if figure:
         from emogen.figures import draw_comparison, save
@@ -303,7 +306,7 @@ def compare(
     if as_json:
         print(json.dumps([asdict(system) for system in systems], indent=2))
         return
-    out.print(f"{systems[0].metrics['n']:,} rows; labels by {'nested thresholds' if by == 'thresholds' else 'answer'}")
+    out.print(f"{systems[0].metrics['n']:,} rows; labels by {titles[by]}")
     for table in tables(systems, with_published=published):
         out.print(table)
         out.print()

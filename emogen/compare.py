@@ -15,6 +15,7 @@ from emogen.errors import InputError
 from emogen.labels import LabelSet, load_label_set
 from emogen.predict import LABELS
 from emogen.score import Metrics, bootstrap, interval, nested_pred, score
+from emogen.stack import nested_stack
 
 PUBLISHED = Path(__file__).with_name("published_results.yaml")
 
@@ -39,25 +40,26 @@ def compare(
 
     Args:
         runs: their folders.
-        by: `thresholds` (nested, by each run's own folds) or `answer`.
-        ensemble: add the average of their probabilities, decided by thresholds.
+        by: `answer`, `thresholds` (nested over the folds) or `stack` (of each run's own labels; nested, too).
+        ensemble: add all runs together: their stack, or else the average of their probabilities by thresholds.
 
     Returns:
         The systems in the order of the runs, the ensemble last. Differences are paired: all systems are scored on the
         same resamples of the rows.
 
     Raises:
-        InputError: a run has not been scored, or on other rows or folds.
+        InputError: a run has not been scored, or on other rows or folds, or there are too few of these.
     """
     scored = results.aligned([results.read_scored(run, label_set) for run in runs])
     gold, folds = scored[0].gold, scored[0].folds
-    if len(np.unique(folds)) < 2 and (by == "thresholds" or ensemble):
-        raise InputError(f"{scored[0].path}: too few rows for thresholds; compare the answers")
-    preds = [of.pred if by == "answer" else nested_pred(gold, of.prob, folds) for of in scored]
+    needed = {"answer": 2 if ensemble else 1, "thresholds": 2, "stack": 3}[by]
+    if len(np.unique(folds)) < needed:
+        raise InputError(f"{scored[0].path}: too few rows or folds for this; compare with --by answer")
+    preds = [of.pred if by == "answer" else _decide(gold, of.prob[None], folds, by) for of in scored]
     names = names_of(runs)
     if ensemble:
-        names.append(f"mean of {len(runs)}")
-        preds.append(nested_pred(gold, np.stack([of.prob for of in scored]).mean(axis=0), folds))
+        names.append(f"{'stack' if by == 'stack' else 'mean'} of {len(runs)}")
+        preds.append(_decide(gold, np.stack([of.prob for of in scored]), folds, by))
     resampled = [figures["f1_macro"] for figures in bootstrap(gold, preds, label_set.names)]
     systems: list[System] = []
     for name, pred, f1 in zip(names, preds, resampled, strict=True):
@@ -74,6 +76,11 @@ def compare(
             )
         )
     return systems
+
+
+def _decide(gold: np.ndarray, probs: np.ndarray, folds: np.ndarray, by: str) -> np.ndarray:
+    """The labels that systems come to together, nested over the folds: probs [M, n, L] -> int8 [n, L]."""
+    return nested_stack(gold, probs, folds) if by == "stack" else nested_pred(gold, probs.mean(axis=0), folds)
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
@@ -130,14 +137,14 @@ def tables(systems: Sequence[System], *, with_published: bool = False) -> list[T
             of = systems[k]
             cells += [f"{of.difference:+z.3f}", _range(of.difference_interval, "+z"), f"{of.not_better:.1%}"]
         total.add_row(name, *cells)
-    by_label = Table(box=None, pad_edge=False)
-    by_label.add_column("F1", no_wrap=True)
+    by_label = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # eleven labels fit into 80 columns
+    by_label.add_column("F1, hundredths", overflow="fold")
     names = list(systems[0].metrics["per_label"])
     for name in names:
-        by_label.add_column(name[:5], justify="right", no_wrap=True)
+        by_label.add_column(name[:4], justify="right", no_wrap=True)
     for name, _, _, f1 in rows:
         by_label.add_row(
-            name.removesuffix(" (published)"), *(f"{f1[label]:.2f}" if label in f1 else "" for label in names)
+            name.removesuffix(" (published)"), *(f"{100 * f1[label]:.0f}" if label in f1 else "" for label in names)
         )
     return [total, by_label]
 

@@ -16,6 +16,7 @@ from emogen.labels import LabelSet, load_label_set
 from emogen.parse import ParsedAnswer, parse_answer
 from emogen.recipe import Recipe, load_recipe
 from emogen.score import apply_thresholds, tune_thresholds
+from emogen.stack import cross_fit, fit_stack
 from emogen.task import load_encoder, load_task
 
 if TYPE_CHECKING:
@@ -241,23 +242,50 @@ def load_run(run: str | Path, overrides: Sequence[str] = ()) -> Labeller:
     return next(load_runs([Path(run)], overrides))
 
 
-def load_thresholds(runs: Sequence[Path], label_set: LabelSet) -> np.ndarray:
-    """The thresholds [L] of a run or a cross-validation; for several, tuned on the average of their probabilities for
-    the rows that were held out from all of them.
+@dataclass(frozen=True)
+class Rule:
+    """How probabilities become labels: `combine` makes one of those of K models, [K, n, L] -> [n, L], and a label is
+    given where it is above its threshold, [L]."""
+
+    combine: Callable[[np.ndarray], np.ndarray]
+    thresholds: np.ndarray
+
+
+def load_rule(runs: Sequence[Path], label_set: LabelSet, by: str) -> Rule:
+    """How one or several runs (or cross-validations) decide, as they learnt it from the rows held out from all of them.
+
+    Args:
+        by: `thresholds`: above the mean of all models. `stack`: above what `stack.Stack` makes of the runs, each of
+            which is the mean of its models.
 
     Raises:
-        InputError: there are none, or the runs were not scored on the same rows.
+        InputError: a run has not been scored, the runs were not scored on the same rows, or these are too few.
     """
-    if len(runs) == 1:
-        return results.read_thresholds(runs[0], label_set)
+    if by == "thresholds" and len(runs) == 1:
+        return Rule(_mean, results.read_thresholds(runs[0], label_set))
     systems = results.aligned([results.read_scored(run, label_set) for run in runs])
-    return tune_thresholds(systems[0].gold, np.stack([of.prob for of in systems]).mean(axis=0))
+    gold, folds, probs = systems[0].gold, systems[0].folds, np.stack([of.prob for of in systems])
+    if by == "thresholds":
+        return Rule(_mean, tune_thresholds(gold, _mean(probs)))
+    if len(np.unique(folds)) < 2:
+        raise InputError(f"{systems[0].path}: too few rows for predict_by=stack; predict_by=answer takes what is said")
+    fitted = fit_stack(gold, probs)
+    ends = np.cumsum([len(members([run])) for run in runs])[:-1]
+
+    def combine(probs: np.ndarray) -> np.ndarray:
+        return fitted.prob(np.stack([_mean(of_run) for of_run in np.split(probs, ends)]))
+
+    return Rule(combine, tune_thresholds(gold, cross_fit(gold, probs, folds)))
+
+
+def _mean(probs: np.ndarray) -> np.ndarray:
+    return probs.mean(axis=0)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The labels that one or several models came to: `pred` int8 [n, L]; the mean of their `prob` [n, L], where that
-    was wanted; and, of one model that was asked for answers, these."""
+    """The labels that one or several models came to: `pred` int8 [n, L]; the `prob` [n, L] that they have together,
+    where that was wanted; and, of one model that was asked for answers, these."""
 
     pred: np.ndarray
     prob: np.ndarray | None
@@ -268,7 +296,7 @@ def predict_rows(
     labellers: Iterable[Labeller],
     rows: Rows,
     *,
-    thresholds: np.ndarray | None = None,
+    rule: Rule | None = None,
     with_prob: bool = False,
     batch_size: int = 32,
     bar: Bar,
@@ -277,8 +305,8 @@ def predict_rows(
 
     Args:
         labellers: models with the same labels, as `load_runs` gives them; each is used before the next is asked for.
-        thresholds: [L]; a label is given where its mean probability is above them. Without them, where half of the
-            models' answers or more name it.
+        rule: how a label is given by probabilities. Without one it is, where half of the models' answers or more name
+            it, and probabilities are averaged.
         with_prob: compute the probabilities also where nothing is decided by them.
         bar: makes a progress bar of a title and a number of rows.
     """
@@ -286,19 +314,19 @@ def predict_rows(
     for k, labeller in enumerate(labellers, start=1):
         of = f", model {k}" if k > 1 else ""
         n_rows = len(rows) * labeller.n_questions
-        if thresholds is None or with_prob:
+        if rule is None or with_prob:
             with bar(f"Answers{of}", n_rows) as advance:
                 predictions = labeller.answers(rows.texts, batch_size=batch_size, progress=advance)
             answers.append(pred_matrix(predictions))
-        if thresholds is not None or with_prob:
+        if rule is not None or with_prob:
             with bar(f"Probabilities{of}", n_rows) as advance:
                 probs.append(labeller.prob(rows.texts, progress=advance))
-    prob = np.stack(probs).mean(axis=0) if probs else None
-    if thresholds is None:
+    prob = (rule.combine if rule else _mean)(np.stack(probs)) if probs else None
+    if rule is None:
         pred = (np.mean(answers, axis=0) >= 0.5).astype(np.int8)
     else:
         assert prob is not None
-        pred = apply_thresholds(prob, thresholds)
+        pred = apply_thresholds(prob, rule.thresholds)
     return Outcome(pred, prob, predictions if len(answers) == 1 else None)
 
 
@@ -310,7 +338,7 @@ class Panel:
         overrides: of their recipes.
 
     Raises:
-        InputError: a folder is no run, their labels differ, or there are no thresholds where `predict_by` wants some.
+        InputError: a folder is no run, their labels differ, or there is nothing to decide by as `predict_by` wants.
     """
 
     def __init__(self, runs: Sequence[Path], overrides: Sequence[str] = ()):
@@ -319,8 +347,8 @@ class Panel:
         for folder in self.folders[1:]:
             if read_recipe(folder, overrides)[1].names != self.label_set.names:
                 raise InputError(f"{folder}: its labels are not those of {self.folders[0]}")
-        by_thresholds = self.recipe.predict_by == "thresholds"
-        self.thresholds = load_thresholds(runs, self.label_set) if by_thresholds else None
+        by = self.recipe.predict_by
+        self.rule = None if by == "answer" else load_rule(runs, self.label_set, by)
         self._only: list[Labeller] = []
 
     def label(self, rows: Rows, *, with_prob: bool, batch_size: int, bar: Bar) -> Outcome:
@@ -328,9 +356,7 @@ class Panel:
         if len(self.folders) == 1 and not self._only:
             self._only.append(next(load_runs(self.folders, self.overrides)))
         labellers = self._only or load_runs(self.folders, self.overrides)
-        return predict_rows(
-            labellers, rows, thresholds=self.thresholds, with_prob=with_prob, batch_size=batch_size, bar=bar
-        )
+        return predict_rows(labellers, rows, rule=self.rule, with_prob=with_prob, batch_size=batch_size, bar=bar)
 
 
 # ---------------------------------------------------------------------------------------------- files of any size

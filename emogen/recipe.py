@@ -127,8 +127,10 @@ class Recipe(BaseModel):
         "marginal",
         description="a label's probability: over all answers, or the most it had at a step of the greedy one",
     )
-    predict_by: Literal["answer", "thresholds"] = Field(
-        "answer", description="labels are those of the generated answer, or those more probable than their threshold"
+    predict_by: Literal["answer", "thresholds", "stack"] = Field(
+        "answer",
+        description="labels are those of the generated answer, or those more probable than their threshold; stack: "
+        "where a regression over all labels (and all runs) has mended the probabilities first",
     )
     label_weights: Literal["none", "within", "across"] = Field(
         "none",

@@ -9,8 +9,9 @@ from emogen.compare import compare, published, rows_of, tables
 from emogen.data import Rows
 from emogen.errors import InputError
 from emogen.figures import draw_comparison, save
-from emogen.predict import load_thresholds
+from emogen.predict import load_rule
 from emogen.score import nested_pred, score, tune_thresholds
+from emogen.stack import nested_stack
 
 N = 200
 
@@ -54,7 +55,32 @@ def test_an_ensemble_of_different_errors_is_better_than_each(tmp_path, labels):
     assert mean.metrics["f1_macro"] > max(of.metrics["f1_macro"] for of in single) + 0.02
     scored = [results.read_scored(run, labels) for run in runs]
     average = np.mean([of.prob for of in scored], axis=0)
-    assert load_thresholds(runs, labels) == pytest.approx(tune_thresholds(scored[0].gold, average))
+    rule = load_rule(runs, labels, "thresholds")
+    assert rule.thresholds == pytest.approx(tune_thresholds(scored[0].gold, average))
+    assert rule.combine(np.stack([of.prob for of in scored])) == pytest.approx(average)
+
+
+def test_runs_are_stacked_each_as_the_mean_of_its_models(tmp_path, labels):
+    runs = [write_system(tmp_path / str(k), labels, 0.75, seed=10 + k) for k in range(2)]
+    first, _, both = compare(runs, labels, by="stack", ensemble=True)
+    scored = [results.read_scored(run, labels) for run in runs]
+    gold, folds, probs = scored[0].gold, scored[0].folds, np.stack([of.prob for of in scored])
+    assert first.metrics == score(gold, nested_stack(gold, probs[:1], folds), labels.names)
+    assert both.name == "stack of 2"
+    assert both.metrics == score(gold, nested_stack(gold, probs, folds), labels.names)
+
+    for k in range(3):  # the first is a cross-validation, of three models
+        (runs[0] / f"fold-{k}").mkdir()
+    combine = load_rule(runs, labels, "stack").combine
+    apart = np.stack([probs[0] - 0.1, probs[0], probs[0] + 0.1, probs[1]])
+    assert combine(apart) == pytest.approx(combine(np.stack([probs[0], probs[0], probs[0], probs[1]])), abs=1e-5)
+    assert combine(apart) != pytest.approx(combine(np.stack([probs[0], probs[0], probs[1], probs[1]])))
+
+    one_fold = write_system(tmp_path / "whole", labels, 0.5, folds=np.zeros(N, dtype=int))
+    with pytest.raises(InputError, match="too few rows for predict_by=stack"):
+        load_rule([one_fold], labels, "stack")
+    with pytest.raises(InputError, match="too few rows or folds"):
+        compare([one_fold], labels, by="stack")
 
 
 def test_other_rows_and_other_folds_are_refused(tmp_path, labels):

@@ -19,7 +19,7 @@ from transformers import (
 
 from emogen import head
 from emogen.errors import ModelError
-from emogen.predict import load_run, load_runs, members, predict_rows
+from emogen.predict import Rule, load_run, load_runs, members, predict_rows
 from emogen.train import main
 
 ENCODER = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 200, "pad_token_id": 0}  # fmt: skip
@@ -116,7 +116,9 @@ def test_a_head_and_a_generator_decide_together(head_recipe, tiny_recipe, tmp_pa
     rows, _ = read_rows(write_posts(tmp_path / "new.csv", labels), labels)
     folders = members([tmp_path / "head", tmp_path / "list"])
     bar = lambda title, n: nullcontext(lambda done: None)  # noqa: E731
-    both = predict_rows(load_runs(folders), rows, thresholds=np.full(11, 0.4), bar=bar)
+    both = predict_rows(
+        load_runs(folders), rows, rule=Rule(lambda probs: probs.mean(axis=0), np.full(11, 0.4)), bar=bar
+    )
     apart = [load_run(folder).prob(rows.texts) for folder in folders]
     np.testing.assert_allclose(both.prob, np.mean(apart, axis=0), atol=1e-5)
     assert (both.pred == (both.prob > 0.4)).all()

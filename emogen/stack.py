@@ -1,0 +1,102 @@
+"""Stacking: what one or several systems say of all labels -> a better probability of each label.
+
+Labels go together (pessimism with fear, hardly ever with joy), and systems err in different ways. So each label gets a
+logistic regression on the logits that all systems give to all labels (Wolpert 1992; for labels that depend on each
+other, Godbole and Sarawagi 2004). It learns from out-of-fold probabilities, never from those of rows that a system had
+learnt itself. Pure numpy and scikit-learn.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from emogen.score import apply_thresholds, tune_thresholds
+
+# Inverse strength of the L2 penalty on standardised logits: strong, since M * L of them meet a few hundred or thousand
+# rows with few positives. Between 0.003 and 0.3 macro-F1 changes by less than 0.002.
+C = 0.03
+
+
+@dataclass(frozen=True)
+class Stack:
+    """L logistic regressions over the logits of M systems: `coef` float64 [L, M * L], `intercept` float64 [L]."""
+
+    coef: npt.NDArray[np.float64]
+    intercept: npt.NDArray[np.float64]
+
+    def prob(self, probs: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """What M systems say, [M, n, L] -> the probability of each label, [n, L]."""
+        from scipy.special import expit
+
+        return expit(_logits(probs) @ self.coef.T + self.intercept)
+
+
+def fit_stack(gold: npt.NDArray[Any], probs: npt.NDArray[Any]) -> Stack:
+    """Learn from rows that were held out from all systems.
+
+    Args:
+        gold: 0/1, [n, L].
+        probs: of M systems, [M, n, L].
+
+    Returns:
+        The regressions. A label that no row has, or every row, goes on being said of none, or of every one.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    logits = _logits(probs)  # [n, M * L]
+    mean, sd = logits.mean(axis=0), logits.std(axis=0) + 1e-6
+    coef, intercept = np.zeros((gold.shape[1], logits.shape[1])), np.zeros(gold.shape[1])
+    for k, truth in enumerate(gold.T):
+        if truth.min() == truth.max():
+            intercept[k] = np.inf if truth.max() else -np.inf
+            continue
+        fitted = LogisticRegression(C=C, max_iter=1000).fit((logits - mean) / sd, truth)
+        coef[k] = fitted.coef_[0] / sd
+        intercept[k] = fitted.intercept_[0] - coef[k] @ mean
+    return Stack(coef, intercept)
+
+
+def cross_fit(gold: npt.NDArray[Any], probs: npt.NDArray[Any], folds: npt.NDArray[np.int_]) -> npt.NDArray[np.float64]:
+    """The probability of each label in each row, by regressions that learnt from the other folds: [n, L].
+
+    Args:
+        gold, probs: see `fit_stack`.
+        folds: the fold of each row, [n].
+    """
+    prob = np.zeros(gold.shape)
+    for fold in np.unique(folds):
+        held = folds == fold
+        prob[held] = fit_stack(gold[~held], probs[:, ~held]).prob(probs[:, held])
+    return prob
+
+
+def nested_stack(gold: npt.NDArray[Any], probs: npt.NDArray[Any], folds: npt.NDArray[np.int_]) -> npt.NDArray[np.int8]:
+    """Labels by regressions and thresholds that never saw their row, int8 [n, L].
+
+    For each fold both come from the others alone: the regressions from all of these, and the thresholds from what
+    regressions without each of them in turn say of it.
+
+    Args:
+        gold, probs, folds: see `cross_fit`.
+
+    Raises:
+        ValueError: there are fewer than three folds.
+    """
+    if len(np.unique(folds)) < 3:
+        raise ValueError("nested stacking needs three folds or more")
+    pred = np.zeros(gold.shape, dtype=np.int8)
+    for fold in np.unique(folds):
+        held = folds == fold
+        seen = gold[~held], probs[:, ~held]
+        thresholds = tune_thresholds(seen[0], cross_fit(*seen, folds[~held]))
+        pred[held] = apply_thresholds(fit_stack(*seen).prob(probs[:, held]), thresholds)
+    return pred
+
+
+def _logits(probs: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Probabilities [M, n, L], kept 1e-4 from 0 and 1 -> logits [n, M * L]."""
+    from scipy.special import logit
+
+    return np.concatenate(list(logit(np.clip(np.asarray(probs, dtype=np.float64), 1e-4, 1 - 1e-4))), axis=1)
