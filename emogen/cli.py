@@ -152,7 +152,8 @@ def predict(
 
     A recipe stands for its model without any tuning; the folder of a cross-validation for all its folds. Several
     models' answers are put to the vote; with predict_by=thresholds, which takes the labels that are more probable than
-    the threshold tuned for them, their probabilities are averaged.
+    the threshold tuned for them, their probabilities are averaged; with predict_by=stack they are weighed by what the
+    runs said of rows that none of them had learnt.
 
     The file can be of any size: it is read, labelled and written a chunk at a time. Interrupted, the same command goes
     on. Over several processes: accelerate launch -m emogen.cli predict ...
