@@ -169,8 +169,9 @@ def _check_leak(task: Task, rows: Rows) -> None:
     for row_id, text in zip(rows.ids, rows.texts, strict=True):
         words = normalised(text)
         if len(words) >= 12 and words in said:
-            found = [n for n, line in enumerate(prompt.source.splitlines(), start=1) if words in normalised(line)]
-            where = f"{prompt.path}:{found[0]}" if found else prompt.path
+            lines = prompt.source.splitlines()
+            begins = [n for n in range(len(lines)) if words in normalised("\n".join(lines[n:]))]  # on the last of these
+            where = f"{prompt.path}:{begins[-1] + 1}" if begins else prompt.path
             raise PromptError(
                 f"{where}: the text of row {row_id} stands in the prompt, and it is scored on that row: its answer "
                 "would be known. Take another example"

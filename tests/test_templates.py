@@ -67,12 +67,14 @@ def test_rows_of_an_evaluation_file_are_taken(recipe, tmp_path, labels):
     ("source", "said"),
     [
         ("{% user %}\n\n{{ answer }} {{ text }}", ":3: undefined variable 'answer'"),
-        ("{% user %}\n{{ names }}", "exactly once"),
+        ("{% user %}\n{{ names }}", ":2: {{ text }} must occur exactly once"),
         ("{% user %}\n{{ names | join(', ') }}, boredom: {{ text }}", ":2: lists 'boredom'"),
         ("{% user %}\nsay\nThey  cancelled my train again, I could scream 1 is anger\n{{ text }}", ":3: the text of row p13"),
-        ("{% user %}\n{{ text }} {{ label.name }}", "only with `answer: yes_no`"),
+        ("{% user %}\nsay\nThey cancelled my train again,\nI could scream 1\n{{ text }}", ":3: the text of row p13"),
+        ("{% user %}\n{{ text }} {{ label.name }}", ":2: uses {{ label }}, which exists only with `answer: yes_no`"),
+        ("{% user %}\n" + "word " * 999 + "{{ text }}", ": max_length=1024 leaves no room for the text"),
     ],
-    ids=["unknown variable", "no text", "a label that is none", "answer leaked", "other style"],
+    ids=["unknown variable", "no text", "a label that is none", "answer leaked", "on two lines", "other style", "long"],
 )  # fmt: skip
 def test_a_template_that_breaks_the_contract_is_refused(recipe, tmp_path, source, said):
     (tmp_path / "bad.jinja").write_text(source)
@@ -166,6 +168,10 @@ def test_show_renders_and_tells_templates_apart(recipe, tmp_path, run):
     assert "-Feelings (anger" in done.stdout
     assert "+You detect emotions" in done.stdout
     assert "tokens, the same for all rows" in done.stdout
+    (tmp_path / "leak.jinja").write_text(f"{{% user %}}\n{MANY[-1][0]}\n{{{{ text }}}}")  # of a row that is not shown
+    done = run("show", tmp_path / "short.jinja", tmp_path / "leak.jinja", recipe)
+    assert done.stdout.count("supervised") == 1
+    assert "leak.jinja:2: the text of row" in done.output
 
 
 @pytest.mark.parametrize(
