@@ -655,8 +655,11 @@ def report(
 
     page, *others = report(runs, output, pictures=figures, overwrite=overwrite)
     out.print(f"The report is in {page}", soft_wrap=True, highlight=False)
-    if others:
-        err.print(f"Beside it: {', '.join(map(str, others))}", soft_wrap=True, highlight=False)
+    drawn = [path for path in others if path.suffix in (".svg", ".png")]
+    for card in (path for path in others if path not in drawn):
+        err.print(f"Beside it: {card}", soft_wrap=True, highlight=False)
+    if drawn:
+        err.print(f"{len(drawn)} pictures are in {figures}", soft_wrap=True, highlight=False)
 
 
 @app.command()
