@@ -9,7 +9,15 @@ from emogen import cli, results
 from emogen.cli import app
 from emogen.errors import InputError
 from emogen.prompt import load_prompt
-from emogen.templates import load_generator, load_templates, open_bench, prepare, ranking, score_template
+from emogen.templates import (
+    load_generator,
+    load_templates,
+    open_bench,
+    prepare,
+    ranking,
+    ranking_table,
+    score_template,
+)
 from emogen.train import main as train
 
 MANY = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
@@ -124,6 +132,24 @@ def test_compare_ranks_and_says_what_is_real(recipe, tmp_path, run):
     before = metrics.stat().st_mtime_ns
     assert run(*words, "--limit", 30).exit_code == 0
     assert metrics.stat().st_mtime_ns == before
+
+
+def test_the_ranking_fits_a_terminal_of_80_columns_with_all_its_figures(bench, tmp_path):
+    (tmp_path / "a_template_with_a_long_name.jinja").write_text("{% user %}\n{{ text }}\n")
+    good, _ = load_templates(bench, [tmp_path / "a_template_with_a_long_name.jinja", "prompts/definitions.jinja"])
+    generator = load_generator(bench)
+    for template in good:
+        score_template(bench, template, generator, silent)
+    folders = [template.folder for template in good]
+    console = Console(width=80, record=True)
+    console.print(ranking_table(good, folders, "answer"))
+    shown = console.export_text()
+    first, second = ranking(folders, "answer")[1]
+    for system in (first, second):
+        assert f"{system.metrics['f1_macro']:.3f}" in shown
+        assert "{:.3f}..{:.3f}".format(*system.interval) in shown
+    assert "{:+z.3f}..{:+z.3f}".format(*second.difference_interval) in shown
+    assert "…" not in shown
 
 
 def test_differences_are_to_the_best(bench, tmp_path, labels):
