@@ -332,7 +332,7 @@ def prompts_show(
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many rows.")] = 1,
     tokens: Annotated[bool, typer.Option("--tokens", help="One token a line, with its id.")] = False,
 ) -> None:
-    """Print the chat that templates make of a recipe's first rows, their tokens, and how they differ.
+    """Print the chat that templates make of some rows of a recipe, their tokens, and how they differ.
 
     The shared instruction is dim; what is supervised is green and between ⟦ ⟧. Of several templates the differences to
     the first one are shown as the model sees them.
@@ -342,10 +342,11 @@ def prompts_show(
 
     recipe, templates, overrides = _sorted_out(files)
     with err.status("Loading the tokenizer ..."):
-        bench = open_bench(recipe, overrides, limit=rows)
+        bench = open_bench(recipe, overrides, limit=max(rows, 200))  # what compare refuses is refused
         good, refused = load_templates(bench, templates)
     _refuse(refused, good)
-    show_templates(out, [(of.prompt.path, of.encoder) for of in good], bench.rows, tokens=tokens)
+    shown = bench.rows.take(range(min(rows, len(bench.rows))))
+    show_templates(out, [(of.prompt.path, of.encoder) for of in good], shown, tokens=tokens)
 
 
 @prompts.command("compare")
@@ -660,8 +661,11 @@ def report(
 
     page, *others = report(runs, output, pictures=figures, overwrite=overwrite)
     out.print(f"The report is in {page}", soft_wrap=True, highlight=False)
-    if others:
-        err.print(f"Beside it: {', '.join(map(str, others))}", soft_wrap=True, highlight=False)
+    drawn = [path for path in others if path.suffix in (".svg", ".png")]
+    for card in (path for path in others if path not in drawn):
+        err.print(f"Beside it: {card}", soft_wrap=True, highlight=False)
+    if drawn:
+        err.print(f"{len(drawn)} pictures are in {figures}", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -123,31 +123,34 @@ def rows_of(systems: Sequence[System], *, with_published: bool = False) -> list[
 
 
 def tables(systems: Sequence[System], *, with_published: bool = False) -> list[Table]:
-    """Macro-F1 of the systems with their differences; and the F1 of each label."""
+    """Macro-F1 of the systems with their differences; and the F1 of each label, of so many at a time that they fit."""
     rows = rows_of(systems, with_published=with_published)
     total = Table(box=None, pad_edge=False)
     total.add_column("system", overflow="fold")
-    for heading in ("macro-F1", "95 %", "micro-F1", "difference", "95 %", "not better"):
-        total.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("macro-F1, 95 %", "micro-F1", "difference, 95 %", "not better"):
+        total.add_column(heading, justify="right", no_wrap="95 %" not in heading)
     for k, (name, f1_macro, ends, _) in enumerate(rows):
         cells = [f"{f1_macro:.3f}"]
         if ends is not None:
-            cells += [_range(ends), f"{systems[k].metrics['f1_micro']:.3f}"]
+            cells = [with_interval(f1_macro, ends), f"{systems[k].metrics['f1_micro']:.3f}"]
         if ends is not None and k:
             of = systems[k]
-            cells += [f"{of.difference:+z.3f}", _range(of.difference_interval, "+z"), f"{of.not_better:.1%}"]
+            cells += [with_interval(of.difference, of.difference_interval, "+z"), f"{of.not_better:.1%}"]
         total.add_row(name, *cells)
-    by_label = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # eleven labels fit into 80 columns
-    by_label.add_column("F1, hundredths", overflow="fold")
     names = list(systems[0].metrics["per_label"])
+    return [total, *(_by_label(rows, names[k : k + 11]) for k in range(0, len(names), 11))]
+
+
+def _by_label(rows: Sequence[Row], names: Sequence[str]) -> Table:
+    view = Table(box=None, pad_edge=False, collapse_padding=True)
+    view.add_column("F1", overflow="fold")
     for name in names:
-        by_label.add_column(name[:4], justify="right", no_wrap=True)
+        view.add_column(name[:5], justify="right", no_wrap=True)
     for name, _, _, f1 in rows:
-        by_label.add_row(
-            name.removesuffix(" (published)"), *(f"{100 * f1[label]:.0f}" if label in f1 else "" for label in names)
-        )
-    return [total, by_label]
+        view.add_row(name.removesuffix(" (published)"), *(f"{f1[label]:.2f}" if label in f1 else "" for label in names))
+    return view
 
 
-def _range(ends: tuple[float, float], sign: str = "") -> str:
-    return f"{ends[0]:{sign}.3f} .. {ends[1]:{sign}.3f}"
+def with_interval(value: float, ends: tuple[float, float], sign: str = "") -> str:
+    """A figure and its interval for a table's cell: on two lines where there is no room for one."""
+    return f"{value:{sign}.3f} {ends[0]:{sign}.3f}..{ends[1]:{sign}.3f}"

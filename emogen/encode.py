@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from emogen.errors import InputError, ModelError
 from emogen.grammar import Grammar, build_grammar, encode_answer
 from emogen.labels import LabelSet
-from emogen.prompt import MARK, TEXT_MARK, Example, Message, Prompt, render
+from emogen.prompt import MARK, TEXT_MARK, Example, Message, Prompt, PromptError, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,8 +164,8 @@ def make_encoder(
     """Render the prompt once, and encode all of it that does not depend on the row.
 
     Raises:
-        PromptError: the template breaks the contract.
-        InputError: the instruction leaves no room in `max_length`, or the questions change what precedes the text.
+        PromptError: the template breaks the contract, or the questions change what precedes the text.
+        InputError: the instruction leaves no room in `max_length`.
         ModelError: the chat template does not say how an answer ends.
     """
     questions = label_set.labels if style == "yes_no" else (None,)
@@ -178,8 +178,8 @@ def make_encoder(
         before, _, after = chat_text(tokenizer, messages).partition(TEXT_MARK)
         ids = _encode_marked(tokenizer, plain, before, texts)
         if prefix_ids is not None and ids != prefix_ids:
-            raise InputError(
-                f"{prompt.path}: the question must stand after {{{{ text }}}}, so that what precedes it is shared"
+            raise PromptError(
+                f"{prompt.at('label')}: the question must stand after {{{{ text }}}}, for what precedes it is shared"
             )
         prefix_ids = ids
         question_ids.append(_encode_marked(tokenizer, plain, after, texts))
@@ -190,9 +190,9 @@ def make_encoder(
     fixed = len(prefix_ids) + max(map(len, question_ids)) + grammar.max_length
     if max_length is not None and fixed >= max_length:
         raise InputError(
-            f"max_length={max_length} leaves no room for the text: the instruction takes {len(prefix_ids)} tokens, the "
-            f"rest of the prompt {max(map(len, question_ids))}, the longest answer {grammar.max_length}; "
-            f"set max_length to {fixed + 64} or more"
+            f"{prompt.path}: max_length={max_length} leaves no room for the text: the instruction takes "
+            f"{len(prefix_ids)} tokens, the rest of the prompt {max(map(len, question_ids))}, the longest answer "
+            f"{grammar.max_length}; set max_length to {fixed + 64} or more"
         )
     return encoder
 

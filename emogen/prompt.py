@@ -6,7 +6,7 @@ token ids. So a text that holds `{{`, `<|im_end|>` or a whole fake chat turn sta
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class _Turns(Extension):
 
     def parse(self, parser: Parser) -> nodes.Node:
         token = next(parser.stream)
-        return nodes.Output([nodes.TemplateData(f"{_TURN}{token.value}\n")], lineno=token.lineno)
+        return nodes.Output([nodes.TemplateData(f"{_TURN}{token.value} {token.lineno}\n")], lineno=token.lineno)
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,16 @@ class Prompt:
     Attributes:
         path: where it came from, for messages.
         source: the file's text.
-        variables: the names that it uses, such as `text`, `names`, `examples`.
+        variables: the names that it uses, such as `text`, `names`, `examples`, and on which line each first stands.
     """
 
     path: str
     source: str
-    variables: frozenset[str]
+    variables: Mapping[str, int]
+
+    def at(self, variable: str) -> str:
+        """File and line of where a variable first stands."""
+        return f"{self.path}:{self.variables[variable]}"
 
 
 VARIABLES = {
@@ -78,13 +82,16 @@ VARIABLES = {
 _environment = ImmutableSandboxedEnvironment(
     undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, extensions=[_Turns]
 )
+# What comes out anew at each rendering is not one instruction that all rows share.
+del _environment.filters["random"], _environment.globals["lipsum"]
 
 
 def load_prompt(path: str | Path) -> Prompt:
     """Read a template and check what can be checked without rendering it.
 
     Raises:
-        PromptError: no such file, a syntax error, an unknown variable, or `{{ text }}` missing, repeated or filtered.
+        PromptError: no such file, a syntax error, an unknown variable or filter, or `{{ text }}` missing, repeated or
+            filtered.
     """
     found = paths.find(path)
     if not found.is_file():
@@ -104,6 +111,7 @@ def parse_prompt(source: str, path: str = "<template>") -> Prompt:
             raise PromptError(f"{path}:{number}: the characters U+E0F0 to U+E0F2 are reserved")
     try:
         tree = _environment.parse(source)
+        _environment.compile(source)  # knows the filters
     except TemplateSyntaxError as error:
         raise PromptError(f"{path}:{error.lineno}: {error.message}") from None
 
@@ -123,9 +131,11 @@ def parse_prompt(source: str, path: str = "<template>") -> Prompt:
                 f"{path}:{place.lineno}: a text must stand bare, as {{{{ text }}}}, with no filter or test"
             )
     if len(texts) != 1:
-        lines = ", ".join(str(node.lineno) for node in texts) or "none"
-        raise PromptError(f"{path}: {{{{ text }}}} must occur exactly once (found on lines: {lines})")
-    return Prompt(path, source, frozenset(variables))
+        found = [node.lineno for node in texts]
+        at = found[1] if found else max(1, len(source.splitlines()))  # the second one, or where it should stand
+        lines = ", ".join(map(str, found)) or "none"
+        raise PromptError(f"{path}:{at}: {{{{ text }}}} must occur exactly once (found on lines: {lines})")
+    return Prompt(path, source, {name: min(node.lineno for node in used if node.name == name) for name in variables})
 
 
 def make_examples(rows: Sequence[tuple[str, tuple[str, ...]]], label_set: LabelSet, style: str) -> list[Example]:
@@ -162,9 +172,11 @@ def render(
     if label is not None:
         values["label"] = label
         if "label" not in prompt.variables:
-            raise PromptError(f"{prompt.path}: does not use {{{{ label }}}}, which `answer: yes_no` asks about")
+            raise PromptError(
+                f"{prompt.at('text')}: does not use {{{{ label }}}} after it, which `answer: yes_no` asks about"
+            )
     elif "label" in prompt.variables:
-        raise PromptError(f"{prompt.path}: uses {{{{ label }}}}, which exists only with `answer: yes_no`")
+        raise PromptError(f"{prompt.at('label')}: uses {{{{ label }}}}, which exists only with `answer: yes_no`")
     try:
         rendered = _environment.from_string(prompt.source).render(values)
     except (TemplateError, TypeError, ValueError, ArithmeticError) as error:
@@ -173,11 +185,13 @@ def render(
     before, *turns = rendered.split(_TURN)
     if before.strip():
         raise PromptError(f"{prompt.path}:1: text before the first turn; begin with {{% system %}} or {{% user %}}")
-    messages = []
+    messages, lines = [], []
     for turn in turns:
-        role, _, content = turn.partition("\n")
+        head, _, content = turn.partition("\n")
+        role, _, line = head.partition(" ")
         messages.append({"role": role, "content": content.strip()})
-    _check_chat(prompt, messages, len(examples))
+        lines.append(line)
+    _check_chat(prompt, messages, lines, len(examples))
     _check_labels(prompt, messages, label_set)
     return messages
 
@@ -187,26 +201,29 @@ def fill(messages: Sequence[Message], texts: Sequence[str]) -> list[Message]:
     return [m | {"content": MARK.sub(lambda mark: texts[int(mark[1])], m["content"])} for m in messages]
 
 
-def _check_chat(prompt: Prompt, messages: list[Message], n_examples: int) -> None:
+def _check_chat(prompt: Prompt, messages: list[Message], lines: list[str], n_examples: int) -> None:
+    """Refuse turns that do not make a chat, or in which not every text comes out; `lines` are those of the turns."""
     roles = [message["role"] for message in messages]
-    dialogue = roles[1:] if roles[:1] == ["system"] else roles
-    if not dialogue or dialogue != (["user", "assistant"] * len(dialogue))[: len(dialogue)] or dialogue[-1] != "user":
+    first = 1 if roles[:1] == ["system"] else 0
+    wrong = [k for k in range(first, len(roles)) if roles[k] != ("user", "assistant")[(k - first) % 2]]
+    if wrong or roles[first:][-1:] != ["user"]:
+        line = lines[wrong[0] if wrong else -1] if lines else "1"
         raise PromptError(
-            f"{prompt.path}: the turns are {', '.join(roles) or 'none'}; expected an optional system turn, then user "
-            "and assistant in turn, and a user turn last (emogen adds the answer)"
+            f"{prompt.path}:{line}: the turns are {', '.join(roles) or 'none'}; expected an optional system turn, then "
+            "user and assistant in turn, and a user turn last (emogen adds the answer)"
         )
-    for message in messages:
+    for message, line in zip(messages, lines, strict=True):
         left = MARK.sub("", message["content"])
         if re.search(f"[{_OPEN}{_CLOSE}]", left):
-            raise PromptError(f"{prompt.path}: a filter changed a text; use {{{{ example.text }}}} as it is")
+            raise PromptError(f"{prompt.path}:{line}: a filter changed a text; use {{{{ example.text }}}} as it is")
         if not message["content"]:
-            raise PromptError(f"{prompt.path}: the {message['role']} turn is empty")
+            raise PromptError(f"{prompt.path}:{line}: the {message['role']} turn is empty")
     where = [TEXT_MARK in message["content"] for message in messages]
     if sum(m["content"].count(TEXT_MARK) for m in messages) != 1 or not where[-1]:
-        raise PromptError(f"{prompt.path}: {{{{ text }}}} must come out exactly once, in the last user turn")
+        raise PromptError(f"{prompt.at('text')}: {{{{ text }}}} must come out exactly once, in the last user turn")
     marks = {int(mark) for message in messages for mark in MARK.findall(message["content"])}
     if n_examples and "examples" in prompt.variables and marks != set(range(n_examples + 1)):
-        raise PromptError(f"{prompt.path}: not every example's text comes out; use {{{{ example.text }}}}")
+        raise PromptError(f"{prompt.at('examples')}: not every example's text comes out; use {{{{ example.text }}}}")
 
 
 def _check_labels(prompt: Prompt, messages: list[Message], label_set: LabelSet) -> None:

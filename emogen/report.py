@@ -193,12 +193,11 @@ def _scored_again(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
     names = run["label_set"].names
     scored = results.read_scored(folder, run["label_set"])
     records = results.read_records(scored.path)
-    by_answer = run["kind"] != "baseline" and run["recipe"].get("answer") != "head"
-    systems: list[dict[str, Any]] = [{"title": "answer" if by_answer else "threshold 0.5", "pred": scored.pred}]
+    systems: list[dict[str, Any]] = [{"title": _titles(run)["answer"], "pred": scored.pred}]
     if len(np.unique(scored.folds)) > 1:
         thresholds = nested_thresholds(scored.gold, scored.prob, scored.folds)
         pred = apply_thresholds(scored.prob, thresholds)
-        systems.append({"title": "nested thresholds", "pred": pred, "thresholds": thresholds})
+        systems.append({"title": _titles(run)["thresholds"], "pred": pred, "thresholds": thresholds})
     resampled = bootstrap(scored.gold, [system["pred"] for system in systems], names)
     for system, values in zip(systems, resampled, strict=True):
         system["metrics"] = score(scored.gold, system["pred"], names)
@@ -207,10 +206,20 @@ def _scored_again(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
     return {
         "scored": scored,
         "records": records,
-        "audit": audit(records) if by_answer else None,
+        "audit": audit(records) if _generates(run) else None,
         "systems": systems,
         "calibration": calibration(scored.gold, scored.prob, names),
     }
+
+
+def _generates(run: dict[str, Any]) -> bool:
+    """Whether there are answers, and not probabilities alone."""
+    return run["kind"] != "baseline" and run["recipe"].get("answer") != "head"
+
+
+def _titles(run: dict[str, Any]) -> dict[str, str]:
+    """What decides the labels, in words, by its name in metrics.json."""
+    return {"answer": "answer" if _generates(run) else "threshold 0.5", "thresholds": "nested thresholds"}
 
 
 def _text(path: Path) -> str | None:
@@ -324,8 +333,8 @@ def page_of_run(run: dict[str, Any]) -> tuple[dict[str, Any], list[Picture]]:
 
 
 def _fold_rows(run: dict[str, Any]) -> dict[str, Any] | None:
-    """The table of the folds: by system the macro-F1 and micro-F1 of each, their mean and standard deviation; of a
-    cross-validation that has not ended, what is known of the folds that have."""
+    """The table of the folds: by what decides the macro-F1 and micro-F1 of each, their mean and standard deviation; of
+    a cross-validation that has not ended, what is known of the folds that have."""
     if run["kind"] == "run":
         return None
     metrics = run["metrics"]
@@ -341,7 +350,9 @@ def _fold_rows(run: dict[str, Any]) -> dict[str, Any] | None:
         }
     if not numbers:
         return None
-    return {"numbers": numbers, "by_system": by_system, "mean": metrics.get("mean"), "sd": metrics.get("sd")}
+    titles = _titles(run)
+    named = {key: {titles[system]: of for system, of in metrics.get(key, {}).items()} for key in ("mean", "sd")}
+    return {"numbers": numbers, "by_system": {titles[system]: of for system, of in by_system.items()}} | named
 
 
 def draw_run(run: dict[str, Any]) -> list[Picture]:

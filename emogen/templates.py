@@ -20,7 +20,7 @@ import numpy as np
 from rich.table import Table
 
 from emogen import paths, results
-from emogen.compare import System, compare, label_set_of
+from emogen.compare import System, compare, label_set_of, with_interval
 from emogen.crossval import Fold, all_rows, overrides_of, own_folder, run_all
 from emogen.data import Rows, make_folds, normalised, sample_rows
 from emogen.errors import InputError
@@ -169,8 +169,9 @@ def _check_leak(task: Task, rows: Rows) -> None:
     for row_id, text in zip(rows.ids, rows.texts, strict=True):
         words = normalised(text)
         if len(words) >= 12 and words in said:
-            found = [n for n, line in enumerate(prompt.source.splitlines(), start=1) if words in normalised(line)]
-            where = f"{prompt.path}:{found[0]}" if found else prompt.path
+            lines = prompt.source.splitlines()
+            begins = [n for n in range(len(lines)) if words in normalised("\n".join(lines[n:]))]  # on the last of these
+            where = f"{prompt.path}:{begins[-1] + 1}" if begins else prompt.path
             raise PromptError(
                 f"{where}: the text of row {row_id} stands in the prompt, and it is scored on that row: its answer "
                 "would be known. Take another example"
@@ -310,21 +311,17 @@ def ranking_table(templates: Sequence[Template], folders: Sequence[Path], by: st
     figures = [read_figures(folders[k]) for k in order]
     view = Table(box=None, pad_edge=False)
     view.add_column("template", overflow="fold")
-    headings = ["macro-F1", "95 %", "to the best", "95 %", "real", "tokens"]
+    headings = ["macro-F1, 95 %", "to the best", "real", "tokens"]
     if all("log_likelihood" in of for of in figures):
         headings += ["ln P", "texts/s"]
     for heading in headings:
-        view.add_column(heading, justify="right", no_wrap=True)
+        view.add_column(heading, justify="right", no_wrap=heading not in headings[:2])
     for k, system, of in zip(order, systems, figures, strict=True):
-        low, high = system.difference_interval
         encoder = templates[k].encoder
-        cells = [f"{system.metrics['f1_macro']:.3f}", f"{system.interval[0]:.3f}..{system.interval[1]:.3f}"]
-        best = system is systems[0]
-        cells += (
-            ["", "", ""]
-            if best
-            else [f"{system.difference:+z.3f}", f"{low:+z.3f}..{high:+z.3f}", "yes" if high < 0 else "no"]
-        )
+        cells = [with_interval(system.metrics["f1_macro"], system.interval), "", ""]
+        if system is not systems[0]:
+            real = system.difference_interval[1] < 0
+            cells[1:] = [with_interval(system.difference, system.difference_interval, "+z"), "yes" if real else "no"]
         cells.append(
             f"{len(encoder.prefix_ids)} + {of['tokens']['row']:.0f}" if "tokens" in of else str(len(encoder.prefix_ids))
         )

@@ -9,6 +9,7 @@ from emogen.compare import compare, published, rows_of, tables
 from emogen.data import Rows
 from emogen.errors import InputError
 from emogen.figures import draw_comparison, save
+from emogen.labels import Label, LabelSet
 from emogen.predict import load_rule
 from emogen.score import nested_pred, score, tune_thresholds
 from emogen.stack import nested_stack
@@ -93,6 +94,32 @@ def test_other_rows_and_other_folds_are_refused(tmp_path, labels):
         compare([first, other], labels)
     with pytest.raises(InputError, match="it has no predictions"):
         compare([first, tmp_path], labels)
+
+
+def test_tables_fit_a_terminal_of_80_columns_with_all_their_figures(tmp_path, labels):
+    runs = [
+        write_system(tmp_path / f"a run with a rather long name, {k}", labels, 0.6 + k / 10, seed=k) for k in range(2)
+    ]
+    systems = compare(runs, labels)
+    console = Console(width=80, record=True)
+    for table in tables(systems, with_published=True):
+        console.print(table)
+    shown = console.export_text()
+    low, high = systems[1].difference_interval
+    assert f"{low:+.3f}..{high:+.3f}" in shown
+    assert all(f"{label['f1']:.2f}" in shown for system in systems for label in system.metrics["per_label"].values())
+    assert "…" not in shown
+
+
+def test_many_labels_stand_below_each_other(tmp_path):
+    many = LabelSet(name="many", labels=tuple(Label(name=f"{k:02d}-label") for k in range(25)))
+    gold = np.eye(25, dtype=np.int8)
+    rows = Rows("x", [f"r{i}" for i in range(25)], ["text"] * 25, gold, list(range(25)))
+    results.write_jsonl(tmp_path / "predictions.jsonl", rows, gold, gold * 0.9, many, folds=np.arange(25) % 5)
+    _, *by_label = tables(compare([tmp_path], many, by="answer"))
+    headings = [[column.header for column in table.columns] for table in by_label]
+    assert [len(of) for of in headings] == [12, 12, 4]
+    assert [name for of in headings for name in of if name != "F1"] == [f"{k:02d}-la" for k in range(25)]
 
 
 def test_published_figures_stand_beside(tmp_path, labels):

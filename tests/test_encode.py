@@ -80,8 +80,8 @@ def test_no_room_for_the_text_is_an_error_that_says_what_would_do(labels, tokeni
 
 
 def test_a_question_before_the_text_is_refused(labels, tokenizer):
-    prompt = parse_prompt("{% user %}Is it {{ label.name }}? {{ text }}")
-    with pytest.raises(InputError, match="must stand after"):
+    prompt = parse_prompt("{% user %}\nIs it {{ label.name }}? {{ text }}", "t.jinja")
+    with pytest.raises(InputError, match=r"t\.jinja:2: the question must stand after"):
         make_encoder(tokenizer, prompt, labels, "yes_no")
 
 

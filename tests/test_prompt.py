@@ -45,18 +45,27 @@ def test_yes_no_asks_about_one_label(labels):
         ("{% user %}\n\n{{ txt }} {{ text }}", ":3: undefined variable 'txt'"),
         ("{% user %}\n{{ text | upper }}", ":2: a text must stand bare"),
         ("{% user %}\n{% if text %}{{ text }}{% endif %}", ":2: a text must stand bare"),
-        ("{% user %}\nhello", "exactly once"),
-        ("{% user %}\n{{ text }}\n{{ text }}", "exactly once"),
+        ("{% user %}\nhello\n", r"t\.jinja:2: {{ text }} must occur exactly once"),
+        ("", r"t\.jinja:1: {{ text }} must occur exactly once"),
+        ("{% user %}\n{{ text }}\n{{ text }}", r"t\.jinja:3: {{ text }} must occur exactly once"),
+        ("{% user %}\n{{ text }}\n{{ names | randomly }}", r"t\.jinja:3: No filter named 'randomly'"),
+        ("{% user %}\n{{ text }}\n{{ names | random }}", r"t\.jinja:3: No filter named 'random'"),  # never the same
+        ("{% user %}\n{{ text }}\n{{ lipsum() }}", ":3: undefined variable 'lipsum'"),
         ("{% user %}\n{{ text }", ":2: "),
         ("{% user %}\n{% for %}{{ text }}", ":2: "),
         ("{% include 'secret' %}{% user %}{{ text }}", "no loader"),
         ("{% user %}{{ text }}{{ names.__class__.__mro__ }}", "Security"),
         ("{% user %}{{ text }}\n{{ labels[0].nme }}", ":2: UndefinedError"),
         ("before{% user %}{{ text }}", "before the first turn"),
-        ("{% user %}{{ text }}{% assistant %}joy", "the turns are user, assistant"),
-        ("{% system %}{{ text }}{% user %}hi", "in the last user turn"),
+        ("{% user %}{{ text }}\n{% assistant %}joy", r"t\.jinja:2: the turns are user, assistant"),
+        ("{% user %}\nhi\n{% user %}\n{{ text }}", r"t\.jinja:3: the turns are user, user"),
+        ("{% system %}\n{{ text }}\n", r"t\.jinja:1: the turns are system;"),
+        ("{% if names == 1 %}{{ text }}{% endif %}", r"t\.jinja:1: the turns are none"),
+        ("{% system %}\n\n{% user %}\n{{ text }}", r"t\.jinja:1: the system turn is empty"),
+        ("{% system %}\n{{ text }}\n{% user %}\nhi", r"t\.jinja:2: .* in the last user turn"),
+        ("{% filter truncate(4) %}{% user %}{{ text }}{% endfilter %}", "the turns are"),
         ("{% user %}{{ text }} \ue0f1", "reserved"),
-        ("{% user %}{{ text }} {{ label.name }}", "yes_no"),
+        ("{% user %}{{ text }}\n{{ label.name }}", r"t\.jinja:2: .*yes_no"),
         ("{% user %}\n{{ names | join(', ') }}, boredom\n{{ text }}", ":2: lists 'boredom', which is no label"),
         (
             "{% user %}\nanger, fear, happiness, love, optimism, trust, surprise or disgust?\n{{ text }}",
@@ -84,7 +93,7 @@ def test_a_list_of_the_labels_is_not(labels, said):
 
 
 def test_a_question_without_its_label_is_refused(labels):
-    with pytest.raises(PromptError, match=r"does not use {{ label }}"):
+    with pytest.raises(PromptError, match=r":4: does not use {{ label }}"):
         render(parse_prompt(GOOD), labels, label=labels.labels[0])
 
 

@@ -214,6 +214,8 @@ def test_heads_and_baselines_have_no_answers_to_read(tmp_path, labels):
     page = Page(baseline / "report.html")
     assert "TF-IDF" in page.shown
     assert "mean ± sd" in page.shown
+    assert "macro-F1, threshold 0.5" in page.shown
+    assert "macro-F1, answer" not in page.shown
     assert "SmolLM2" not in page.shown.partition("How it was made")[0]
 
 
@@ -323,6 +325,8 @@ def test_the_command(tmp_path, labels):
     done = subprocess.run([*emogen, run, "--figures", tmp_path / "figures"], capture_output=True, text=True, env=env, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert str(run / "report.html") in done.stdout
+    assert f"Beside it: {run / 'README.md'}\n" in done.stderr
+    assert f"{len(list((tmp_path / 'figures').iterdir()))} pictures are in {tmp_path / 'figures'}" in done.stderr
     kinds = [{path.stem for path in (tmp_path / "figures").glob(f"*.{kind}")} for kind in ("svg", "png")]
     assert kinds[0] == kinds[1] >= {"labels-answer", "learning-loss", "precision-recall", "reliability", "published"}
     done = subprocess.run([*emogen, tmp_path / "none"], capture_output=True, text=True, env=env, check=False)

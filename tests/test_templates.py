@@ -9,7 +9,15 @@ from emogen import cli, results
 from emogen.cli import app
 from emogen.errors import InputError
 from emogen.prompt import load_prompt
-from emogen.templates import load_generator, load_templates, open_bench, prepare, ranking, score_template
+from emogen.templates import (
+    load_generator,
+    load_templates,
+    open_bench,
+    prepare,
+    ranking,
+    ranking_table,
+    score_template,
+)
 from emogen.train import main as train
 
 MANY = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
@@ -67,12 +75,14 @@ def test_rows_of_an_evaluation_file_are_taken(recipe, tmp_path, labels):
     ("source", "said"),
     [
         ("{% user %}\n\n{{ answer }} {{ text }}", ":3: undefined variable 'answer'"),
-        ("{% user %}\n{{ names }}", "exactly once"),
+        ("{% user %}\n{{ names }}", ":2: {{ text }} must occur exactly once"),
         ("{% user %}\n{{ names | join(', ') }}, boredom: {{ text }}", ":2: lists 'boredom'"),
         ("{% user %}\nsay\nThey  cancelled my train again, I could scream 1 is anger\n{{ text }}", ":3: the text of row p13"),
-        ("{% user %}\n{{ text }} {{ label.name }}", "only with `answer: yes_no`"),
+        ("{% user %}\nsay\nThey cancelled my train again,\nI could scream 1\n{{ text }}", ":3: the text of row p13"),
+        ("{% user %}\n{{ text }} {{ label.name }}", ":2: uses {{ label }}, which exists only with `answer: yes_no`"),
+        ("{% user %}\n" + "word " * 999 + "{{ text }}", ": max_length=1024 leaves no room for the text"),
     ],
-    ids=["unknown variable", "no text", "a label that is none", "answer leaked", "other style"],
+    ids=["unknown variable", "no text", "a label that is none", "answer leaked", "on two lines", "other style", "long"],
 )  # fmt: skip
 def test_a_template_that_breaks_the_contract_is_refused(recipe, tmp_path, source, said):
     (tmp_path / "bad.jinja").write_text(source)
@@ -124,6 +134,24 @@ def test_compare_ranks_and_says_what_is_real(recipe, tmp_path, run):
     assert metrics.stat().st_mtime_ns == before
 
 
+def test_the_ranking_fits_a_terminal_of_80_columns_with_all_its_figures(bench, tmp_path):
+    (tmp_path / "a_template_with_a_long_name.jinja").write_text("{% user %}\n{{ text }}\n")
+    good, _ = load_templates(bench, [tmp_path / "a_template_with_a_long_name.jinja", "prompts/definitions.jinja"])
+    generator = load_generator(bench)
+    for template in good:
+        score_template(bench, template, generator, silent)
+    folders = [template.folder for template in good]
+    console = Console(width=80, record=True)
+    console.print(ranking_table(good, folders, "answer"))
+    shown = console.export_text()
+    first, second = ranking(folders, "answer")[1]
+    for system in (first, second):
+        assert f"{system.metrics['f1_macro']:.3f}" in shown
+        assert "{:.3f}..{:.3f}".format(*system.interval) in shown
+    assert "{:+z.3f}..{:+z.3f}".format(*second.difference_interval) in shown
+    assert "…" not in shown
+
+
 def test_differences_are_to_the_best(bench, tmp_path, labels):
     good, _ = load_templates(bench, [tmp_path / "short.jinja", "prompts/list.jinja"])
     generator = load_generator(bench)
@@ -166,6 +194,10 @@ def test_show_renders_and_tells_templates_apart(recipe, tmp_path, run):
     assert "-Feelings (anger" in done.stdout
     assert "+You detect emotions" in done.stdout
     assert "tokens, the same for all rows" in done.stdout
+    (tmp_path / "leak.jinja").write_text(f"{{% user %}}\n{MANY[-1][0]}\n{{{{ text }}}}")  # of a row that is not shown
+    done = run("show", tmp_path / "short.jinja", tmp_path / "leak.jinja", recipe)
+    assert done.stdout.count("supervised") == 1
+    assert "leak.jinja:2: the text of row" in done.output
 
 
 @pytest.mark.parametrize(
