@@ -417,13 +417,15 @@ def lab(
 
     It is served to this machine alone, and nothing is sent anywhere. Needs the extra: pip install 'emogen[lab]'.
     """
-    from emogen.lab import launch
+    from emogen.lab import serve
     from emogen.templates import open_bench
 
     with err.status("Loading the tokenizer ..."):
         bench = open_bench(recipe, overrides or [], limit=limit, tuned=tuned)
+    with err.status("Loading the model ..."):
+        page = serve(bench, port)
     out.print(f"emogen lab on http://127.0.0.1:{port} - Ctrl-C ends it", highlight=False)
-    launch(bench, port)
+    page.block_thread()
 
 
 def _sorted_out(files: Sequence[str]) -> tuple[str, list[str], list[str]]:

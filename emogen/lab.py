@@ -34,8 +34,8 @@ CSS = """
 """
 
 
-def launch(bench: Bench, port: int) -> None:
-    """Serve the page until Ctrl-C.
+def serve(bench: Bench, port: int) -> "gr.Blocks":
+    """Serve the page, in a thread of its own; `block_thread` of what is returned waits for Ctrl-C.
 
     Raises:
         InputError: Gradio is not installed, or the port is taken.
@@ -47,8 +47,10 @@ def launch(bench: Bench, port: int) -> None:
         raise InputError("the lab needs Gradio: pip install 'emogen[lab]'") from None
     lab = Lab(bench, load_generator(bench))
     fonts = ["system-ui", "sans-serif"]
+    blocks = page(lab)
     try:
-        page(lab).launch(
+        blocks.launch(
+            prevent_thread_lock=True,
             server_name="127.0.0.1",
             server_port=port,
             share=False,
@@ -61,6 +63,7 @@ def launch(bench: Bench, port: int) -> None:
         )
     except OSError as error:
         raise InputError(f"--port {port}: {error}") from None
+    return blocks
 
 
 class Lab:
