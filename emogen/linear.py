@@ -104,8 +104,13 @@ def _product(
     scaling: float = 1.0,
 ) -> torch.Tensor:
     """x [..., in] -> x W^T + bias + scaling (x A^T) B^T [..., out]; A is [r, in], B is [out, r]."""
-    flat = x.reshape(-1, x.shape[-1])
-    return _Product.apply(flat, base, a, b, scaling).view(*x.shape[:-1], -1)
+    return _Product.apply(_flat(x), base, a, b, scaling).view(*x.shape[:-1], -1)
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    """[..., in] -> [T, in], without gaps: with them (the first token of each row, say) the gradient of a weight would
+    fall to oneDNN's reference code, hundreds of times slower."""
+    return x.reshape(-1, x.shape[-1]).contiguous()
 
 
 class _Product(torch.autograd.Function):
@@ -139,7 +144,7 @@ class _Product(torch.autograd.Function):
 
 def _learning_product(x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
     """x [..., in] -> x W^T + bias [..., out], with gradients for both."""
-    y = _LearningProduct.apply(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias)
+    y = _LearningProduct.apply(_flat(x), layer.weight, layer.bias)
     return y.view(*x.shape[:-1], -1)
 
 
