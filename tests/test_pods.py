@@ -237,6 +237,9 @@ def test_reap_ends_what_is_older_than_its_limit(fake):
     said = emogen("pod", "reap", "--dry-run").stdout
     assert "emogen-old-" in said
     assert len(fake.pods) == 5
+    fake.failures = [("DELETE", ".*", 409)]  # one that cannot be ended is no reason to leave the other
+    assert "problem 409" in emogen("pod", "reap", code=1).stderr
+    assert len(fake.pods) == 4
     emogen("pod", "reap")
     assert {pod["name"].split("-")[1] for pod in fake.pods.values() if "-" in pod["name"]} == {"new", "long"}
     listed = emogen("pod", "list").stdout
@@ -285,6 +288,7 @@ def test_a_dry_run_prints_the_request_and_no_secret(fake, tiny_recipe, tmp_path)
     assert body["dataCenterIds"] == ["EU-RO-1"]
     assert body["env"]["RUNPOD_API_KEY"] == body["env"]["HF_TOKEN"] == "***"
     fake_runpod.CreatePodRequest.model_validate_json(done.stdout)
+    assert re.fullmatch(r"[\d,]+ characters of base64: runpod/start\.sh", body["env"]["EMOGEN_START"])
     assert KEY not in done.stdout + done.stderr
     assert TOKEN not in done.stdout + done.stderr
     assert "weights" in done.stderr
