@@ -518,6 +518,7 @@ def pod_list() -> None:
     with pods.open_api(pods.read_keys()) as api:
         found = pods.list_pods(api)
     view = Table("pod", "id", "", "GPU", "$/h", "hours", "limit in", box=None, pad_edge=False)
+    view.columns[0].overflow = "fold"  # the end of a name tells pods of one job apart
     for pod in found:
         age, left = (time.time() - pod.started) / 3600, (pod.deadline - time.time()) / 3600
         limit = f"{left:.1f} h" if left > 0 else "[red]overdue[/]"
