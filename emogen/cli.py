@@ -481,8 +481,9 @@ def pod_launch(
 
     Code, recipe, prompt and data go to the pod as one archive over SSH with your own key, not by a Git address: data is
     in no repository, and neither is a template under work. Keys go in the request that creates the pod, and nowhere
-    else. With --follow the pod is terminated in the end, and also after an error, Ctrl-C or a lost connection; without
-    it, it stops by itself. The same job is never launched twice: a second launch finds the pod of the first.
+    else. With --follow the pod is terminated in the end, and also after an error, Ctrl-C or a lost connection; it is
+    stopped instead if a finished run cannot be brought home. Without it, it stops by itself. The same job is never
+    launched twice: a second launch finds the pod of the first.
     """
     from contextlib import ExitStack
 
@@ -499,7 +500,8 @@ def pod_launch(
             planned, job, bodies = pods.prepare(recipe, words, limits, gpus=gpu or [], volume=volume, api=api)
         show_plan(err, planned)
         if dry_run:
-            shown = bodies[0]["env"] | dict.fromkeys(keys, "***")
+            start = f"{len(bodies[0]['env']['EMOGEN_START']):,} characters of base64: runpod/start.sh"
+            shown = bodies[0]["env"] | {"EMOGEN_START": start} | dict.fromkeys(keys, "***")
             print(json.dumps(bodies[0] | {"env": shown}, indent=2))
             types = ", ".join(body["gpu"]["id"] for body in bodies)
             err.print(
@@ -525,6 +527,7 @@ def pod_list() -> None:
     with pods.open_api(pods.read_keys()) as api:
         found = pods.list_pods(api)
     view = Table("pod", "id", "", "GPU", "$/h", "hours", "limit in", box=None, pad_edge=False)
+    view.columns[0].overflow = "fold"  # the end of a name tells pods of one job apart
     for pod in found:
         age, left = (time.time() - pod.started) / 3600, (pod.deadline - time.time()) / 3600
         limit = f"{left:.1f} h" if left > 0 else "[red]overdue[/]"
@@ -589,12 +592,20 @@ def pod_reap(dry_run: Annotated[bool, typer.Option("--dry-run", help="Only name 
 
     with pods.open_api(pods.read_keys()) as api:
         late = pods.overdue(pods.list_pods(api), time.time())
+        failed = False
         for pod in late:
-            if not dry_run:
-                pods.terminate(api, pod.name)
-            _say(f"{pod.name} ({pod.id}): {'would be ' if dry_run else ''}terminated")
+            try:
+                if not dry_run:
+                    pods.terminate(api, pod.name)
+            except pods.ApiError as error:  # the others cost, too
+                err.print(f"[red]error[/] {pod.name}: {escape(str(error))}", soft_wrap=True, highlight=False)
+                failed = True
+            else:
+                _say(f"{pod.name} ({pod.id}): {'would be ' if dry_run else ''}terminated")
     if not late:
         _say("no pod is older than its limit")
+    if failed:
+        raise typer.Exit(1)
 
 
 def _say(line: str) -> None:

@@ -144,7 +144,8 @@ def stream_rows(
     separator: str | None = None,
     encoding: str | None = None,
 ) -> Iterator[Rows]:
-    """Read a data file of any size, so many rows at a time; see `read_rows`. Warnings are logged.
+    """Read a data file of any size, so many rows at a time; see `read_rows`. Warnings are logged. A file without rows
+    makes one chunk without rows.
 
     Args:
         size: the most rows at once.
@@ -163,16 +164,19 @@ def stream_rows(
             rows = checked(
                 rows_from_records(
                     str(source), columns, islice(records, size), label_set, problems,
-                    text_column=text_column, id_column=id_column, may_be_empty=bool(n_rows),
+                    text_column=text_column, id_column=id_column, may_be_empty=True,
                 )
             )  # fmt: skip
             for problem in problems:
                 log.warning(str(problem))
             problems.clear()
+            if not n_rows and not len(rows):
+                log.warning(f"{source}: no rows below the header")
+            if len(rows) or not n_rows:
+                yield rows
             n_rows += len(rows)
             if not len(rows):
                 return
-            yield rows
     except UNREADABLE as error:
         raise DataError([_unreadable(source, path, error)]) from None
 

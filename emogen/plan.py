@@ -86,32 +86,42 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU type by Runpod's id: memory in GB (10^9 bytes), its makers' dense bf16 TFLOP/s, dollars an hour."""
+    """A GPU type by Runpod's id: memory in GB (10^9 bytes), its makers' dense bf16 TFLOP/s and GB/s to and from memory,
+    dollars an hour."""
 
     memory: int
     tflops: float
+    bandwidth: float
     price: float
+
+    @property
+    def rate(self) -> float:
+        """FLOP/s of training, estimated: the time to compute, and the time to move what is computed with."""
+        return 1e12 / (1 / (EFFICIENCY * self.tflops) + 1e3 / (INTENSITY * self.bandwidth))
 
 
 # Prices of the secure cloud, remembered: they move, and the catalog has those of today.
 PRICES_OF = "March 2026"
 GPUS = {
-    "NVIDIA GeForce RTX 3090": Gpu(24, 71, 0.46),
-    "NVIDIA GeForce RTX 4090": Gpu(24, 165, 0.69),
-    "NVIDIA L4": Gpu(24, 121, 0.44),
-    "NVIDIA A40": Gpu(48, 150, 0.40),
-    "NVIDIA RTX A6000": Gpu(48, 155, 0.49),
-    "NVIDIA L40S": Gpu(48, 362, 0.86),
-    "NVIDIA RTX 6000 Ada Generation": Gpu(48, 364, 0.77),
-    "NVIDIA A100 80GB PCIe": Gpu(80, 312, 1.39),
-    "NVIDIA A100-SXM4-80GB": Gpu(80, 312, 1.49),
-    "NVIDIA H100 PCIe": Gpu(80, 756, 2.39),
-    "NVIDIA H100 80GB HBM3": Gpu(80, 989, 2.99),
+    "NVIDIA GeForce RTX 3090": Gpu(24, 71, 936, 0.46),
+    "NVIDIA GeForce RTX 4090": Gpu(24, 165, 1008, 0.69),
+    "NVIDIA L4": Gpu(24, 121, 300, 0.44),
+    "NVIDIA A40": Gpu(48, 150, 696, 0.40),
+    "NVIDIA RTX A6000": Gpu(48, 155, 768, 0.49),
+    "NVIDIA L40S": Gpu(48, 362, 864, 0.86),
+    "NVIDIA RTX 6000 Ada Generation": Gpu(48, 364, 960, 0.77),
+    "NVIDIA A100 80GB PCIe": Gpu(80, 312, 1935, 1.39),
+    "NVIDIA A100-SXM4-80GB": Gpu(80, 312, 2039, 1.49),
+    "NVIDIA H100 PCIe": Gpu(80, 756, 2000, 2.39),
+    "NVIDIA H100 80GB HBM3": Gpu(80, 989, 3350, 2.99),
 }
 CPU = "this machine's CPU"  # where runs without a GPU were measured
 
 # Estimates, until a run of the same model has been measured.
-EFFICIENCY = 0.25  # of a GPU's peak; NF4 weights are unpacked again for every batch
+EFFICIENCY = 0.4  # of a GPU's peak, while it computes
+INTENSITY = (
+    150  # operations for a byte that is moved: NF4 weights are unpacked again for every batch, norms reread rows
+)
 SETUP_SECONDS = 600  # a pod that starts, pip, quantising the weights
 DOWNLOAD_RATE = 100e6  # bytes a second from the Hub
 SCORING_PASSES = 4  # a row that is scored: as many forward passes over it, for its answer and its probabilities
@@ -223,7 +233,7 @@ def plan(path: str | Path, overrides: Sequence[str] = (), quotes: Mapping[str, Q
         if quotes is not None and name not in quotes:
             continue
         quote = quotes[name] if quotes is not None else Quote(gpu.price)
-        rate, basis = rates.get(name, (gpu.tflops * 1e12 * EFFICIENCY, "estimated"))
+        rate, basis = rates.get(name, (gpu.rate, "estimated"))
         hours = {"set-up": setup / 3600} | {what: of / rate / 3600 for what, of in flops.items()}
         fits = sum(parts.values()) <= USABLE * gpu.memory * 1e9
         options.append(Option(name, gpu.memory, fits, hours, quote.price, quote.stock, basis))

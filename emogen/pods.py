@@ -38,6 +38,11 @@ DEFAULT_HOURS = 6.0  # the limit of a pod of this project that does not say its 
 NAME = re.compile(r"(?P<job>emogen-(?P<recipe>[a-z0-9._-]+)-[0-9a-f]{8})-(?P<epoch>\d{9,11})")
 ENDED = re.compile(r"\[emogen\] ended: (done|failed.*)$")  # what start.sh says last
 LIVE = ("PROVISIONING", "STARTING", "RUNNING")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Unfetched(ModelError):
+    """A job is done, and its run is still on its pod."""
 
 
 class ApiError(ModelError):
@@ -545,7 +550,8 @@ def wait_for_ssh(api: Api, pod: Pod, rhythm: Rhythm) -> Address:
         status = now.status if now else "TERMINATED"
         if now and now.status == "RUNNING" and now.ssh and now.ssh.direct:
             to = now.ssh.direct
-            return Address(to.host, to.port, to.username, paths.cache_dir() / "pods" / pod.id)
+            known_hosts = paths.cache_dir() / "pods" / pod.id
+            return Address(to.host, to.port, to.username, known_hosts, rhythm.poll, rhythm.patience)
         if status not in LIVE:
             raise ApiError(f"{pod.name}: the pod did not come up ({status})", None)
         api.pause(rhythm.poll)
@@ -629,7 +635,8 @@ def launch(
     """Rent a pod and start a job on it; with a `folder`, follow it to its end, and bring its run into that folder.
 
     A pod that does this job already is taken, and none is rented. Whatever goes wrong, Ctrl-C too, the pod is
-    terminated, and with a folder in the end too; but not one that was there before and is not followed.
+    terminated, and with a folder in the end too; but not one that was there before and is not followed, nor one that
+    has the run of a finished job, if that cannot be brought home.
 
     Raises:
         InputError: the job has been done. ApiError, ModelError: what went wrong.
@@ -646,6 +653,8 @@ def launch(
             ship.send(job, pod.name, address)
             if folder is not None:
                 follow(api, pod, folder, say, rhythm)
+        except Unfetched:
+            raise
         except BaseException:
             if folder is not None or running is None:
                 _give_up(api, name, say)
@@ -657,6 +666,7 @@ def follow(api: Api, pod: Pod, folder: Path, say: Callable[[str], Any], rhythm: 
     """Print the log of a job until it ends, bring its run home, and terminate its pod.
 
     Raises:
+        Unfetched: it is done, but its run cannot be brought home: then the pod is stopped instead.
         ModelError: it failed (what there is of the run has been fetched), or its pod went away.
     """
     ended = None
@@ -669,9 +679,14 @@ def follow(api: Api, pod: Pod, folder: Path, say: Callable[[str], Any], rhythm: 
         raise ModelError(f"{pod.name}: the pod was stopped or terminated before its job had ended")
     try:
         ship.fetch(pod.job, wait_for_ssh(api, pod, rhythm), folder)
-    except ModelError as error:
-        if ended == "done":
-            raise
+    except (ModelError, InputError, OSError) as error:
+        if ended == "done":  # hours were paid for what is there
+            with contextlib.suppress(ModelError, InputError):  # it stops itself, too
+                act(api, pod, "stop")
+            raise Unfetched(
+                f"{pod.name}: the job is done, but its run could not be fetched: {error}. The pod is stopped, and pays "
+                f"for its storage alone: emogen pod fetch {pod.id} --into FOLDER, then emogen pod terminate {pod.id}"
+            ) from None
         say(f"nothing was fetched: {error}")
     terminate(api, pod.name)
     if ended != "done":
@@ -681,6 +696,8 @@ def follow(api: Api, pod: Pod, folder: Path, say: Callable[[str], Any], rhythm: 
 
 def _give_up(api: Api, name: str, say: Callable[[str], Any]) -> None:
     """Terminate what a launch made; if that cannot be done, say so loudly."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # one more Ctrl-C would leave a pod that costs
     try:
         if terminate(api, name):
             say(f"{name}: terminated")
@@ -693,12 +710,12 @@ def _give_up(api: Api, name: str, say: Callable[[str], Any]) -> None:
 
 @contextlib.contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """A terminal that is closed, or a kill, ends like Ctrl-C: with the pod terminated."""
+    """A terminal that is closed, or a kill, ends like Ctrl-C: with the pod terminated. In the end all is as it was."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
     try:
         yield
     finally:

@@ -416,7 +416,7 @@ def predict_file(
     summary = Summary()
     for rows in chunks:
         n_before, summary.n_rows = summary.n_rows, summary.n_rows + len(rows)
-        if growing.has(rows, n_before):
+        if len(rows) and growing.has(rows, n_before):
             continue
         done = panel.label(rows, with_prob=jsonl_file is not None, batch_size=batch_size, bar=bar)
         for prediction in done.predictions or ():

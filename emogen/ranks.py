@@ -26,13 +26,15 @@ def spread(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> li
     items.
 
     Args:
-        work: items -> their results, in the same order.
+        work: items -> their results, in the same order. It is not called without items.
         items: the same in all processes.
 
     Returns:
         The results in the order of the items, each once.
     """
     n = count()
+    if not len(items):
+        return []
     if n == 1 or _is_sharded():
         return list(work(items))
     import torch

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from emogen.recipe import Recipe
 WORKSPACE = "/workspace"  # where a pod's volume is mounted
 CODE = ("pyproject.toml", "constraints.txt", "README.md", "emogen", "prompts", "recipes", "sample")
 CONNECTION_LOST = 255  # ssh's own exit code; any other is that of the command
+REFUSED = (b"Permission denied", b"Host key verification failed")  # what waiting does not mend
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Address:
-    """Where a pod's sshd listens. `known_hosts`: the file that keeps its key, so that it cannot change unnoticed."""
+    """Where a pod's sshd listens.
+
+    Attributes:
+        known_hosts: the file that keeps its key, so that it cannot change unnoticed.
+        poll: seconds between attempts to reach it. patience: how many in a row may fail.
+    """
 
     host: str
     port: int
     user: str
     known_hosts: Path
+    poll: float = 5.0
+    patience: int = 60
 
 
 def job_of(recipe: Recipe) -> Job:
@@ -175,7 +184,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 def _ssh(address: Address, command: str, stdin: IO[bytes] | None = None, stdout: IO[bytes] | None = None) -> None:
-    """Run a command on a pod; three times if the connection is lost."""
+    """Run a command on a pod; again if the connection is lost, or not yet there: sshd starts later than its pod."""
     address.known_hosts.parent.mkdir(parents=True, exist_ok=True)
     options = {
         "BatchMode": "yes",  # never ask
@@ -188,7 +197,9 @@ def _ssh(address: Address, command: str, stdin: IO[bytes] | None = None, stdout:
     }
     settings = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     words = ["ssh", *settings, "-p", str(address.port), "-l", address.user, "--", address.host, command]
-    for _ in range(3):
+    for attempt in range(address.patience):
+        if attempt:
+            time.sleep(address.poll)
         if stdin is not None:
             stdin.seek(0)
         if stdout is not None:
@@ -200,7 +211,7 @@ def _ssh(address: Address, command: str, stdin: IO[bytes] | None = None, stdout:
             )
         except FileNotFoundError:
             raise InputError("no ssh here; on Debian: apt-get install openssh-client") from None
-        if done.returncode != CONNECTION_LOST:
+        if done.returncode != CONNECTION_LOST or any(word in done.stderr for word in REFUSED):
             break
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"

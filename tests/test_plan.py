@@ -122,6 +122,15 @@ def test_gpus_come_by_what_the_whole_run_costs(tiny_recipe):
     assert [(o.gpu, o.price, o.stock) for o in live.fitting] == [("NVIDIA L40S", 0.1, "LOW"), ("NVIDIA A40", 9.0, None)]
 
 
+def test_speeds_are_those_of_computing_and_of_moving_memory():
+    """A40: 0.4 of 150 TFLOP/s is 60, and 150 operations a byte at 696 GB/s are 104.4: together 38.1."""
+    assert GPUS["NVIDIA A40"].rate == pytest.approx(1e12 / (1 / 60 + 1 / 104.4))
+    order = ["NVIDIA L4", "NVIDIA A40", "NVIDIA L40S", "NVIDIA A100 80GB PCIe", "NVIDIA H100 80GB HBM3"]
+    assert sorted(order, key=lambda name: GPUS[name].rate) == order
+    # By its peak an L4 is 0.8 of an A40; its memory is less than half as fast.
+    assert GPUS["NVIDIA L4"].rate / GPUS["NVIDIA A40"].rate == pytest.approx(0.61, abs=0.01)
+
+
 def test_a_batch_that_is_too_large_fits_nowhere(tiny_recipe):
     assert plan(tiny_recipe(), ["per_device_train_batch_size=5000000"]).fitting == []
 

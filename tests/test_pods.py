@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -235,6 +237,9 @@ def test_reap_ends_what_is_older_than_its_limit(fake):
     said = emogen("pod", "reap", "--dry-run").stdout
     assert "emogen-old-" in said
     assert len(fake.pods) == 5
+    fake.failures = [("DELETE", ".*", 409)]  # one that cannot be ended is no reason to leave the other
+    assert "problem 409" in emogen("pod", "reap", code=1).stderr
+    assert len(fake.pods) == 4
     emogen("pod", "reap")
     assert {pod["name"].split("-")[1] for pod in fake.pods.values() if "-" in pod["name"]} == {"new", "long"}
     listed = emogen("pod", "list").stdout
@@ -283,6 +288,7 @@ def test_a_dry_run_prints_the_request_and_no_secret(fake, tiny_recipe, tmp_path)
     assert body["dataCenterIds"] == ["EU-RO-1"]
     assert body["env"]["RUNPOD_API_KEY"] == body["env"]["HF_TOKEN"] == "***"
     fake_runpod.CreatePodRequest.model_validate_json(done.stdout)
+    assert re.fullmatch(r"[\d,]+ characters of base64: runpod/start\.sh", body["env"]["EMOGEN_START"])
     assert KEY not in done.stdout + done.stderr
     assert TOKEN not in done.stdout + done.stderr
     assert "weights" in done.stderr
@@ -431,6 +437,42 @@ def test_whatever_happens_while_following_the_pod_is_terminated(fake, api, job, 
         pods.launch(api, job, bodies, KEYS, say, QUICK, folder=tmp_path / "run")
     assert fake.pods == {}
     assert (ssh / "ssh.log").read_text().count("tar") == 2
+
+
+def test_impatience_leaves_no_pod_behind(fake, api, job, bodies):
+    """Ctrl-C, and again while the pod is being terminated."""
+
+    def say(line):
+        fake.failures = [("DELETE", ".*", 500)]
+        api.pause = lambda seconds: os.kill(os.getpid(), signal.SIGINT)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        pods.launch(api, job, bodies, KEYS, say, QUICK)
+    assert fake.pods == {}
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_that_is_done_but_cannot_be_fetched_is_not_thrown_away(fake, api, job, bodies, ssh, tmp_path):
+    def say(line):
+        if line.startswith("sending"):
+            (pod,) = fake.containers.values()
+            pod.print("[emogen] ended: done")
+
+    with pytest.raises(ModelError, match=r"(?s)is done.*emogen pod fetch pod0 --into"):  # the pod has no run folder
+        pods.launch(api, job, bodies, KEYS, say, QUICK, folder=tmp_path / "run")
+    assert fake.pods["pod0"]["status"] == "EXITED"
+
+
+@pytest.mark.parametrize(("said", "attempts"), [("Connection refused", 3), ("Permission denied (publickey).", 1)])
+def test_sshd_is_waited_for_but_not_after_it_has_said_no(job, ssh, tmp_path, said, attempts):
+    script = f"#!/bin/bash\necho asked >>{ssh}/ssh.log\necho '{said}' >&2\nexit 255\n"
+    (tmp_path / "bin" / "ssh").write_text(script)
+    address = ship.Address("192.0.2.7", 22, "root", ssh / "known_hosts", poll=0, patience=3)
+    with pytest.raises(ModelError, match=re.escape(said)):
+        ship.send(job, f"{job.name}-1700000000", address)
+    assert (ssh / "ssh.log").read_text().count("asked") == attempts
 
 
 def test_a_pod_that_is_terminated_by_somebody_else_is_an_error(fake, api, job, bodies, ssh, tmp_path):

@@ -116,10 +116,13 @@ def test_other_work_does_not_go_on(label, run, tmp_path, labels, monkeypatch):
     assert len(whole(tmp_path)) == 36
 
 
-def test_a_file_without_rows_is_named(label, tmp_path):
+def test_a_file_without_rows_makes_files_without_rows(label, tmp_path, labels, caplog):
     (tmp_path / "empty.csv").write_text("ID,Tweet\n")
-    with pytest.raises(DataError, match=r"empty\.csv: no rows below the header"):
-        label(tmp_path / "empty.csv")
+    summary, asked = label(tmp_path / "empty.csv")
+    assert (summary.n_rows, asked) == (0, 0)
+    assert "empty.csv: no rows below the header" in caplog.text
+    assert (tmp_path / "out.csv").read_text() == ",".join(["ID", *labels.names]) + "\n"
+    assert whole(tmp_path) == []
     with pytest.raises(DataError, match="no such file"):
         label(tmp_path / "none.csv")
 

@@ -16,8 +16,8 @@ from emogen.ranks import leave, spread
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 SIZES = (0, 1, 7, 1000)
-# accelerate launch starts several processes on GPUs, but only one on a CPU: there torch's own launcher does.
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+# On a machine without a GPU, its processes speak over gloo. A free port, since another run may have the usual one.
+LAUNCH = [BIN / "accelerate", "launch", "--config_file", ROOT / "recipes" / "accelerate" / "ddp.yaml", "--main_process_port", "0"]  # fmt: skip
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
@@ -27,8 +27,8 @@ def test_one_process_does_all():
 
 @pytest.mark.parametrize("n", [2, 3])
 def test_every_item_is_done_once_and_all_processes_have_all_results(tmp_path, n):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}", __file__]
-    done = subprocess.run([*command, tmp_path], env=ENV, capture_output=True, text=True, timeout=300)  # fmt: skip
+    command = [*map(str, LAUNCH), "--num_processes", str(n), __file__, str(tmp_path)]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(n)]
     for k, size in enumerate(SIZES):
@@ -39,19 +39,30 @@ def test_every_item_is_done_once_and_all_processes_have_all_results(tmp_path, n)
         assert max(shares) - min(shares) <= 1
 
 
-@pytest.mark.parametrize("kind", ["list", "head"])
-def test_two_processes_predict_what_one_does(tiny_recipe, tmp_path, labels, kind):
+@pytest.mark.parametrize(("kind", "n", "n_rows"), [("list", 2, 41), ("head", 3, 1), ("list", 2, 0)])
+def test_several_processes_predict_what_one_does(tiny_recipe, tmp_path, labels, kind, n, n_rows):
     from emogen.train import main
 
     main([str(tiny_recipe(max_steps=1, answer=kind))])
-    posts = write_posts(tmp_path / "new.csv", labels, [(f"{text} {k}", names) for k in range(4) for text, names in POSTS][:41])  # fmt: skip
+    posts = write_posts(tmp_path / "new.csv", labels, [(f"{text} {k}", names) for k in range(4) for text, names in POSTS][:n_rows])  # fmt: skip
     words = ["predict", tmp_path / "run", posts]
     one = [BIN / "emogen", *words, "-o", tmp_path / "1.csv", "--jsonl", tmp_path / "1.jsonl"]
-    two = [*TWO, "-m", "emogen.cli", *words, "-o", tmp_path / "2.csv", "--jsonl", tmp_path / "2.jsonl"]
-    for command in (one, two):
+    several = [
+        *LAUNCH,
+        "--num_processes",
+        n,
+        "-m",
+        "emogen.cli",
+        *words,
+        "-o",
+        tmp_path / "2.csv",
+        "--jsonl",
+        tmp_path / "2.jsonl",
+    ]
+    for command in (one, several):
         done = subprocess.run(list(map(str, command)), env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=300)  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("41 texts ->") == 1  # one process speaks
+        assert done.stderr.count(f"{n_rows} texts ->") == 1  # one process speaks
     assert (tmp_path / "1.csv").read_bytes() == (tmp_path / "2.csv").read_bytes()
     first, second = ([json.loads(line) for line in (tmp_path / f"{k}.jsonl").read_text().splitlines()] for k in (1, 2))
     for a, b in zip(first, second, strict=True):
@@ -80,7 +91,7 @@ def test_two_processes_train_and_score_as_one_does(tiny_recipe, tmp_path, labels
     held = write_posts(tmp_path / "held.csv", labels, [(f"{text} again", names) for text, names in POSTS][:7])
     recipe = tiny_recipe(max_steps=3, eval_file=str(held), lora_dropout=0)  # of 4 rows each: an epoch
     (tmp_path / "fsdp.yaml").write_text(FSDP)
-    launch = TWO if kind == "ddp" else [BIN / "accelerate", "launch", "--config_file", tmp_path / "fsdp.yaml"]
+    launch = LAUNCH if kind == "ddp" else [BIN / "accelerate", "launch", "--config_file", tmp_path / "fsdp.yaml"]
     train = [*launch, ROOT / "emogen" / "train.py", recipe]
     for command in ([*train, "per_device_train_batch_size=2", f"output_dir={tmp_path / 'two'}"], [BIN / "emogen", "train", recipe, f"output_dir={tmp_path / 'one'}"]):  # fmt: skip
         done = subprocess.run(list(map(str, command)), env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=300)  # fmt: skip
