@@ -119,9 +119,7 @@ CPU = "this machine's CPU"  # where runs without a GPU were measured
 
 # Estimates, until a run of the same model has been measured.
 EFFICIENCY = 0.4  # of a GPU's peak, while it computes
-INTENSITY = (
-    150  # operations for a byte that is moved: NF4 weights are unpacked again for every batch, norms reread rows
-)
+INTENSITY = 150  # operations for a byte that is moved: every batch unpacks NF4 weights anew, and norms reread rows
 SETUP_SECONDS = 600  # a pod that starts, pip, quantising the weights
 DOWNLOAD_RATE = 100e6  # bytes a second from the Hub
 SCORING_PASSES = 4  # a row that is scored: as many forward passes over it, for its answer and its probabilities
