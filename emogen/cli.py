@@ -202,21 +202,26 @@ def cv(
     jobs: Annotated[
         int, typer.Option(min=1, help="Folds at once; each has a GPU, or its part of the cores, for itself.")
     ] = 1,
+    pods: Annotated[
+        bool, typer.Option("--pods", help="Each fold on a rented GPU, with the limits of emogen pod launch.")
+    ] = False,
 ) -> None:
     """Cross-validate a recipe: train it on all folds but one, in turn, and score what it says of the one left out.
 
     The folds are stratified over the labels, and the same text is never in two of them. Leaves a folder,
     runs/<recipe name>-cv: a run for each fold, one file with the prediction for every row by the model that had not
-    seen it, and thresholds. `emogen predict` takes it as an ensemble. Interrupted, the same command goes on.
+    seen it, and thresholds. `emogen predict` takes it as an ensemble. Interrupted, the same command goes on. With
+    --pods each fold is an `emogen pod launch --follow`: its log is beside its folder, and its pod ends with it.
     """
     from rich.live import Live
 
-    from emogen.crossval import cross_validate
+    from emogen.crossval import HERE, POD, cross_validate
 
     with Live(console=err, refresh_per_second=2) as live:
         folder, metrics = cross_validate(
-            recipe, folds, overrides or [], jobs=jobs, show=lambda runs: live.update(_progress_of(runs))
-        )
+            recipe, folds, overrides or [], jobs=jobs, on=POD if pods else HERE,
+            show=lambda runs: live.update(_progress_of(runs)),
+        )  # fmt: skip
     show_metrics(metrics)
     show_spread(metrics)
     out.print(f"The folds are in {folder}. Next: emogen predict {folder} YOUR.csv -o OUT.csv predict_by=thresholds")

@@ -40,7 +40,7 @@ def compare(
 
     Args:
         runs: their folders.
-        by: `answer`, `thresholds` (nested over the folds) or `stack` (of each run's own labels; nested, too).
+        by: `answer`, `thresholds` (nested over the folds) or `stack` (nested, too).
         ensemble: add all runs together: their stack, or else the average of their probabilities by thresholds.
 
     Returns:

@@ -51,6 +51,10 @@ _OWN = ("train_file", "eval_file", "eval_fraction", "output_dir", "resume_from_c
 # What does not hold of the files that are written for it.
 _FORM = ("text_column", "id_column", "separator", "encoding", "dataset_name", "dataset_config", "dataset_test_split")
 
+# What trains a fold, as Python's arguments: this machine, or a rented one that the run comes home from.
+HERE = ("-m", "emogen.crossval")
+POD = ("-m", "emogen.cli", "pod", "launch", "--follow")
+
 
 @dataclass
 class Fold:
@@ -78,6 +82,7 @@ def cross_validate(
     overrides: Sequence[str] = (),
     *,
     jobs: int = 1,
+    on: Sequence[str] = HERE,
     show: Callable[[list[Fold]], Any] = lambda folds: None,
 ) -> tuple[Path, Metrics]:
     """Run all folds of a recipe that are not done, and put together what they predicted.
@@ -85,7 +90,8 @@ def cross_validate(
     Args:
         path: a recipe. Its training rows are what is split; its `eval_file` and `eval_fraction` are not used.
         overrides: `key=value`; `output_dir` is the folder of the cross-validation (`runs/NAME-cv`).
-        jobs: folds at once. With several GPUs each fold gets one of them.
+        jobs: folds at once. Each has a GPU, or its part of the cores, for itself.
+        on: `HERE`, or `POD`: each fold on a pod of its own, which ends with it.
         show: called twice a second with all folds, while they run.
 
     Returns:
@@ -102,7 +108,7 @@ def cross_validate(
     folds = claim(folder, recipe, label_set, rows, n_folds)
     runs = [Fold(k, folder / f"fold-{k}") for k in range(n_folds)]
     commands = [[str(path), *overrides, *_prepare(folder, recipe, rows, folds, run, label_set)] for run in runs]
-    run_all(runs, commands, jobs, show)
+    run_all(runs, commands, jobs, show, on)
     metrics = pool(folder, rows, folds, label_set)
     report_finished(folder)
     return folder, metrics
@@ -203,10 +209,16 @@ def overrides_of(run: Fold, train_file: Path, eval_file: Path, more: dict[str, A
 # ---------------------------------------------------------------------------------------------- processes
 
 
-def run_all(runs: list[Fold], commands: list[list[str]], jobs: int, show: Callable[[list[Fold]], Any]) -> None:
+def run_all(
+    runs: list[Fold],
+    commands: list[list[str]],
+    jobs: int,
+    show: Callable[[list[Fold]], Any],
+    on: Sequence[str] = HERE,
+) -> None:
     """Run what is not done, `jobs` at once. All are stopped if one fails, or if this is interrupted."""
     waiting = deque(run for run in runs if not run.done)
-    shares = _shares(jobs)
+    shares = _shares(jobs) if on == HERE else [{}] * jobs
     slots: list[Fold | None] = [None] * jobs
     try:
         while waiting or any(slots):
@@ -217,7 +229,7 @@ def run_all(runs: list[Fold], commands: list[list[str]], jobs: int, show: Callab
                     run.process, slots[k] = None, None
                 if slots[k] is None and waiting:
                     slots[k] = begun = waiting.popleft()
-                    start(begun, commands[begun.number], **shares[k])
+                    start(begun, commands[begun.number], on, **shares[k])
             show(runs)
             time.sleep(0.5)
         show(runs)
@@ -228,14 +240,16 @@ def run_all(runs: list[Fold], commands: list[list[str]], jobs: int, show: Callab
                 run.process.wait()
 
 
-def start(run: Fold, argv: list[str], *, gpu: int | None = None, cores: Sequence[int] = ()) -> None:
+def start(
+    run: Fold, argv: list[str], on: Sequence[str] = HERE, *, gpu: int | None = None, cores: Sequence[int] = ()
+) -> None:
     """Start the training script in a process of its own, which ends with this one; on a GPU or cores of its own."""
     run.folder.mkdir(parents=True, exist_ok=True)
     env = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
     with _log(run).open("a", encoding="utf-8") as log:
         # Its standard input is a pipe that nobody writes to: it ends with this process, however that ends.
         run.process = subprocess.Popen(
-            [sys.executable, "-m", "emogen.crossval", *argv], stdin=subprocess.PIPE, stdout=log, stderr=log, env=env
+            [sys.executable, *on, *argv], stdin=subprocess.PIPE, stdout=log, stderr=log, env=env
         )
     if cores:  # it takes as many threads as it may use cores, and has not got to that yet
         os.sched_setaffinity(run.process.pid, cores)

@@ -130,7 +130,7 @@ class Recipe(BaseModel):
     predict_by: Literal["answer", "thresholds", "stack"] = Field(
         "answer",
         description="labels are those of the generated answer, or those more probable than their threshold; stack: "
-        "where a regression over all labels (and all runs) has mended the probabilities first",
+        "of several runs, weighed for each label by a regression",
     )
     label_weights: Literal["none", "within", "across"] = Field(
         "none",

@@ -663,6 +663,24 @@ def test_from_launch_to_the_run_at_home(fake, ssh, tiny_recipe, tmp_path):
     assert TOKEN not in told
 
 
+def test_the_folds_of_a_cross_validation_are_trained_on_pods_of_their_own(fake, ssh, tiny_recipe, tmp_path, labels):
+    fake.environment = fake_runpod.clean_environment() | {
+        "EMOGEN_WORKSPACE": str(ssh), "EMOGEN_PYTHON": sys.executable, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    command = [BIN / "emogen", "cv", tiny_recipe(max_steps=2), "--folds", "2", "--jobs", "2", "--pods", f"output_dir={tmp_path / 'cv'}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    logs = [(tmp_path / "cv" / f"fold-{k}.log").read_text() for k in range(2)]
+    assert done.returncode == 0, done.stdout + done.stderr + "".join(logs)
+    names = [body["name"].rpartition("-")[0] for body in fake.asked("POST", "/v2/pods")]
+    assert len(set(names)) == len(names) == 2
+    assert all("[emogen] ended: done" in log for log in logs)
+    assert fake.pods == {}
+    records = [json.loads(line) for line in (tmp_path / "cv" / "predictions.jsonl").read_text().splitlines()]
+    assert [record["id"] for record in records] == [f"p{i}" for i in range(12)]
+    assert KEY not in done.stdout + done.stderr + "".join(logs)
+
+
 def test_fetch_starts_a_pod_that_is_stopped_and_overwrites_nothing(fake, api, ssh, tmp_path):
     fake.add({"name": "emogen-x-00000000-1700000000", "env": {}}, "EXITED")
     run = ssh / "emogen" / "emogen-x-00000000" / "run"
