@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="settings at once, each on its part of the cores")
     parser.add_argument("--out", default=str(ROOT / "runs" / "settings"), help="where the runs go (runs/settings)")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     names = ["list", *(name for name in args.names or SETTINGS if name != "list")]
     if unknown := set(names) - SETTINGS.keys():
         parser.error(f"no such settings: {', '.join(sorted(unknown))}")
