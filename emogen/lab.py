@@ -194,10 +194,10 @@ def page(lab: Lab) -> "gr.Blocks":
             with gr.Column():
                 chosen = gr.Dropdown(sorted(shipped_and_own()), value=None, label="Start from")
                 source = gr.Code(
-                    prompt.source, language="jinja2", label="Template", lines=14, max_lines=30, wrap_lines=True
+                    prompt.source, language="jinja2", label="Template", lines=6, max_lines=24, wrap_lines=True
                 )
+                name = gr.Textbox(Path(prompt.path).stem, label="Name")
                 with gr.Row():
-                    name = gr.Textbox(Path(prompt.path).stem, label="Name", scale=2)
                     score = gr.Button(f"Score on {len(rows)} rows", variant="primary")
                     save = gr.Button("Save to prompts/")
                 said = gr.Textbox(label="Result", interactive=False)
