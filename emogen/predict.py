@@ -297,6 +297,7 @@ def predict_rows(
     rows: Rows,
     *,
     rule: Rule | None = None,
+    with_answers: bool = False,
     with_prob: bool = False,
     batch_size: int = 32,
     bar: Bar,
@@ -307,14 +308,14 @@ def predict_rows(
         labellers: models with the same labels, as `load_runs` gives them; each is used before the next is asked for.
         rule: how a label is given by probabilities. Without one it is, where half of the models' answers or more name
             it, and probabilities are averaged.
-        with_prob: compute the probabilities also where nothing is decided by them.
+        with_answers, with_prob: compute answers, or probabilities, also where nothing is decided by them.
         bar: makes a progress bar of a title and a number of rows.
     """
     answers, probs, predictions = [], [], []
     for k, labeller in enumerate(labellers, start=1):
         of = f", model {k}" if k > 1 else ""
         n_rows = len(rows) * labeller.n_questions
-        if rule is None or with_prob:
+        if rule is None or with_answers:
             with bar(f"Answers{of}", n_rows) as advance:
                 predictions = labeller.answers(rows.texts, batch_size=batch_size, progress=advance)
             answers.append(pred_matrix(predictions))
