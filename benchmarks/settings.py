@@ -69,9 +69,10 @@ def main() -> None:
     out = Path(args.out)
     files = fold_files(args.data, out / "data", args.rows)
     runs = [Fold(k, out / name.replace(" ", "-")) for k, name in enumerate(names)]
-    same = [*files, "eval_fraction=0", "eval_strategy=no", f"num_train_epochs={args.epochs}", "save_steps=0.1"]
+    same = [*files, "eval_fraction=0", "eval_strategy=no", "save_steps=0.1", "order=canonical"]
+    same += [f"num_train_epochs={args.epochs}", "resume_from_checkpoint=true"]
     commands = [
-        [str(ROOT / RECIPE), *same, *SETTINGS[name], f"output_dir={run.folder}", "resume_from_checkpoint=true"]
+        [str(ROOT / RECIPE), *same, *SETTINGS[name], f"output_dir={run.folder}"]
         for name, run in zip(names, runs, strict=True)
     ]
     run_all(runs, commands, args.jobs, lambda runs: None)
