@@ -538,11 +538,16 @@ def test_a_second_launch_pays_nothing_and_harms_nothing(fake, api, job, bodies, 
 # ---------------------------------------------------------------------------------------------- inside the pod
 
 
-def start_pod(fake, ssh, name, python=sys.executable, **env):
-    """A pod whose container runs `runpod/start.sh` on this machine."""
-    fake.environment = fake_runpod.clean_environment() | {
+def container_environment(ssh, python=sys.executable):
+    """What a container finds when it runs on this machine: the volume in a folder, and an interpreter with emogen."""
+    return fake_runpod.clean_environment() | {
         "EMOGEN_WORKSPACE": str(ssh), "EMOGEN_PYTHON": str(python), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
+
+
+def start_pod(fake, ssh, name, python=sys.executable, **env):
+    """A pod whose container runs `runpod/start.sh` on this machine."""
+    fake.environment = container_environment(ssh, python)
     settings = {"EMOGEN_POD": name, "EMOGEN_DEADLINE": "99999999999", "EMOGEN_GRACE": "0", "RUNPOD_API_KEY": KEY}
     pod = fake.add(
         {"name": name, "args": shlex.join(["bash", str(ROOT / "runpod" / "start.sh")]), "env": settings | env}
@@ -640,9 +645,7 @@ def test_a_pod_without_a_job_or_that_dies_again_and_again_ends(fake, ssh):
 
 def test_from_launch_to_the_run_at_home(fake, ssh, tiny_recipe, tmp_path):
     """`runpod/launch.sh`: check, plan, rent, send, train, follow, fetch, terminate; and what it never tells."""
-    fake.environment = fake_runpod.clean_environment() | {
-        "EMOGEN_WORKSPACE": str(ssh), "EMOGEN_PYTHON": sys.executable, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+    fake.environment = container_environment(ssh)
     fake.drops, fake.failures = [5, 9], [("POST", "/v2/pods", 400)]
     recipe = tiny_recipe(eval_fraction=0.3, save_strategy="steps", save_steps=2)
     environment = os.environ | {"PATH": f"{os.environ['PATH']}:{BIN}", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
@@ -664,9 +667,7 @@ def test_from_launch_to_the_run_at_home(fake, ssh, tiny_recipe, tmp_path):
 
 
 def test_the_folds_of_a_cross_validation_are_trained_on_pods_of_their_own(fake, ssh, tiny_recipe, tmp_path, labels):
-    fake.environment = fake_runpod.clean_environment() | {
-        "EMOGEN_WORKSPACE": str(ssh), "EMOGEN_PYTHON": sys.executable, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+    fake.environment = container_environment(ssh)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     command = [BIN / "emogen", "cv", tiny_recipe(max_steps=2), "--folds", "2", "--jobs", "2", "--pods", f"output_dir={tmp_path / 'cv'}"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
