@@ -1,6 +1,7 @@
-"""What every tuned model has to beat: TF-IDF and logistic regression, on the same folds and by the same thresholds."""
+"""What every tuned model has to beat, and what many gain from: TF-IDF and logistic regression, on the same folds."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import numpy as np
 
 from emogen import results
 from emogen.crossval import all_rows, claim, own_folder, sum_up
-from emogen.labels import load_label_set
-from emogen.recipe import load_recipe
+from emogen.labels import LabelSet, load_label_set
+from emogen.predict import Prediction, named
+from emogen.recipe import Recipe, load_recipe
 from emogen.report import report_finished
 from emogen.score import Metrics
 
@@ -44,7 +46,7 @@ def cross_validate_baseline(
     prob = np.zeros(rows.truth.shape, dtype=np.float32)
     for fold in range(n_folds):
         held = folds == fold
-        prob[held] = fit_and_predict(texts[~held], rows.truth[~held], texts[held])
+        prob[held] = fit(texts[~held], rows.truth[~held])(texts[held])
         progress(1)
     pred = (prob > 0.5).astype(np.int8)
     results.write_jsonl(folder / results.PREDICTIONS, rows, pred, prob, label_set, folds=folds)
@@ -53,10 +55,12 @@ def cross_validate_baseline(
     return folder, metrics
 
 
-def fit_and_predict(texts: Sequence[str], gold: np.ndarray, new: Sequence[str]) -> np.ndarray:
-    """Learn from texts and gold [n, L], and give the probability of each label for new texts, float32 [m, L].
+def fit(texts: Sequence[str], gold: np.ndarray) -> Callable[[Sequence[str]], np.ndarray]:
+    """Learn from texts and gold [n, L].
 
-    A label that all rows have, or none, has no regression: its probability is 1 or 0.
+    Returns:
+        What gives the probability of each label for m texts, float32 [m, L]. A label that all rows have, or none, has
+        no regression: its probability is 1 or 0.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -66,12 +70,51 @@ def fit_and_predict(texts: Sequence[str], gold: np.ndarray, new: Sequence[str]) 
         TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
         TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True),
     )
-    learnt, asked = features.fit_transform(texts), features.transform(new)
-    prob = np.zeros((len(new), gold.shape[1]), dtype=np.float32)
-    for k in range(gold.shape[1]):
-        if len(np.unique(gold[:, k])) == 1:
-            prob[:, k] = gold[0, k]
-            continue
-        model = LogisticRegression(C=4.0, max_iter=1000)
-        prob[:, k] = model.fit(learnt, gold[:, k]).predict_proba(asked)[:, 1]
+    learnt = features.fit_transform(texts)
+    models = [
+        None if truth.min() == truth.max() else LogisticRegression(C=4.0, max_iter=1000).fit(learnt, truth)
+        for truth in gold.T
+    ]
+
+    def prob(new: Sequence[str]) -> np.ndarray:
+        asked = features.transform(new)
+        columns = [
+            np.full(len(new), truth[0]) if model is None else model.predict_proba(asked)[:, 1]
+            for truth, model in zip(gold.T, models, strict=True)
+        ]
+        return np.stack(columns, 1).astype(np.float32)
+
     return prob
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A baseline that is ready to label texts; a `predict.Labeller`. `fitted` is what `fit` returned."""
+
+    recipe: Recipe
+    label_set: LabelSet
+    fitted: Callable[[Sequence[str]], np.ndarray]
+    n_questions: int = 1
+
+    def answers(
+        self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
+    ) -> list[Prediction]:
+        """The labels with a probability above 0.5."""
+        return named(self.prob(texts, progress=progress), self.label_set, [0] * len(texts))
+
+    def prob(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:
+        """The probability of each label, float32 [n, L]."""
+        prob = self.fitted(texts)
+        if progress:
+            progress(len(texts))
+        return prob
+
+
+def load(folder: Path, recipe: Recipe, label_set: LabelSet) -> Baseline:
+    """Fit the baseline of a folder to all of its rows: that takes seconds, and no model has to be kept.
+
+    Raises:
+        InputError: the folder has no rows.
+    """
+    rows = results.read_held_out(folder, label_set)
+    return Baseline(recipe, label_set, fit(rows.texts, rows.truth))

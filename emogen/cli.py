@@ -150,10 +150,11 @@ def predict(
 ) -> None:
     """Label the texts of a file, with one run or with several together.
 
-    A recipe stands for its model without any tuning; the folder of a cross-validation for all its folds. Several
-    models' answers are put to the vote; with predict_by=thresholds, which takes the labels that are more probable than
-    the threshold tuned for them, their probabilities are averaged; with predict_by=stack they are weighed by what the
-    runs said of rows that none of them had learnt.
+    A recipe stands for its model without any tuning; the folder of a cross-validation for all its folds; that of a
+    baseline for one that is fitted to all of its rows. Several models' answers are put to the vote; with
+    predict_by=thresholds, which takes the labels that are more probable than the threshold tuned for them, their
+    probabilities are averaged; with predict_by=stack they are weighed by what the runs said of rows that none of them
+    had learnt.
 
     The file can be of any size: it is read, labelled and written a chunk at a time. Interrupted, the same command goes
     on. Over several processes: accelerate launch -m emogen.cli predict ...
@@ -235,7 +236,8 @@ def baseline(
 ) -> None:
     """Cross-validate TF-IDF with logistic regression on a recipe's rows, in the same folds as cv: what is to be beaten.
 
-    Leaves a folder, runs/<recipe name>-baseline, that `emogen compare` takes.
+    Leaves a folder, runs/<recipe name>-baseline, that `emogen compare` takes, and `emogen predict`: alone, or beside
+    other runs, which gain from it with predict_by=stack.
     """
     from emogen.baseline import cross_validate_baseline
 

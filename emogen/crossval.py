@@ -41,11 +41,11 @@ from emogen.labels import LabelSet, load_label_set
 from emogen.predict import LABELS, PROMPT, RECIPE
 from emogen.recipe import Recipe, load_recipe
 from emogen.report import report_finished
+from emogen.results import DATA, FOLDS
 from emogen.score import Metrics, bootstrap, evaluate, interval, nested_pred, score, tune_thresholds
 
 log = logging.getLogger(__name__)
 
-FOLDS, DATA = "folds.csv", "data"
 # What a fold settles for itself, and how the machine is used: not what is being measured.
 _OWN = ("train_file", "eval_file", "eval_fraction", "output_dir", "resume_from_checkpoint", "disable_tqdm")
 # What does not hold of the files that are written for it.

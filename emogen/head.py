@@ -20,15 +20,13 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 from trl import get_peft_config, get_quantization_config
 
 from emogen import modeling, ranks
-from emogen.answer import answer_text
 from emogen.balance import label_weights, repeat_rare
 from emogen.data import Rows
 from emogen.decode import evaluating, in_batches
 from emogen.errors import ModelError
 from emogen.labels import LabelSet
 from emogen.linear import use_onednn
-from emogen.parse import ParsedAnswer
-from emogen.predict import ADAPTER, MODEL, Labeller, Prediction
+from emogen.predict import ADAPTER, MODEL, Labeller, Prediction, named
 from emogen.recipe import Recipe, SelectBest
 from emogen.task import Task
 from emogen.trainer import Scoring
@@ -52,13 +50,8 @@ class Classifier:
         self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
     ) -> list[Prediction]:
         """The labels with a probability above 0.5, as an answer that names them."""
-        cut = encode(self.tokenizer, texts, self.recipe.max_length)["n_cut"]
-        predictions = []
-        for row, n_cut in zip(self._prob(texts, batch_size, progress), cut, strict=True):
-            names = self.label_set.names_of((row > 0.5).astype(int).tolist())
-            parsed = ParsedAnswer(names, self.label_set.vector(names), "exact")
-            predictions.append(Prediction(answer_text(names, self.label_set, "list"), parsed, n_cut))
-        return predictions
+        n_cut = encode(self.tokenizer, texts, self.recipe.max_length)["n_cut"]
+        return named(self._prob(texts, batch_size, progress), self.label_set, n_cut)
 
     def prob(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:
         """The sigmoid of each label's logit, float32 [n, L]."""

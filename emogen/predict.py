@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from emogen import ranks, results
+from emogen.answer import answer_text
 from emogen.data import Rows, stream_rows
 from emogen.errors import InputError, ModelError
 from emogen.labels import LabelSet, load_label_set
@@ -117,7 +118,8 @@ def parse_audit(predictions: Sequence[Prediction]) -> dict[str, float]:
 
 
 class Labeller(Protocol):
-    """A model that is ready to label texts, by generation (`Generator`) or by a head (`head.Classifier`)."""
+    """What is ready to label texts: by generation (`Generator`), by a head (`head.Classifier`), or by TF-IDF
+    (`baseline.Baseline`)."""
 
     @property
     def recipe(self) -> Recipe:
@@ -173,13 +175,23 @@ class Generator:
         return np.array(rows, dtype=np.float32).reshape(len(texts), len(self.label_set))
 
 
+def named(prob: np.ndarray, label_set: LabelSet, n_cut: Sequence[int]) -> list[Prediction]:
+    """What is said by what generates no answer: the labels with a probability above 0.5, prob [n, L]."""
+    predictions = []
+    for row, cut in zip(prob, n_cut, strict=True):
+        names = label_set.names_of((row > 0.5).astype(int).tolist())
+        parsed = ParsedAnswer(names, label_set.vector(names), "exact")
+        predictions.append(Prediction(answer_text(names, label_set, "list"), parsed, cut))
+    return predictions
+
+
 def members(runs: Sequence[Path]) -> list[Path]:
     """Run folders, with each cross-validation replaced by the folds that it consists of."""
     return [member for run in runs for member in (sorted(run.glob("fold-*/")) or [run])]
 
 
 def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, LabelSet]:
-    """The recipe of a run folder (or of a file) and its labels, without any model.
+    """The recipe of a run folder, of a baseline or of a file, and its labels, without any model.
 
     Raises:
         InputError: it is no run folder, or the run has not finished.
@@ -187,6 +199,9 @@ def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Label
     if run.is_dir():
         if not (run / RECIPE).is_file():
             raise InputError(f"{run}: not a run folder: it has no {RECIPE}")
+        if results.is_baseline(run):
+            rows = f"train_file={run.resolve() / results.PREDICTIONS}"
+            return load_recipe(run / RECIPE, [rows, *overrides]), load_label_set(run / LABELS)
         if not (run / ADAPTER).is_dir() and not (run / MODEL).is_dir():
             raise ModelError(
                 f"{run}: it has no {ADAPTER}/: the run has not finished (resume_from_checkpoint=true goes on)"
@@ -196,7 +211,7 @@ def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Label
 
 
 def load_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[Labeller]:
-    """Load run folders one after another; a recipe file stands for its base model without any tuning.
+    """Load run folders or baselines one after another; a recipe file stands for its base model without any tuning.
 
     As long as the base model stays the same it is loaded once, and only the adapter on it changes: use each one before
     you ask for the next.
@@ -213,6 +228,11 @@ def load_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[L
     base = None
     for run in runs:
         recipe, label_set = read_recipe(run, overrides)
+        if results.is_baseline(run):
+            from emogen import baseline
+
+            yield baseline.load(run, recipe, label_set)
+            continue
         if recipe.answer == "head":
             from emogen import head
 

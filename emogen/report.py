@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 PAGE, CARD, COMPARISON = "report.html", "README.md", "comparison.html"
 TEMPLATE = Path(__file__).with_name("page.html")
-MANIFEST, FOLDS = "manifest.json", "folds.csv"
+MANIFEST = "manifest.json"
 BASELINE = "TF-IDF and logistic regression"
 # The pictures of learning: name, caption, what is on the vertical axis, where that ends, and the keys of the log.
 CURVES = (
@@ -146,7 +146,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     files = {name: text for name in (RECIPE, PROMPT, LABELS, MANIFEST) if (text := _text(folder / name))}
     recipe = yaml.safe_load(files.get(RECIPE, "{}")) or {}
     fold_folders = sorted(folder.glob("fold-*/"))
-    kind = "run" if not (folder / FOLDS).is_file() else "cross-validation" if fold_folders else "baseline"
+    kind = "cross-validation" if (folder / results.FOLDS).is_file() else "run"
+    if results.is_baseline(folder):
+        kind = "baseline"
     folds = {int(f.name[5:]): _json(f / results.METRICS) for f in fold_folders if (f / results.METRICS).is_file()}
     run: dict[str, Any] = {
         "name": folder.resolve().name,
@@ -177,7 +179,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def _n_folds(folder: Path) -> int:
     """How many folds the rows of a cross-validation are in."""
-    lines = (_text(folder / FOLDS) or "").split("\n")[1:]
+    lines = (_text(folder / results.FOLDS) or "").split("\n")[1:]
     return len({line.rpartition(",")[2] for line in lines if line})
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from emogen.predict import Prediction
 
 PREDICTIONS, THRESHOLDS, METRICS = "predictions.jsonl", "thresholds.json", "metrics.json"
+FOLDS, DATA = "folds.csv", "data"  # of a cross-validation: the fold of each id; the rows that each fold learns from
 LOG = "train_log.jsonl"  # what the trainer logs, a line each time
 
 
@@ -166,6 +167,11 @@ class Growing:
         for file, partial in self.partial.items():
             partial.replace(file)
         self.note.unlink()
+
+
+def is_baseline(folder: Path) -> bool:
+    """Whether a folder is that of `baseline.cross_validate_baseline`, whose folds leave nothing of their own."""
+    return (folder / FOLDS).is_file() and not (folder / DATA).is_dir() and not any(folder.glob("fold-*/"))
 
 
 def write_rows(path: Path, rows: Rows, label_set: LabelSet) -> None:

@@ -84,8 +84,9 @@ def open_bench(
         source, location = tuned, str(tuned / ADAPTER)
         recipe, _ = read_recipe(tuned)
         overrides = ()
-    if recipe.answer == "head":
-        raise InputError(f"{source}: a head reads each text as it stands; there is no prompt to compare")
+    if recipe.answer == "head" or results.is_baseline(source):
+        what = "a baseline" if results.is_baseline(source) else "a head"
+        raise InputError(f"{source}: {what} reads each text as it stands; there is no prompt to compare")
     task = load_task(recipe, with_rows=not tuned)
     if tuned:
         rows = results.read_held_out(tuned, task.label_set)
