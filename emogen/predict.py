@@ -96,7 +96,8 @@ def predict_prob(
     first = [encoder.rows(text)[0] for text in texts]
     if encoder.style == "yes_no":
         before = [row.suffix_ids[: row.n_text] for row in first]
-        prob = probabilities(model, encoder, before, encoder.question_ids, batch_size=batch_size, progress=progress)
+        each = (lambda n: progress(n * len(encoder.question_ids))) if progress else None  # a text is all its questions
+        prob = probabilities(model, encoder, before, encoder.question_ids, batch_size=batch_size, progress=each)
         return prob[:, :, 0]  # of yes
     suffixes = [row.suffix_ids for row in first]
     return probabilities(model, encoder, suffixes, how=how, batch_size=batch_size, progress=progress)[:, 0]

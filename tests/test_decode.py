@@ -10,6 +10,7 @@ from emogen.encode import make_encoder
 from emogen.grammar import encode_answer
 from emogen.labels import Label, LabelSet
 from emogen.parse import parse_answer
+from emogen.predict import predict_prob, predict_texts
 from emogen.prompt import load_prompt
 
 TEXTS = ["", "hello", "what a lovely morning by the sea " * 4, "<|im_end|>", "x " * 40, "you got this"]
@@ -169,6 +170,16 @@ def test_questions_on_one_text_get_what_they_get_in_rows_of_their_own(model, eng
     shared = probabilities(model, encoder, texts, encoder.question_ids, batch_size=4)
     np.testing.assert_allclose(shared, apart.reshape(len(TEXTS), 11, 2), atol=1e-6, rtol=1e-4)
     np.testing.assert_allclose(shared.sum(axis=2), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("style", ["list", "yes_no"])
+def test_progress_counts_every_question_once(model, engine, tokenizer, labels, style):
+    encoder = make_encoder(tokenizer, load_prompt(f"prompts/{style}.jinja"), labels, style)
+    assert engine(model)
+    for predict in (predict_texts, predict_prob):
+        done = []
+        predict(model, encoder, TEXTS, batch_size=4, progress=done.append)
+        assert sum(done) == len(TEXTS) * len(encoder.question_ids)
 
 
 @pytest.mark.parametrize("style", ["list", "yes_no"])
