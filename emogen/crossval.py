@@ -269,7 +269,7 @@ def _shares(jobs: int) -> list[dict[str, Any]]:
 
 
 def _log(run: Fold) -> Path:
-    return run.folder.with_suffix(".log")
+    return run.folder.with_name(f"{run.folder.name}.log")
 
 
 def failure(run: Fold) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import POSTS, write_posts
 
-from emogen.crossval import cross_validate
+from emogen.crossval import Fold, cross_validate, failure
 from emogen.data import make_folds, normalised, read_rows
 from emogen.errors import InputError, ModelError
 
@@ -111,6 +111,12 @@ def test_killed_at_any_moment_and_started_again_it_says_the_same(recipe, tmp_pat
 def test_a_fold_that_fails_is_named_with_what_it_said(recipe, tmp_path):
     with pytest.raises(ModelError, match=r"(?s)fold-0 failed.*fold-0\.log.*leaves no room"):
         cross_validate(recipe, 2, [f"output_dir={tmp_path / 'cv'}", "max_length=40"])
+
+
+def test_the_log_of_a_run_has_the_whole_name_of_its_folder(tmp_path):
+    for name in ("rate-0.03", "rate-0.1"):
+        (tmp_path / f"{name}.log").write_text(f"this is {name}")
+    assert failure(Fold(0, tmp_path / "rate-0.03")).endswith("this is rate-0.03")
 
 
 def test_it_refuses_a_folder_that_holds_something_else(recipe, tmp_path):
