@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from emogen import ranks, results
-from emogen.answer import answer_text
+from emogen.answer import NO, YES, answer_text
 from emogen.data import Rows, stream_rows
 from emogen.errors import InputError, ModelError
 from emogen.labels import LabelSet, load_label_set
@@ -61,9 +61,14 @@ def predict_texts(
 
     rows = [encoder.rows(text) for text in texts]
     n_questions = len(encoder.question_ids)
-    suffixes = [row.suffix_ids for questions in rows for row in questions]
-    answers = generate(model, encoder, suffixes, decode=decode, batch_size=batch_size, progress=progress)
-    said = [encoder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    if encoder.style == "yes_no" and decode == "constrained":
+        # The word that is the more probable; that way each text is computed once, not for every question anew.
+        prob = predict_prob(model, encoder, texts, batch_size=batch_size, progress=progress)
+        said = [YES if of_yes > 0.5 else NO for of_yes in prob.flatten()]
+    else:
+        suffixes = [row.suffix_ids for questions in rows for row in questions]
+        answers = generate(model, encoder, suffixes, decode=decode, batch_size=batch_size, progress=progress)
+        said = [encoder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
     predictions = []
     for i, questions in enumerate(rows):
         own = said[i * n_questions : (i + 1) * n_questions]

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from conftest import make_model
 
 from emogen.attention import share_prefix
 from emogen.decode import generate, log_likelihood, probabilities
@@ -170,6 +171,20 @@ def test_questions_on_one_text_get_what_they_get_in_rows_of_their_own(model, eng
     shared = probabilities(model, encoder, texts, encoder.question_ids, batch_size=4)
     np.testing.assert_allclose(shared, apart.reshape(len(TEXTS), 11, 2), atol=1e-6, rtol=1e-4)
     np.testing.assert_allclose(shared.sum(axis=2), 1, rtol=1e-4)
+
+
+def test_yes_no_answers_are_those_of_greedy_generation(engine, tokenizer, labels):
+    encoder = make_encoder(tokenizer, load_prompt("prompts/yes_no.jinja"), labels, "yes_no")
+    suffixes = [row.suffix_ids for text in TEXTS for row in encoder.rows(text)]
+    seen = set()
+    for seed in range(4):
+        model = make_model(seed=seed)
+        assert engine(model)
+        words = [tokenizer.decode(ids).strip() for ids in generate(model, encoder, suffixes)]
+        said = [prediction.raw for prediction in predict_texts(model, encoder, TEXTS, batch_size=4)]
+        assert [line.split(": ")[1] for raw in said for line in raw.split("\n")] == words
+        seen |= set(words)
+    assert seen == {"yes", "no"}
 
 
 @pytest.mark.parametrize("style", ["list", "yes_no"])
