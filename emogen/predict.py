@@ -33,11 +33,13 @@ RECIPE, PROMPT, LABELS, ADAPTER, MODEL = "recipe.yaml", "prompt.jinja", "labels.
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model answered for one text, and how that was read. `n_cut` tokens of the text were left out."""
+    """What the model answered for one text, and how that was read. `n_cut` tokens of the text were left out. `prob` are
+    the L probabilities that the answer was read off, where it was: see `prob_of`."""
 
     raw: str
     parsed: ParsedAnswer
     n_cut: int
+    prob: tuple[float, ...] | None = None
 
 
 def predict_texts(
@@ -61,6 +63,7 @@ def predict_texts(
 
     rows = [encoder.rows(text) for text in texts]
     n_questions = len(encoder.question_ids)
+    prob = None
     if encoder.style == "yes_no" and decode == "constrained":
         # The word that is the more probable; that way each text is computed once, not for every question anew.
         prob = predict_prob(model, encoder, texts, batch_size=batch_size, progress=progress)
@@ -77,7 +80,8 @@ def predict_texts(
         else:
             raw = own[0]
         parsed = parse_answer(raw, encoder.label_set, style=encoder.style)
-        predictions.append(Prediction(raw, parsed, max(row.n_cut for row in questions)))
+        of_row = None if prob is None else tuple(prob[i].tolist())
+        predictions.append(Prediction(raw, parsed, max(row.n_cut for row in questions), of_row))
     return predictions
 
 
@@ -187,8 +191,15 @@ def named(prob: np.ndarray, label_set: LabelSet, n_cut: Sequence[int]) -> list[P
     for row, cut in zip(prob, n_cut, strict=True):
         names = label_set.names_of((row > 0.5).astype(int).tolist())
         parsed = ParsedAnswer(names, label_set.vector(names), "exact")
-        predictions.append(Prediction(answer_text(names, label_set, "list"), parsed, cut))
+        predictions.append(Prediction(answer_text(names, label_set, "list"), parsed, cut, tuple(row.tolist())))
     return predictions
+
+
+def prob_of(predictions: Sequence[Prediction]) -> np.ndarray | None:
+    """The probabilities that answers were read off (a head's, a baseline's, those of `yes_no`), float32 [n, L]; None
+    where they were generated."""
+    known = [prediction.prob for prediction in predictions if prediction.prob is not None]
+    return np.array(known, dtype=np.float32) if known else None
 
 
 def members(runs: Sequence[Path]) -> list[Path]:
@@ -337,8 +348,9 @@ def predict_rows(
         with_answers, with_prob: compute answers, or probabilities, also where nothing is decided by them.
         bar: makes a progress bar of a title and a number of rows.
     """
-    answers, probs, predictions = [], [], []
+    answers, probs = [], []
     for k, labeller in enumerate(labellers, start=1):
+        predictions: list[Prediction] = []
         of = f", model {k}" if k > 1 else ""
         n_rows = len(rows) * labeller.n_questions
         if rule is None or with_answers:
@@ -346,8 +358,11 @@ def predict_rows(
                 predictions = labeller.answers(rows.texts, batch_size=batch_size, progress=advance)
             answers.append(pred_matrix(predictions))
         if rule is not None or with_prob:
-            with bar(f"Probabilities{of}", n_rows) as advance:
-                probs.append(labeller.prob(rows.texts, progress=advance))
+            prob = prob_of(predictions)
+            if prob is None:
+                with bar(f"Probabilities{of}", n_rows) as advance:
+                    prob = labeller.prob(rows.texts, progress=advance)
+            probs.append(prob)
     prob = (rule.combine if rule else _mean)(np.stack(probs)) if probs else None
     if rule is None:
         pred = (np.mean(answers, axis=0) >= 0.5).astype(np.int8)

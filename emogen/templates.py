@@ -24,7 +24,18 @@ from emogen.compare import System, compare, label_set_of, with_interval
 from emogen.crossval import Fold, all_rows, overrides_of, own_folder, run_all
 from emogen.data import Rows, make_folds, normalised, sample_rows
 from emogen.errors import InputError
-from emogen.predict import ADAPTER, LABELS, PROMPT, Bar, Generator, load_run, parse_audit, pred_matrix, read_recipe
+from emogen.predict import (
+    ADAPTER,
+    LABELS,
+    PROMPT,
+    Bar,
+    Generator,
+    load_run,
+    parse_audit,
+    pred_matrix,
+    prob_of,
+    read_recipe,
+)
 from emogen.prompt import Prompt, PromptError, fill, load_prompt, render
 from emogen.recipe import Recipe, load_recipe
 from emogen.score import evaluate
@@ -208,8 +219,10 @@ def score_template(bench: Bench, template: Template, generator: Generator, bar: 
     with bar(f"{name}: answers", len(rows) * generator.n_questions) as advance:
         predictions = generator.answers(rows.texts, progress=advance)
     seconds = time.perf_counter() - started
-    with bar(f"{name}: probabilities", len(rows) * generator.n_questions) as advance:
-        prob = generator.prob(rows.texts, progress=advance)
+    prob = prob_of(predictions)
+    if prob is None:
+        with bar(f"{name}: probabilities", len(rows) * generator.n_questions) as advance:
+            prob = generator.prob(rows.texts, progress=advance)
     true = [encoder.rows(text, label_set.names_of(vector)) for text, vector in zip(rows.texts, rows.truth, strict=True)]
     with bar(f"{name}: likelihood", len(rows) * generator.n_questions) as advance:
         of_answers = log_likelihood(

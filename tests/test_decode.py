@@ -181,8 +181,11 @@ def test_yes_no_answers_are_those_of_greedy_generation(engine, tokenizer, labels
         model = make_model(seed=seed)
         assert engine(model)
         words = [tokenizer.decode(ids).strip() for ids in generate(model, encoder, suffixes)]
-        said = [prediction.raw for prediction in predict_texts(model, encoder, TEXTS, batch_size=4)]
-        assert [line.split(": ")[1] for raw in said for line in raw.split("\n")] == words
+        said = predict_texts(model, encoder, TEXTS, batch_size=4)
+        assert [line.split(": ")[1] for prediction in said for line in prediction.raw.split("\n")] == words
+        np.testing.assert_allclose(
+            [prediction.prob for prediction in said], predict_prob(model, encoder, TEXTS), atol=1e-6
+        )
         seen |= set(words)
     assert seen == {"yes", "no"}
 

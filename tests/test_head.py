@@ -19,7 +19,7 @@ from transformers import (
 
 from emogen import head
 from emogen.errors import ModelError
-from emogen.predict import Rule, load_run, load_runs, members, predict_rows
+from emogen.predict import Rule, load_run, load_runs, members, predict_rows, prob_of
 from emogen.train import main
 
 ENCODER = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 200, "pad_token_id": 0}  # fmt: skip
@@ -63,10 +63,11 @@ def test_every_architecture_trains_and_predicts_what_it_was_scored_with(head_rec
     assert any(name.split(".")[-2] in ("score", "classifier", "out_proj", "dense") for name in saved)
     records = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     loaded = load_run(run)
-    prob = loaded.prob([record["text"] for record in records])
-    np.testing.assert_allclose(prob, [list(record["prob"].values()) for record in records], atol=1e-4)
-    answers = loaded.answers([record["text"] for record in records], batch_size=2)
+    texts = [record["text"] for record in records]
+    np.testing.assert_allclose(loaded.prob(texts), [list(record["prob"].values()) for record in records], atol=1e-4)
+    answers = loaded.answers(texts, batch_size=2)
     assert [list(answer.parsed.labels) for answer in answers] == [record["labels"] for record in records]
+    np.testing.assert_allclose(prob_of(answers), loaded.prob(texts), atol=1e-5)
     assert "macro-F1 by threshold 0.5" in (run / "report.html").read_text()
 
 
