@@ -34,7 +34,7 @@ def main() -> None:
         seen = gold[~held], probs[:, ~held]
         prob = cross_fit(*seen, folds[~held])
         f1 = [score(seen[0], (prob > t).astype(np.int8), label_set.names)["f1_micro"] for t in GRID]
-        thresholds.append(float(GRID[np.argmax(f1)]))
+        thresholds.append(round(float(GRID[np.argmax(f1)]), 2))
         pred[held] = fit_stack(*seen).prob(probs[:, held]) > thresholds[-1]
     metrics = score(gold, pred, label_set.names)
     (resampled,) = bootstrap(gold, [pred], label_set.names)
