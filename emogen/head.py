@@ -17,6 +17,7 @@ from datasets import Dataset
 from peft import get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer
+from transformers.utils import logging as hf_logging
 from trl import get_peft_config, get_quantization_config
 
 from emogen import modeling, ranks
@@ -164,7 +165,12 @@ def load(recipe: Recipe, label_set: LabelSet, run: Path | None) -> Classifier:
     tuned = run / (ADAPTER if recipe.lm_args["use_peft"] else MODEL)
     tokenizer = modeling.load_tokenizer(str(tuned), trust_remote_code=recipe.trusts_code)
     location = modeling.locate(recipe.model_name, recipe.lm_config().model_revision) if tuned.name == ADAPTER else tuned
-    model = modeling.to_device(_load_model(str(location), recipe, label_set, tokenizer))
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # it would report that the base model has no head; the adapter brings that
+    try:
+        model = modeling.to_device(_load_model(str(location), recipe, label_set, tokenizer))
+    finally:
+        hf_logging.set_verbosity(verbosity)
     if tuned.name == ADAPTER:
         model = modeling.load_adapter(model, tuned)
     use_onednn(model)

@@ -1,6 +1,7 @@
 """The six published systems with a classification head, as tiny models of their architectures."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -69,6 +70,16 @@ def test_every_architecture_trains_and_predicts_what_it_was_scored_with(head_rec
     assert [list(answer.parsed.labels) for answer in answers] == [record["labels"] for record in records]
     np.testing.assert_allclose(prob_of(answers), loaded.prob(texts), atol=1e-5)
     assert "macro-F1 by threshold 0.5" in (run / "report.html").read_text()
+
+
+def test_a_trained_head_is_not_reported_as_missing(head_recipe, tmp_path, caplog):
+    main([head_recipe("llama", max_steps=1)])
+    told = logging.getLogger("transformers")
+    told.addHandler(caplog.handler)
+    caplog.clear()
+    load_run(tmp_path / "run")
+    told.removeHandler(caplog.handler)
+    assert "MISSING" not in caplog.text
 
 
 def test_it_learns_its_posts_by_heart_and_padding_changes_nothing(head_recipe, tmp_path, labels):
