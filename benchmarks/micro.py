@@ -14,8 +14,8 @@ from common import versions, write_json
 
 from emogen import results
 from emogen.compare import label_set_of, names_of
-from emogen.score import bootstrap, interval, score
-from emogen.stack import cross_fit, fit_stack
+from emogen.score import apply_thresholds, bootstrap, interval, score
+from emogen.stack import nested_stack
 
 GRID = np.arange(0.2, 0.55, 0.01)
 
@@ -28,14 +28,14 @@ def main() -> None:
     label_set = label_set_of(args.runs[0])
     scored = results.aligned([results.read_scored(run, label_set) for run in args.runs])
     gold, folds, probs = scored[0].gold, scored[0].folds, np.stack([of.prob for of in scored])
-    pred, thresholds = np.zeros(gold.shape, dtype=np.int8), []
-    for fold in np.unique(folds):
-        held = folds == fold
-        seen = gold[~held], probs[:, ~held]
-        prob = cross_fit(*seen, folds[~held])
-        f1 = [score(seen[0], (prob > t).astype(np.int8), label_set.names)["f1_micro"] for t in GRID]
+    thresholds: list[float] = []  # of each fold
+
+    def common_threshold(gold: np.ndarray, prob: np.ndarray) -> np.ndarray:
+        f1 = [score(gold, apply_thresholds(prob, t), label_set.names)["f1_micro"] for t in GRID]
         thresholds.append(round(float(GRID[np.argmax(f1)]), 2))
-        pred[held] = fit_stack(*seen).prob(probs[:, held]) > thresholds[-1]
+        return np.full(len(label_set), thresholds[-1])
+
+    pred = nested_stack(gold, probs, folds, common_threshold)
     metrics = score(gold, pred, label_set.names)
     (resampled,) = bootstrap(gold, [pred], label_set.names)
     low, high = interval(resampled["f1_micro"])

@@ -6,6 +6,7 @@ learns from out-of-fold probabilities, never from those of rows that a system ha
 scikit-learn.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,12 @@ def cross_fit(gold: npt.NDArray[Any], probs: npt.NDArray[Any], folds: npt.NDArra
     return prob
 
 
-def nested_stack(gold: npt.NDArray[Any], probs: npt.NDArray[Any], folds: npt.NDArray[np.int_]) -> npt.NDArray[np.int8]:
+def nested_stack(
+    gold: npt.NDArray[Any],
+    probs: npt.NDArray[Any],
+    folds: npt.NDArray[np.int_],
+    tune: Callable[[npt.NDArray[Any], npt.NDArray[Any]], npt.NDArray[Any]] = tune_thresholds,
+) -> npt.NDArray[np.int8]:
     """Labels by regressions and thresholds that never saw their row, int8 [n, L].
 
     For each fold both come from the others alone: the regressions from all of these, and the thresholds from what
@@ -73,6 +79,7 @@ def nested_stack(gold: npt.NDArray[Any], probs: npt.NDArray[Any], folds: npt.NDA
 
     Args:
         gold, probs, folds: see `cross_fit`.
+        tune: finds thresholds [L] for gold and prob, both [n, L].
 
     Raises:
         ValueError: there are fewer than three folds.
@@ -83,7 +90,7 @@ def nested_stack(gold: npt.NDArray[Any], probs: npt.NDArray[Any], folds: npt.NDA
     for fold in np.unique(folds):
         held = folds == fold
         seen = gold[~held], probs[:, ~held]
-        thresholds = tune_thresholds(seen[0], cross_fit(*seen, folds[~held]))
+        thresholds = tune(seen[0], cross_fit(*seen, folds[~held]))
         pred[held] = apply_thresholds(fit_stack(*seen).prob(probs[:, held]), thresholds)
     return pred
 
