@@ -195,11 +195,20 @@ def named(prob: np.ndarray, label_set: LabelSet, n_cut: Sequence[int]) -> list[P
     return predictions
 
 
-def prob_of(predictions: Sequence[Prediction]) -> np.ndarray | None:
-    """The probabilities that answers were read off (a head's, a baseline's, those of `yes_no`), float32 [n, L]; None
-    where they were generated."""
+def prob_of(
+    labeller: Labeller, texts: Sequence[str], predictions: Sequence[Prediction], bar: Bar, title: str
+) -> np.ndarray:
+    """The probability of each label, float32 [n, L]: those that answers were read off (a head's, a baseline's, those of
+    `yes_no`), or else computed under a progress bar.
+
+    Args:
+        predictions: what the labeller answered to the texts, or nothing where it was not asked.
+    """
     known = [prediction.prob for prediction in predictions if prediction.prob is not None]
-    return np.array(known, dtype=np.float32) if known else None
+    if known:
+        return np.array(known, dtype=np.float32)
+    with bar(title, len(texts) * labeller.n_questions) as advance:
+        return labeller.prob(texts, progress=advance)
 
 
 def members(runs: Sequence[Path]) -> list[Path]:
@@ -352,17 +361,12 @@ def predict_rows(
     for k, labeller in enumerate(labellers, start=1):
         predictions: list[Prediction] = []
         of = f", model {k}" if k > 1 else ""
-        n_rows = len(rows) * labeller.n_questions
         if rule is None or with_answers:
-            with bar(f"Answers{of}", n_rows) as advance:
+            with bar(f"Answers{of}", len(rows) * labeller.n_questions) as advance:
                 predictions = labeller.answers(rows.texts, batch_size=batch_size, progress=advance)
             answers.append(pred_matrix(predictions))
         if rule is not None or with_prob:
-            prob = prob_of(predictions)
-            if prob is None:
-                with bar(f"Probabilities{of}", n_rows) as advance:
-                    prob = labeller.prob(rows.texts, progress=advance)
-            probs.append(prob)
+            probs.append(prob_of(labeller, rows.texts, predictions, bar, f"Probabilities{of}"))
     prob = (rule.combine if rule else _mean)(np.stack(probs)) if probs else None
     if rule is None:
         pred = (np.mean(answers, axis=0) >= 0.5).astype(np.int8)

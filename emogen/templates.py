@@ -219,10 +219,7 @@ def score_template(bench: Bench, template: Template, generator: Generator, bar: 
     with bar(f"{name}: answers", len(rows) * generator.n_questions) as advance:
         predictions = generator.answers(rows.texts, progress=advance)
     seconds = time.perf_counter() - started
-    prob = prob_of(predictions)
-    if prob is None:
-        with bar(f"{name}: probabilities", len(rows) * generator.n_questions) as advance:
-            prob = generator.prob(rows.texts, progress=advance)
+    prob = prob_of(generator, rows.texts, predictions, bar, f"{name}: probabilities")
     true = [encoder.rows(text, label_set.names_of(vector)) for text, vector in zip(rows.texts, rows.truth, strict=True)]
     with bar(f"{name}: likelihood", len(rows) * generator.n_questions) as advance:
         of_answers = log_likelihood(

@@ -209,10 +209,7 @@ def _final_score(labeller: predict.Labeller, rows: data.Rows, batch_size: int) -
     with progress_bar("Answers", len(rows) * labeller.n_questions) as advance:
         predictions = labeller.answers(rows.texts, batch_size=batch_size, progress=advance)
     times.append(time.perf_counter())
-    prob = predict.prob_of(predictions)
-    if prob is None:
-        with progress_bar("Probabilities", len(rows) * labeller.n_questions) as advance:
-            prob = labeller.prob(rows.texts, progress=advance)
+    prob = predict.prob_of(labeller, rows.texts, predictions, progress_bar, "Probabilities")
     times.append(time.perf_counter())
     if not ranks.is_main():
         return {}

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from emogen import head
+from emogen.cli import progress_bar
 from emogen.errors import ModelError
 from emogen.predict import Rule, load_run, load_runs, members, predict_rows, prob_of
 from emogen.train import main
@@ -68,7 +69,7 @@ def test_every_architecture_trains_and_predicts_what_it_was_scored_with(head_rec
     np.testing.assert_allclose(loaded.prob(texts), [list(record["prob"].values()) for record in records], atol=1e-4)
     answers = loaded.answers(texts, batch_size=2)
     assert [list(answer.parsed.labels) for answer in answers] == [record["labels"] for record in records]
-    np.testing.assert_allclose(prob_of(answers), loaded.prob(texts), atol=1e-5)
+    np.testing.assert_allclose(prob_of(loaded, texts, answers, progress_bar, ""), loaded.prob(texts), atol=1e-5)
     assert "macro-F1 by threshold 0.5" in (run / "report.html").read_text()
 
 
