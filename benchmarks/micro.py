@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from common import versions, write_json
 
-from emogen import results
-from emogen.compare import label_set_of, names_of
-from emogen.score import apply_thresholds, bootstrap, interval, score
-from emogen.stack import nested_stack
+from emogen.evaluation import results
+from emogen.evaluation.metrics import apply_thresholds, bootstrap, interval, score
+from emogen.evaluation.run_folder import label_set_of
+from emogen.evaluation.stack import nested_stack
+from emogen.report.compare import names_of
 
 GRID = np.arange(0.2, 0.55, 0.01)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common import ROOT, machine, print_table, versions, write_json
 
-from emogen.crossval import Fold, run_all
+from emogen.experiments.jobs import RunProcess, run_all
 
 SETTINGS = {
     "list": [],
@@ -37,9 +37,11 @@ def fold_files(data: str, folder: Path, n_scored: int | None) -> list[str]:
     """The rows of the first of five folds, written once: the overrides that name them."""
     import numpy as np
 
-    from emogen.data import checked, make_folds, read_rows, sample_rows
-    from emogen.labels import load_label_set
-    from emogen.results import write_rows
+    from emogen.evaluation.results import write_rows
+    from emogen.task.labels import load_label_set
+    from emogen.task.readers import read_rows
+    from emogen.task.rows import checked
+    from emogen.task.splits import make_folds, sample_rows
 
     label_set = load_label_set("semeval2018")
     rows = checked(read_rows(data, label_set, need_labels=True))
@@ -68,7 +70,7 @@ def main() -> None:
         parser.error(f"no such settings: {', '.join(sorted(unknown))}")
     out = Path(args.out)
     files = fold_files(args.data, out / "data", args.rows)
-    runs = [Fold(k, out / name.replace(" ", "-")) for k, name in enumerate(names)]
+    runs = [RunProcess(k, out / name.replace(" ", "-")) for k, name in enumerate(names)]
     same = [*files, "eval_fraction=0", "eval_strategy=no", "save_steps=0.1", "order=canonical"]
     same += [f"num_train_epochs={args.epochs}", "resume_from_checkpoint=true"]
     commands = [
@@ -77,10 +79,10 @@ def main() -> None:
     ]
     run_all(runs, commands, args.jobs, lambda runs: None)
 
-    from emogen.compare import compare
-    from emogen.labels import load_label_set
-    from emogen.results import aligned, read_scored
-    from emogen.score import row_log_loss
+    from emogen.evaluation.metrics import row_log_loss
+    from emogen.evaluation.results import aligned, read_scored
+    from emogen.report.compare import compare
+    from emogen.task.labels import load_label_set
 
     label_set = load_label_set("semeval2018")
     folders = [run.folder for run in runs]

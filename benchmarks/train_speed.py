@@ -40,11 +40,13 @@ def child(args: argparse.Namespace) -> None:
     from transformers import TrainerCallback
     from trl import SFTTrainer, get_peft_config
 
-    from emogen import modeling
-    from emogen.attention import share_prefix
-    from emogen.task import load_encoder, load_task
-    from emogen.train import _encode, _use_all_cores
-    from emogen.trainer import EmogenTrainer
+    from emogen.model import loading, sources
+    from emogen.model.encode import load_encoder
+    from emogen.model.loading import use_all_cores
+    from emogen.model.shared_prefix import share_prefix
+    from emogen.task.task import load_task
+    from emogen.train import _encode
+    from emogen.training.sft import EmogenTrainer
 
     class Clock(TrainerCallback):
         """The moments at which a (micro-)step was done."""
@@ -62,13 +64,13 @@ def child(args: argparse.Namespace) -> None:
             if logs and "loss" in logs:
                 self.losses.append(logs["loss"])
 
-    _use_all_cores()
+    use_all_cores()
     micro = BATCH if args.system == "emogen" else 4
     recipe = recipe_of(
         args.instruction or "short", f"load_in_4bit={str(args.precision == 'nf4').lower()}", "max_length=2048"
     )
     task = load_task(recipe)
-    location = modeling.locate(recipe.model_name, "main")
+    location = sources.locate(recipe.model_name, "main")
     encoder, _ = load_encoder(task, location)
     examples, _ = _encode(encoder, task.splits.train)
     n_prefix = len(encoder.prefix_ids)
@@ -94,7 +96,7 @@ def child(args: argparse.Namespace) -> None:
             "max_length": None,
             "disable_tqdm": True,
         }
-        model = modeling.load_model(location, recipe.lm_config())
+        model = loading.load_model(location, recipe.lm_config())
         trainer_class, more = SFTTrainer, {}
         if args.system == "emogen":
             assert share_prefix(model)

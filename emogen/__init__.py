@@ -1,3 +1,35 @@
-"""emogen: multi-label text classification by instruction generation."""
+"""emogen: multi-label text classification by instruction generation.
 
-__version__ = "0.1.0"
+What is named here may be imported by others and stays; everything else may move. Nothing heavy is loaded before it is
+used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from emogen.distribution import __version__
+
+if TYPE_CHECKING:
+    from emogen.evaluation.metrics import score
+    from emogen.prediction.ensemble import load_run
+    from emogen.task.labels import load_label_set
+    from emogen.task.parse import parse_answer
+
+__all__ = ["__version__", "load_label_set", "load_run", "parse_answer", "score"]
+
+_HOME = {
+    "load_label_set": "emogen.task.labels",
+    "load_run": "emogen.prediction.ensemble",
+    "parse_answer": "emogen.task.parse",
+    "score": "emogen.evaluation.metrics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'emogen' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

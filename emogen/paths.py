@@ -1,10 +1,11 @@
 """Where things are: the files that ship with emogen, and the cache for downloaded models."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def shipped(relative: str | Path) -> Path:
@@ -49,3 +50,9 @@ def writing(path: Path) -> Iterator[TextIO]:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, all of it or nothing."""
+    with writing(path) as file:
+        json.dump(value, file, indent=2)

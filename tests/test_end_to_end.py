@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import POSTS, write_posts
+from tiny import POSTS, write_posts
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

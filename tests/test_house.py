@@ -8,7 +8,8 @@ import pytest
 
 import emogen
 from emogen import paths
-from emogen.data import checked, normalised, read_rows
+from emogen.task.readers import read_rows
+from emogen.task.rows import checked, normalised
 
 ROOT = Path(__file__).parent.parent
 

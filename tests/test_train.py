@@ -3,15 +3,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import POSTS, make_tokenizer, write_posts
 from safetensors.torch import load_file
+from tiny import POSTS, make_tokenizer, write_posts
 from transformers import AutoModelForCausalLM, BloomConfig
 
 from emogen import paths
 from emogen.errors import InputError, ModelError
-from emogen.predict import load_run, predict_texts
-from emogen.recipe import RecipeError
-from emogen.train import main, newest_checkpoint
+from emogen.prediction.ensemble import load_run
+from emogen.prediction.generator import predict_texts
+from emogen.task.recipe import RecipeError
+from emogen.train import main
+from emogen.training.run_setup import newest_checkpoint
 
 FILES = {"recipe.yaml", "prompt.jinja", "labels.yaml", "examples.jsonl", "manifest.json", "metrics.json", "adapter"}
 

@@ -1,0 +1,1 @@
+"""The `emogen` command, one file for each group of commands. Nothing imports it."""

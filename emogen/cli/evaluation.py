@@ -1,0 +1,115 @@
+"""Commands that evaluate what is there, without a model: score, compare, report."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emogen.cli.shared import JsonOption
+from emogen.console import err, out
+
+DECISIONS = {"thresholds": "nested thresholds", "stack": "nested stacks and thresholds", "answer": "answer"}
+PICTURE_TYPES = (".svg", ".png", ".pdf")
+
+
+def score(
+    gold: Annotated[str, typer.Argument(help="A file with the true labels.")],
+    pred: Annotated[list[str], typer.Argument(help="One or more files with predicted labels, matched by id.")],
+    labels: Annotated[str, typer.Option(help="The label set: a shipped one, or a YAML file.")] = "semeval2018",
+    as_json: JsonOption = False,
+) -> None:
+    """Score predicted labels against the true ones.
+
+    The metrics are precision, recall and F1 by label, macro-F1, micro-F1, Jaccard, exact match and Hamming loss. A
+    label without a positive gold row has an F1 of 0 in the macro average, and is named below the table.
+    """
+    from emogen.evaluation.metrics import score
+    from emogen.evaluation.tables import footnote, table
+    from emogen.task.labels import load_label_set
+    from emogen.task.readers import read_rows
+    from emogen.task.rows import align, checked
+
+    label_set = load_label_set(labels)
+    gold_rows = checked(read_rows(gold, label_set, need_labels=True, need_text=False))
+    systems = []
+    for file in pred:
+        rows = align(gold_rows, checked(read_rows(file, label_set, need_labels=True, need_text=False)))
+        systems.append((file, score(gold_rows.truth, rows.truth, label_set.names)))
+    if as_json:
+        print(json.dumps(systems[0][1] if len(systems) == 1 else dict(systems), indent=2))
+        return
+    out.print(table([(Path(file).stem if len(systems) > 1 else "", metrics) for file, metrics in systems]))
+    if note := footnote(systems[0][1]):
+        out.print(note)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, cross-validations or baselines.")],
+    by: Annotated[
+        str, typer.Option(help="How labels are decided: thresholds, stack (both nested) or answer.")
+    ] = "thresholds",
+    ensemble: Annotated[bool, typer.Option("--ensemble", help="Add the ensemble of all runs.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="Add published results on SemEval-2018 E-c.")] = False,
+    figure: Annotated[Path | None, typer.Option(help="Also draw the comparison: an .svg, .png or .pdf file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare runs on the same rows, with intervals.
+
+    Differences are to the first run. "Not better" is the share of resamples in which a run does not beat it.
+    """
+    from emogen.evaluation.run_folder import label_set_of
+    from emogen.report.compare import compare, rows_of, tables
+
+    if figure and figure.suffix not in PICTURE_TYPES:
+        raise typer.BadParameter(f"--figure {figure}: expected a file name that ends with {', '.join(PICTURE_TYPES)}")
+    if by not in DECISIONS:
+        raise typer.BadParameter(f"--by is one of {', '.join(DECISIONS)}, not {by}")
+    systems = compare(runs, label_set_of(runs[0]), by=by, ensemble=ensemble)
+    if figure:
+        from emogen.report.figures import draw_comparison, save
+
+        save(draw_comparison(rows_of(systems, with_published=published)), figure)
+    if as_json:
+        print(json.dumps([asdict(system) for system in systems], indent=2))
+        return
+    out.print(f"{systems[0].metrics['n']:,} rows; labels decided by {DECISIONS[by]}")
+    for table in tables(systems, with_published=published):
+        out.print(table)
+        out.print()
+    if published:
+        out.print("Published results are their authors', on other rows; published_results.yaml names the sources.")
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, cross-validations or baselines.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The page. Default: RUN_DIR/report.html, or comparison.html for several folders."
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write each picture there, as .svg and .png.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that emogen did not write.")] = False,
+) -> None:
+    """Write the report page and the model card of a run.
+
+    The page shows metrics with intervals, curves, calibration, confusions, and every scored row with its errors; for a
+    cross-validation also its folds. Several folders are compared: which rows one has right and the other wrong.
+
+    Training writes the report of its run. This command writes it again, without a model.
+    """
+    from emogen.report.page import report
+
+    page, *others = report(runs, output, pictures=figures, overwrite=overwrite)
+    out.print(f"The report is in {page}", soft_wrap=True, highlight=False)
+    pictures = [path for path in others if path.suffix in PICTURE_TYPES]
+    for card in (path for path in others if path not in pictures):
+        err.print(f"The model card is in {card}", soft_wrap=True, highlight=False)
+    if pictures:
+        err.print(f"{len(pictures)} pictures are in {figures}", soft_wrap=True, highlight=False)

@@ -1,0 +1,119 @@
+"""Commands that make many runs: cv, baseline, sweep."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from emogen.cli.shared import Overrides, RecipeArgument, runs_table
+from emogen.console import err, out, progress_bar
+from emogen.evaluation.tables import show_metrics, show_spread
+from emogen.experiments.jobs import LOCAL, POD, RunProcess
+
+if TYPE_CHECKING:
+    import optuna
+
+SHOWN_TRIALS = 15
+
+
+def cv(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds; 5 and 10 are usual.")] = 5,
+    jobs: Annotated[int, typer.Option(min=1, help="Folds at a time; each gets its own GPU or cores.")] = 1,
+    pods: Annotated[
+        bool, typer.Option("--pods", help="Train each fold on a rented GPU, with the limits of emogen pod launch.")
+    ] = False,
+) -> None:
+    """Cross-validate a recipe.
+
+    Each fold is scored by a model that was trained on all other folds. The folds are stratified over the labels, and
+    equal texts are in the same fold. The result is a folder, runs/<recipe name>-cv, with a run for each fold, one file
+    with the out-of-fold prediction of every row, and thresholds. `emogen predict` takes the folder as an ensemble.
+
+    The same command continues an interrupted one. With --pods each fold is an `emogen pod launch --follow`: its log is
+    beside its folder, and its pod is terminated when the fold is done.
+    """
+    from emogen.experiments.crossval import cross_validate
+
+    with Live(console=err, refresh_per_second=2) as live:
+        folder, metrics = cross_validate(
+            recipe, folds, overrides or [], jobs=jobs, where=POD if pods else LOCAL,
+            show=lambda runs: live.update(runs_table(runs)),
+        )  # fmt: skip
+    show_metrics(metrics)
+    show_spread(metrics)
+    out.print(f"The folds are in {folder}. Next: emogen predict {folder} YOUR.csv -o OUT.csv predict_by=thresholds")
+
+
+def baseline(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds, as for cv.")] = 5,
+) -> None:
+    """Cross-validate TF-IDF and logistic regression.
+
+    The result is a folder, runs/<recipe name>-baseline, for `emogen compare` and `emogen predict`: on its own, or with
+    other runs, which predict_by=stack combines.
+    """
+    from emogen.experiments.crossval import cross_validate_baseline
+
+    with progress_bar("Folds", folds, "fold") as advance:
+        folder, metrics = cross_validate_baseline(recipe, folds, overrides or [], advance)
+    show_metrics(metrics)
+    show_spread(metrics)
+    out.print(f"Its predictions are in {folder}. Next: emogen compare {folder} RUN_DIR")
+
+
+def sweep(
+    recipe: RecipeArgument,
+    space: Annotated[
+        str, typer.Argument(help="YAML: for each key a list of values, or {low: 1e-4, high: 1e-3, log: true}.")
+    ],
+    overrides: Overrides = None,
+    trials: Annotated[int, typer.Option(min=1, help="Number of trials, including those of earlier calls.")] = 20,
+    metric: Annotated[
+        str, typer.Option(help="Metric to maximise, a key of metrics.json: f1_macro, by_thresholds.f1_macro ...")
+    ] = "f1_macro",
+    seed_with: Annotated[
+        list[Path] | None, typer.Option("--from", help="Runs whose metrics the search starts from.")
+    ] = None,
+) -> None:
+    """Search over recipe keys for the best metric.
+
+    Each trial is a run, and a bad one stops early. The same command continues an interrupted search.
+
+    The best trial was selected on the rows that it was scored on: cross-validate its recipe for an unbiased metric.
+    """
+    from emogen.experiments.sweep import sweep as search
+
+    with Live(console=err, refresh_per_second=2) as live:
+        study = search(
+            recipe, space, overrides or [], n_trials=trials, metric=metric, seeds=seed_with or [],
+            show=lambda study, run: live.update(_trials_table(study, run)),
+        )  # fmt: skip
+    out.print(_trials_table(study, None))
+    best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
+    out.print(f"Best trial: {metric} {study.best_value:.3f} with {best}", highlight=False)
+
+
+def _trials_table(study: "optuna.Study", run: RunProcess | None) -> Table:
+    """The trials of a search, the best first, and the progress of the current one."""
+    keys = list(study.trials[-1].distributions) if study.trials else []
+    view = Table("trial", "", "value", *keys, box=None, pad_edge=False)
+    for trial in sorted(study.trials, key=lambda trial: -(trial.value if trial.value is not None else -1))[
+        :SHOWN_TRIALS
+    ]:
+        state = "seed" if "seed" in trial.user_attrs else trial.state.name.lower()
+        if run and run.number == trial.number:
+            logged = run.last_logged()
+            state = f"step {logged['step']:,} of {logged['max_steps']:,}" if logged else "starting"
+        value = "" if trial.value is None else f"{trial.value:.3f}"
+        view.add_row(str(trial.number), state, value, *(_short(trial.params.get(key, "")) for key in keys))
+    return view
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

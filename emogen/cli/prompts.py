@@ -1,0 +1,139 @@
+"""Commands for work on prompt templates: prompts show, prompts compare, lab."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.markup import escape
+
+from emogen.cli.shared import Overrides, RecipeArgument, runs_table, split_overrides
+from emogen.console import err, out, progress_bar
+from emogen.errors import InputError
+
+app = typer.Typer(help="Show and compare prompt templates.", no_args_is_help=True)
+
+TemplatesAndRecipe = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE TEMPLATE.jinja... [KEY=VALUE]...", help="A recipe, templates and overrides, in any order."
+    ),
+]
+TunedOption = Annotated[Path | None, typer.Option(help="Use the adapter of this run folder, on its held-out rows.")]
+
+
+@app.command("show")
+def show(
+    words: TemplatesAndRecipe,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Number of rows.")] = 1,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Print one token per line, with its id.")] = False,
+) -> None:
+    """Print the chats of templates, and how they differ.
+
+    The shared instruction is dim; the supervised tokens are green and between ⟦ ⟧. Each further template is compared
+    with the first one, as the model sees them.
+    """
+    from emogen.experiments.prompts import load_templates, open_benchmark
+    from emogen.training.show import show_templates
+
+    recipe, templates, overrides = _split_words(words)
+    with err.status("Loading the tokenizer ..."):
+        benchmark = open_benchmark(recipe, overrides, limit=max(rows, 200))  # as compare, to refuse the same templates
+        accepted, refused = load_templates(benchmark, templates)
+    _report_refused(refused, accepted)
+    shown = benchmark.rows.take(range(min(rows, len(benchmark.rows))))
+    show_templates(out, [(template.prompt.path, template.encoder) for template in accepted], shown, tokens=tokens)
+
+
+@app.command("compare")
+def compare(
+    words: TemplatesAndRecipe,
+    limit: Annotated[int, typer.Option(min=10, help="Number of rows: a fixed stratified sample.")] = 200,
+    tuned: TunedOption = None,
+    train_steps: Annotated[
+        int | None, typer.Option(min=1, help="Tune the model with each template for this many steps first.")
+    ] = None,
+    by: Annotated[str, typer.Option(help="How labels are decided: thresholds (nested) or answer.")] = "thresholds",
+) -> None:
+    """Score templates on the same rows.
+
+    The model is used untuned, with the adapter of a run (--tuned), or after a short tuning with each template
+    (--train-steps). "ln P" is the mean log-likelihood of the true answers, which varies less than F1 on few rows.
+    "real": the 95 % interval of the difference to the best template excludes 0.
+
+    Scores are kept in runs/<recipe name>-prompts, and not computed again.
+    """
+    from emogen.experiments.prompts import (
+        load_generator,
+        load_templates,
+        open_benchmark,
+        ranking_table,
+        score_template,
+        tune_templates,
+    )
+
+    if by not in ("thresholds", "answer"):
+        raise typer.BadParameter(f"--by is thresholds or answer, not {by}")
+    if tuned and train_steps:
+        raise typer.BadParameter("--tuned and --train-steps exclude each other; give one of them")
+    recipe, templates, overrides = _split_words(words)
+    with err.status("Loading the tokenizer ..."):
+        benchmark = open_benchmark(recipe, overrides, limit=limit, tuned=tuned)
+        accepted, refused = load_templates(benchmark, templates)
+    _report_refused(refused, accepted)
+    if train_steps:
+        with Live(console=err, refresh_per_second=2) as live:
+            folders = tune_templates(benchmark, accepted, train_steps, show=lambda runs: live.update(runs_table(runs)))
+    else:
+        if not all(template.done for template in accepted):
+            with err.status("Loading the model ..."):
+                generator = load_generator(benchmark)
+            for template in accepted:
+                score_template(benchmark, template, generator, progress_bar)
+        folders = [template.folder for template in accepted]
+    out.print(ranking_table(accepted, folders, by))
+    decided = "nested thresholds" if by == "thresholds" else "answer"
+    out.print(f"{len(benchmark.rows):,} rows; labels decided by {decided}. Kept in {benchmark.folder}", highlight=False)
+
+
+def lab(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    limit: Annotated[int, typer.Option(min=10, help="Number of rows to score on: a stratified sample.")] = 100,
+    tuned: TunedOption = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 7860,
+) -> None:
+    """Open a local page to work on a prompt template.
+
+    The page is served to this machine only, and sends nothing anywhere. It needs Gradio; without it, the command says
+    how to install it.
+    """
+    from emogen.experiments.lab import serve
+    from emogen.experiments.prompts import open_benchmark
+
+    with err.status("Loading the tokenizer ..."):
+        benchmark = open_benchmark(recipe, overrides or [], limit=limit, tuned=tuned)
+    with err.status("Loading the model ..."):
+        page = serve(benchmark, port)
+    out.print(f"emogen lab on http://127.0.0.1:{port} - Ctrl-C ends it", highlight=False)
+    page.block_thread()
+
+
+def _split_words(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
+    """The words of a command -> recipe, templates, overrides."""
+    named, overrides = split_overrides(words)
+    templates = [word for word in named if word.endswith(".jinja")]
+    recipes = [word for word in named if word.endswith((".yaml", ".yml"))]
+    if strange := [word for word in named if word not in templates and word not in recipes]:
+        raise typer.BadParameter(f"{strange[0]}: neither a recipe (.yaml), nor a template (.jinja), nor KEY=VALUE")
+    if len(recipes) != 1 or not templates:
+        raise typer.BadParameter("name one recipe (.yaml) and at least one template (.jinja)")
+    return recipes[0], list(dict.fromkeys(templates)), overrides
+
+
+def _report_refused(refused: Sequence[str], accepted: Sequence[Any]) -> None:
+    for problem in refused:
+        err.print(f"[red]refused[/] {escape(problem)}", soft_wrap=True, highlight=False)
+    if not accepted:
+        raise InputError("no template is left")

@@ -1,0 +1,1 @@
+"""Gold labels, predictions and probabilities -> metrics; and what a run folder keeps. No torch."""

@@ -1,0 +1,1 @@
+"""Many runs: cross-validation, sweeps, prompt comparisons, the lab."""

@@ -1,0 +1,1 @@
+"""Weights, tokens and attention: shared-prefix computation, the answer grammar, decoding, probabilities."""

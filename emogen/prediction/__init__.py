@@ -1,0 +1,1 @@
+"""Texts -> labels: the classifiers, ensembles of them, and files of any size."""

@@ -1,0 +1,1 @@
+"""Run folders -> pages, pictures, model cards and comparisons."""

@@ -1,0 +1,1 @@
+"""What a recipe names: labels, prompt, answer style, rows. No torch."""

@@ -1,0 +1,109 @@
+"""A label set as data: names in canonical order, with definitions and aliases; names <-> 0/1 vector."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from emogen import paths
+from emogen.errors import InputError
+
+# Commas, quotes, brackets and line breaks separate labels in an answer, so no name may contain them.
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^,;\"\[\]\n]+$")]
+
+
+class Label(BaseModel):
+    """One label: its name, what it means, and the other words that stand for it in free text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    definition: str = ""
+    aliases: tuple[Name, ...] = ()
+
+
+class LabelSet(BaseModel):
+    """The labels of a task in canonical order. `empty` is the answer for a text with no label.
+
+    `order` names them in the order in which prompts and answers do, where that is another one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    empty: Name = "none"
+    labels: tuple[Label, ...] = Field(min_length=1)
+    order: tuple[Name, ...] = ()
+
+    @model_validator(mode="after")
+    def _words_are_unambiguous(self) -> "LabelSet":
+        owner: dict[str, str] = {self.empty.casefold(): f"the empty answer {self.empty!r}"}
+        for label in self.labels:
+            for word in (label.name, *label.aliases):
+                if word.casefold() in owner:
+                    raise ValueError(f"{word!r} stands for both {owner[word.casefold()]} and {label.name!r}")
+                owner[word.casefold()] = repr(label.name)
+        if self.order and sorted(self.order) != sorted(label.name for label in self.labels):
+            raise ValueError("order has to name each label once")
+        return self
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names in canonical order."""
+        return tuple(label.name for label in self.labels)
+
+    @cached_property
+    def answer_order(self) -> tuple[int, ...]:
+        """The positions of the labels, in the order in which prompts and answers name them."""
+        return tuple(self.names.index(name) for name in self.order or self.names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def sort(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The given names in canonical order, each once. Raises ValueError on a name that is not in the set."""
+        wanted = set(names)
+        if unknown := sorted(wanted - set(self.names)):
+            raise ValueError(f"not in the label set {self.name!r}: {', '.join(unknown)}")
+        return tuple(name for name in self.names if name in wanted)
+
+    def vector(self, names: Iterable[str]) -> tuple[int, ...]:
+        """Names to a 0/1 tuple of length L. Raises ValueError on a name that is not in the set."""
+        present = set(self.sort(names))
+        return tuple(int(name in present) for name in self.names)
+
+    def names_of(self, vector: Sequence[int]) -> tuple[str, ...]:
+        """A 0/1 vector of length L to names in canonical order."""
+        if len(vector) != len(self.labels):
+            raise ValueError(f"a vector of {len(vector)} values for {len(self.labels)} labels")
+        return tuple(name for name, value in zip(self.names, vector, strict=True) if value)
+
+    def to_yaml(self) -> str:
+        """The file that `load_label_set` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_label_set(name_or_path: str | Path) -> LabelSet:
+    """Load a label set by the name of a shipped one (`semeval2018`) or by the path of a YAML file.
+
+    Raises:
+        InputError: no such file and no shipped label set of that name; or the file is not valid, and why.
+    """
+    path = paths.find(name_or_path)
+    if not path.is_file():
+        path = paths.shipped(Path("prompts/labels") / f"{name_or_path}.yaml")
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in paths.shipped("prompts/labels").glob("*.yaml")))
+        raise InputError(f"{name_or_path}: no such label set; give the path of a YAML file, or one of: {shipped}")
+    try:
+        return LabelSet.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    except ValidationError as error:
+        problems = "\n".join(
+            f"  {'.'.join(str(part) for part in e['loc']) or 'label set'}: {e['msg']}" for e in error.errors()
+        )
+        raise InputError(f"{path}: not a valid label set\n{problems}") from None

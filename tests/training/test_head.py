@@ -1,0 +1,156 @@
+"""The six published systems with a classification head, as tiny models of their architectures."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import POSTS, SIZE, make_tokenizer, write_posts
+from transformers import (
+    AutoModel,
+    BertConfig,
+    DistilBertConfig,
+    Gemma2Config,
+    LlamaConfig,
+    Qwen2Config,
+    RobertaConfig,
+)
+
+from emogen.console import progress_bar
+from emogen.errors import ModelError
+from emogen.evaluation.run_folder import members
+from emogen.model import tokenizer
+from emogen.prediction.classifier import prob_of
+from emogen.prediction.ensemble import DecisionRule, load_run, load_runs, predict_rows
+from emogen.train import main
+from emogen.training import head
+
+ENCODER = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 200, "pad_token_id": 0}  # fmt: skip
+CONFIGS = {
+    "roberta": lambda: RobertaConfig(**ENCODER),
+    "bert": lambda: BertConfig(**ENCODER),
+    "distilbert": lambda: DistilBertConfig(
+        vocab_size=512, dim=32, hidden_dim=48, n_layers=2, n_heads=4, pad_token_id=0
+    ),
+    "gemma2": lambda: Gemma2Config(**SIZE, query_pre_attn_scalar=8),
+    "llama": lambda: LlamaConfig(**SIZE),
+    "qwen2": lambda: Qwen2Config(**SIZE),
+}
+ENCODERS = ("roberta", "bert", "distilbert")
+
+
+@pytest.fixture
+def head_recipe(tiny_recipe, tmp_path):
+    def write(kind, **keys):
+        folder = tmp_path / f"head-{kind}"
+        if not folder.exists():
+            torch.manual_seed(0)
+            AutoModel.from_config(CONFIGS[kind]()).save_pretrained(folder)
+            make_tokenizer().save_pretrained(folder)
+        keys = {"use_peft": kind not in ENCODERS, "max_length": 64} | keys
+        return str(tiny_recipe(model_name_or_path=str(folder), answer="head", **keys))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("kind", "four_bit"),
+    [(kind, False) for kind in CONFIGS] + [("gemma2", True), ("llama", True), ("qwen2", True)],
+)
+def test_every_architecture_trains_and_predicts_what_it_was_scored_with(head_recipe, tmp_path, labels, kind, four_bit):
+    main([head_recipe(kind, load_in_4bit=four_bit, eval_fraction=0.3)])
+    run = tmp_path / "run"
+    tuned = run / ("model" if kind in ENCODERS else "adapter")
+    assert tuned.is_dir()
+    saved = load_file(next(tuned.glob("*.safetensors")))
+    assert any(name.split(".")[-2] in ("score", "classifier", "out_proj", "dense") for name in saved)
+    records = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    loaded = load_run(run)
+    texts = [record["text"] for record in records]
+    np.testing.assert_allclose(
+        loaded.predict_proba(texts), [list(record["prob"].values()) for record in records], atol=1e-4
+    )
+    answers = loaded.predict(texts, batch_size=2)
+    assert [list(answer.parsed.labels) for answer in answers] == [record["labels"] for record in records]
+    np.testing.assert_allclose(
+        prob_of(loaded, texts, answers, progress_bar, ""), loaded.predict_proba(texts), atol=1e-5
+    )
+    assert "macro-F1 by threshold 0.5" in (run / "report.html").read_text()
+
+
+def test_a_trained_head_is_not_reported_as_missing(head_recipe, tmp_path, caplog):
+    main([head_recipe("llama", max_steps=1)])
+    told = logging.getLogger("transformers")
+    told.addHandler(caplog.handler)
+    caplog.clear()
+    load_run(tmp_path / "run")
+    told.removeHandler(caplog.handler)
+    assert "MISSING" not in caplog.text
+
+
+def test_it_learns_its_posts_by_heart_and_padding_changes_nothing(head_recipe, tmp_path, labels):
+    main([head_recipe("llama", max_steps=150, learning_rate=1e-2, lora_r=8)])
+    loaded = load_run(tmp_path / "run")
+    texts = [text for text, _ in POSTS]
+    together = loaded.predict_proba(texts)
+    assert ((together > 0.5) == [labels.vector(names) for _, names in POSTS]).mean() > 0.98
+    alone = np.concatenate([loaded.predict_proba([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+def test_the_loss_is_binary_cross_entropy_with_positives_weighted():
+    logits = torch.tensor([[0.0, 2.0], [-1.0, 1.0]])
+    gold = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+
+    class Model(torch.nn.Module):
+        def forward(self, **inputs):
+            return type("Output", (), {"logits": logits})
+
+    trainer = object.__new__(head.HeadTrainer)
+    trainer.pos_weight = torch.tensor([3.0, 5.0])
+    loss = trainer.compute_loss(Model(), {"labels": gold})
+    prob = logits.sigmoid()
+    by_hand = -(3 * prob[0, 0].log() + (1 - prob[0, 1]).log() + (1 - prob[1, 0]).log() + 5 * prob[1, 1].log()) / 4
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-6)
+
+
+def test_long_texts_are_cut_and_counted_and_no_text_is_a_special_token(head_recipe, tmp_path):
+    main([head_recipe("bert", max_length=16)])
+    loaded = load_run(tmp_path / "run")
+    short, long = loaded.predict(["a bus", "a bus " * 40])
+    assert short.n_cut == 0
+    assert long.n_cut > 20
+    ids = tokenizer.encode_texts(loaded.tokenizer, ["<|im_end|> hello"], 64)["input_ids"][0]
+    assert loaded.tokenizer.convert_tokens_to_ids("<|im_end|>") not in ids
+
+
+def test_a_head_and_a_generator_decide_together(head_recipe, tiny_recipe, tmp_path, labels):
+    from contextlib import nullcontext
+
+    from emogen.task.readers import read_rows
+
+    main([head_recipe("bert", output_dir=str(tmp_path / "head"))])
+    main([str(tiny_recipe(output_dir=str(tmp_path / "list")))])
+    rows, _ = read_rows(write_posts(tmp_path / "new.csv", labels), labels)
+    folders = members([tmp_path / "head", tmp_path / "list"])
+    bar = lambda title, n: nullcontext(lambda done: None)  # noqa: E731
+    both = predict_rows(
+        load_runs(folders), rows, rule=DecisionRule(lambda probs: probs.mean(axis=0), np.full(11, 0.4)), bar=bar
+    )
+    apart = [load_run(folder).predict_proba(rows.texts) for folder in folders]
+    np.testing.assert_allclose(both.prob, np.mean(apart, axis=0), atol=1e-5)
+    assert (both.pred == (both.prob > 0.4)).all()
+
+
+def test_an_untrained_head_is_refused(head_recipe):
+    with pytest.raises(ModelError, match="before it is trained"):
+        load_run(head_recipe("bert"))
+
+
+def test_a_collapse_is_said_early(head_recipe, caplog):
+    steps = {"eval_fraction": 0.3, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1, "learning_rate": 0}
+    main([head_recipe("bert", **steps)])
+    assert "labels are given to every row or to none" in caplog.text
+    assert "label_weights: within" in caplog.text
