@@ -9,7 +9,7 @@ import pytest
 import emogen
 from emogen import paths
 from emogen.task.readers import read_rows
-from emogen.task.rows import checked, normalised
+from emogen.task.rows import checked, normalise_text
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +28,7 @@ def test_the_sample_is_what_it_says(labels, file, least, least_a_label):
     assert len(rows) >= least
     assert rows.gold.sum(0).min() >= least_a_label
     assert (rows.gold.sum(1) == 0).any()
-    assert len({normalised(text) for text in rows.texts}) == len(rows)
+    assert len({normalise_text(text) for text in rows.texts}) == len(rows)
     # Shares near those of the task's training file.
     expected = [0.372, 0.143, 0.381, 0.182, 0.362, 0.102, 0.290, 0.116, 0.294, 0.053, 0.052]
     assert abs(rows.gold.mean(0) - expected).max() < 0.05
@@ -36,4 +36,4 @@ def test_the_sample_is_what_it_says(labels, file, least, least_a_label):
 
 def test_sample_train_and_test_share_no_text(labels):
     train, test = (checked(read_rows(paths.shipped(f"sample/{n}.csv"), labels)) for n in ("train", "test"))
-    assert not {normalised(text) for text in train.texts} & {normalised(text) for text in test.texts}
+    assert not {normalise_text(text) for text in train.texts} & {normalise_text(text) for text in test.texts}

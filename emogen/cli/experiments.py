@@ -9,7 +9,7 @@ from rich.table import Table
 
 from emogen.cli.shared import Overrides, RecipeArgument, runs_table
 from emogen.console import err, out, progress_bar
-from emogen.evaluation.tables import show_metrics, show_spread
+from emogen.evaluation.tables import print_metrics, print_spread
 from emogen.experiments.jobs import LOCAL, POD, RunProcess
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def cv(
             recipe, folds, overrides or [], jobs=jobs, where=POD if pods else LOCAL,
             show=lambda runs: live.update(runs_table(runs)),
         )  # fmt: skip
-    show_metrics(metrics)
-    show_spread(metrics)
+    print_metrics(metrics)
+    print_spread(metrics)
     out.print(f"The folds are in {folder}. Next: emogen predict {folder} YOUR.csv -o OUT.csv predict_by=thresholds")
 
 
@@ -62,8 +62,8 @@ def baseline(
 
     with progress_bar("Folds", folds, "fold") as advance:
         folder, metrics = cross_validate_baseline(recipe, folds, overrides or [], advance)
-    show_metrics(metrics)
-    show_spread(metrics)
+    print_metrics(metrics)
+    print_spread(metrics)
     out.print(f"Its predictions are in {folder}. Next: emogen compare {folder} RUN_DIR")
 
 

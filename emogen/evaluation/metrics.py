@@ -59,7 +59,7 @@ def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Metrics:
     }
 
 
-def collapsed(pred: np.ndarray, names: Sequence[str]) -> list[str]:
+def constant_labels(pred: np.ndarray, names: Sequence[str]) -> list[str]:
     """The labels that are given to every row of `pred` [n, L], or to none of them."""
     share = np.asarray(pred).mean(axis=0)
     return [name for name, value in zip(names, share, strict=True) if value in (0.0, 1.0)]

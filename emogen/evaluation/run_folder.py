@@ -1,67 +1,119 @@
 """What a run folder holds: the names of its files, its kind and format, its recipe and labels."""
 
 import json
+import platform
+import subprocess
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from emogen import paths
+from emogen.distribution import __version__
 from emogen.errors import InputError, ModelError
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.recipe import Recipe, load_recipe
 
-# The files of a run folder that prediction reads. MODEL in place of ADAPTER holds a model that was tuned in full.
+# What prediction reads. MODEL takes the place of ADAPTER where a model was tuned in full.
 RECIPE, PROMPT, LABELS, ADAPTER, MODEL = "recipe.yaml", "prompt.jinja", "labels.yaml", "adapter", "model"
+# What scoring leaves.
 PREDICTIONS, THRESHOLDS, METRICS = "predictions.jsonl", "thresholds.json", "metrics.json"
-FOLDS, DATA = "folds.csv", "data"  # of a cross-validation: the fold of each id; the rows that each fold learns from
-LOG = "train_log.jsonl"  # what the trainer logs, a line each time
+FOLDS, DATA = "folds.csv", "data"  # of a cross-validation: the fold of each id; the rows of each fold
+LOG = "train_log.jsonl"  # what the trainer logs, one JSON object per line
 PAGE, CARD = "report.html", "README.md"
 MANIFEST = "manifest.json"
 
+FORMAT = 1  # of the files in a run folder; the number grows when an older emogen could no longer read them
+RUN, CROSS_VALIDATION, BASELINE, PROMPTS = "run", "cross-validation", "baseline", "prompts"
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers")
 
-def is_baseline(folder: Path) -> bool:
-    """Whether a folder is that of `baseline.cross_validate_baseline`, whose folds leave nothing of their own."""
-    return (folder / FOLDS).is_file() and not (folder / DATA).is_dir() and not any(folder.glob("fold-*/"))
+
+def write_manifest(folder: Path, kind: str, **facts: Any) -> None:
+    """Write the manifest of a folder: its format and kind, the given facts, the versions and the commit."""
+    versions = {"emogen": __version__, "python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in PACKAGES}
+    manifest = {"format": FORMAT, "kind": kind, **facts, "versions": versions, "commit": _commit()}
+    paths.write_json(folder / MANIFEST, manifest)
 
 
-def members(runs: Sequence[Path]) -> list[Path]:
-    """Run folders, with each cross-validation replaced by the folds that it consists of."""
+def _commit() -> str | None:
+    """The commit of the checkout that this runs from, or None in an installed package."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def kind_of(folder: Path) -> str:
+    """The kind of a folder: `run`, `cross-validation`, `baseline` or `prompts`.
+
+    The manifest says so. The folders of emogen 0.1 had no kind, and cross-validations and baselines no manifest: there
+    the kind follows from the files.
+
+    Raises:
+        InputError: the manifest cannot be read, or was written by a newer emogen in another format.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format", FORMAT) > FORMAT:
+        raise InputError(
+            f"{folder / MANIFEST}: format {manifest['format']}, but this emogen ({__version__}) reads format {FORMAT}; "
+            "install a newer emogen"
+        )
+    if "kind" in manifest:
+        return str(manifest["kind"])
+    if not (folder / FOLDS).is_file():
+        return RUN
+    has_folds = (folder / DATA).is_dir() or any(folder.glob("fold-*/"))
+    return CROSS_VALIDATION if has_folds else BASELINE
+
+
+def member_folders(runs: Sequence[Path]) -> list[Path]:
+    """Run folders, with each cross-validation replaced by its folds."""
     return [member for run in runs for member in (sorted(run.glob("fold-*/")) or [run])]
 
 
 def label_set_of(run: Path) -> LabelSet:
-    """The labels of a run, of a cross-validation or of a baseline. Raises InputError if the folder is none."""
+    """The labels of a run, a cross-validation or a baseline. Raises InputError if the folder is none of these."""
     if not (run / LABELS).is_file():
-        raise InputError(f"{run}: not the folder of a run, of a cross-validation or of a baseline: it has no {LABELS}")
+        raise InputError(f"{run}: not the folder of a run, a cross-validation or a baseline: it has no {LABELS}")
     return load_label_set(run / LABELS)
 
 
 def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, LabelSet]:
-    """The recipe of a run folder, of a baseline or of a file, and its labels, without any model.
+    """The recipe and the labels of a run folder, of a baseline or of a recipe file. No model is loaded.
 
     Raises:
-        InputError: it is no run folder, or the run has not finished.
+        InputError: the folder is no run folder.
+        ModelError: the run has not finished.
     """
     if run.is_dir():
         if not (run / RECIPE).is_file():
             raise InputError(f"{run}: not a run folder: it has no {RECIPE}")
-        if is_baseline(run):
+        if kind_of(run) == BASELINE:
             rows = f"train_file={run.resolve() / PREDICTIONS}"
             return load_recipe(run / RECIPE, [rows, *overrides]), load_label_set(run / LABELS)
         if not (run / ADAPTER).is_dir() and not (run / MODEL).is_dir():
             raise ModelError(
-                f"{run}: it has no {ADAPTER}/: the run has not finished (resume_from_checkpoint=true goes on)"
+                f"{run}: it has no {ADAPTER}/: the run has not finished; resume_from_checkpoint=true resumes it"
             )
     recipe = load_recipe(run / RECIPE if run.is_dir() else run, overrides)
     return recipe, load_label_set(recipe.find(recipe.labels))
 
 
 def read_text(path: Path) -> str | None:
+    """The text of a file, or None where there is none."""
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is no file. Raises InputError."""
+    """A JSON object, or an empty one where there is no file.
+
+    Raises:
+        InputError: the file is not valid JSON.
+    """
     try:
         return json.loads(read_text(path) or "{}")
     except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}; was the file changed?") from None
+        raise InputError(f"{path}: not valid JSON: {error}; was the file changed?") from None

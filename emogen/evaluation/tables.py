@@ -76,7 +76,7 @@ def footnote(metrics: Metrics) -> str | None:
     )
 
 
-def show_metrics(metrics: dict[str, Any]) -> None:
+def print_metrics(metrics: dict[str, Any]) -> None:
     """Print the table of what `score.evaluate` returned: the answers, and the thresholds beside them."""
 
     nested = metrics.get("by_thresholds")
@@ -85,7 +85,7 @@ def show_metrics(metrics: dict[str, Any]) -> None:
         out.print(note)
 
 
-def show_spread(metrics: dict[str, Any]) -> None:
+def print_spread(metrics: dict[str, Any]) -> None:
     """Print how the figures of a cross-validation vary, over the folds and by the bootstrap."""
     for system, title in (("answer", "answers"), ("thresholds", "thresholds, nested")):
         for key, name in (("f1_macro", "macro-F1"), ("f1_micro", "micro-F1")):

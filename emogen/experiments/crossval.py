@@ -29,7 +29,17 @@ from emogen import paths
 from emogen.errors import InputError
 from emogen.evaluation import results, run_folder
 from emogen.evaluation.metrics import Metrics, bootstrap, evaluate, interval, nested_pred, score, tune_thresholds
-from emogen.evaluation.run_folder import DATA, FOLDS, LABELS, PROMPT, RECIPE
+from emogen.evaluation.run_folder import (
+    BASELINE,
+    CROSS_VALIDATION,
+    DATA,
+    FOLDS,
+    LABELS,
+    MANIFEST,
+    PROMPT,
+    RECIPE,
+    write_manifest,
+)
 from emogen.experiments.jobs import LOCAL, RunProcess, overrides_of, own_folder, run_all
 from emogen.prediction.tfidf import fit_tfidf
 from emogen.report.figures import draw_reliability, save
@@ -72,7 +82,7 @@ def cross_validate(
     folder = own_folder(recipe, overrides, "cv")
     label_set = load_label_set(recipe.find(recipe.labels))
     rows = all_rows(recipe, label_set)
-    folds = claim(folder, recipe, label_set, rows, n_folds)
+    folds = claim(folder, CROSS_VALIDATION, recipe, label_set, rows, n_folds)
     runs = [RunProcess(k, folder / f"fold-{k}") for k in range(n_folds)]
     commands = [[str(path), *overrides, *_prepare(folder, recipe, rows, folds, run, label_set)] for run in runs]
     run_all(runs, commands, jobs, show, where)
@@ -106,7 +116,7 @@ def cross_validate_baseline(
     label_set = load_label_set(recipe.find(recipe.labels))
     rows = all_rows(recipe, label_set)
     folder = own_folder(recipe, overrides, "baseline")
-    folds = claim(folder, recipe, label_set, rows, n_folds)
+    folds = claim(folder, BASELINE, recipe, label_set, rows, n_folds)
     texts = np.array(rows.texts, dtype=object)
     prob = np.zeros(rows.truth.shape, dtype=np.float32)
     for fold in range(n_folds):
@@ -120,7 +130,7 @@ def cross_validate_baseline(
     return folder, metrics
 
 
-def claim(folder: Path, recipe: Recipe, label_set: LabelSet, rows: Rows, n_folds: int) -> np.ndarray:
+def claim(folder: Path, kind: str, recipe: Recipe, label_set: LabelSet, rows: Rows, n_folds: int) -> np.ndarray:
     """The fold of each row, [n]; and, in the folder, what is cross-validated. Going on, it has to be the same.
 
     Raises:
@@ -160,6 +170,8 @@ def claim(folder: Path, recipe: Recipe, label_set: LabelSet, rows: Rows, n_folds
         if not (folder / name).is_file():
             with paths.writing(folder / name) as file:
                 file.write(text)
+    if not (folder / MANIFEST).is_file():
+        write_manifest(folder, kind, model=recipe.model_name, seed=recipe.seed)
     return folds
 
 

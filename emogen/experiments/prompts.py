@@ -25,7 +25,17 @@ from emogen.errors import InputError
 from emogen.evaluation import results, run_folder
 from emogen.evaluation.metrics import evaluate
 from emogen.evaluation.results import parse_audit, pred_matrix
-from emogen.evaluation.run_folder import ADAPTER, LABELS, PROMPT, label_set_of, read_recipe
+from emogen.evaluation.run_folder import (
+    ADAPTER,
+    BASELINE,
+    LABELS,
+    PROMPT,
+    PROMPTS,
+    kind_of,
+    label_set_of,
+    read_recipe,
+    write_manifest,
+)
 from emogen.experiments.jobs import RunProcess, overrides_of, own_folder, run_all
 from emogen.model.encode import Encoder, encoder_of, load_chat_tokenizer
 from emogen.prediction.classifier import prob_of
@@ -34,7 +44,7 @@ from emogen.prediction.generator import GenerativeClassifier
 from emogen.report.compare import System, compare, with_interval
 from emogen.task.prompt import Prompt, PromptError, fill, load_prompt, render
 from emogen.task.recipe import Recipe, load_recipe
-from emogen.task.rows import Rows, normalised
+from emogen.task.rows import Rows, normalise_text
 from emogen.task.splits import all_rows, make_folds, sample_rows
 from emogen.task.task import Task, load_task, load_task_with_rows
 
@@ -92,8 +102,8 @@ def open_benchmark(
         source, location = tuned, str(tuned / ADAPTER)
         recipe, _ = read_recipe(tuned)
         overrides = ()
-    if recipe.answer == "head" or run_folder.is_baseline(source):
-        what = "a baseline" if run_folder.is_baseline(source) else "a head"
+    if recipe.answer == "head" or kind_of(source) == BASELINE:
+        what = "a baseline" if kind_of(source) == BASELINE else "a head"
         raise InputError(f"{source}: {what} reads each text as it stands; there is no prompt to compare")
     train_rows = None
     if tuned:
@@ -104,8 +114,8 @@ def open_benchmark(
         train_rows = splits.train
         named = bool(recipe.eval_file or recipe.dataset_test_split)
         rows = splits.eval if named and splits.eval is not None else all_rows(recipe, task.label_set)
-    shown = {normalised(example.text) for example in task.examples}
-    rows = rows.take([i for i, text in enumerate(rows.texts) if normalised(text) not in shown])
+    shown = {normalise_text(example.text) for example in task.examples}
+    rows = rows.take([i for i, text in enumerate(rows.texts) if normalise_text(text) not in shown])
     tokenizer, _ = load_chat_tokenizer(recipe, location)
     rows = sample_rows(rows, limit, recipe.seed)
     folder = folder / f"{len(rows)}-rows-{_digest_of(task, rows, source)}"
@@ -176,12 +186,14 @@ def _check_leak(task: Task, rows: Rows) -> None:
     prompt, examples = task.prompt, task.examples
     asked = task.label_set.labels[0] if task.recipe.answer == "yes_no" else None
     messages = fill(render(prompt, task.label_set, examples, asked), ["", *(example.text for example in examples)])
-    said = normalised(" ".join(message["content"] for message in messages))
+    said = normalise_text(" ".join(message["content"] for message in messages))
     for row_id, text in zip(rows.ids, rows.texts, strict=True):
-        words = normalised(text)
+        words = normalise_text(text)
         if len(words) >= 12 and words in said:
             lines = prompt.source.splitlines()
-            begins = [n for n in range(len(lines)) if words in normalised("\n".join(lines[n:]))]  # on the last of these
+            begins = [
+                n for n in range(len(lines)) if words in normalise_text("\n".join(lines[n:]))
+            ]  # on the last of these
             where = f"{prompt.path}:{begins[-1] + 1}" if begins else prompt.path
             raise PromptError(
                 f"{where}: the text of row {row_id} stands in the prompt, and it is scored on that row: its answer "
@@ -241,6 +253,7 @@ def score_template(
         with paths.writing(template.folder / name) as file:
             file.write(text)
     results.write_jsonl(template.folder / run_folder.PREDICTIONS, rows, pred, prob, label_set, predictions, folds)
+    write_manifest(template.folder, PROMPTS, model=benchmark.recipe.model_name)
     paths.write_json(template.folder / run_folder.METRICS, figures)  # last: then it is done
     return figures
 
@@ -270,8 +283,8 @@ def tune_templates(
     """
     if benchmark.train_rows is None:
         raise InputError(f"{benchmark.source}: a tuned run is scored as it is; name its recipe to tune with templates")
-    scored = {normalised(text) for text in benchmark.rows.texts}
-    kept = [i for i, text in enumerate(benchmark.train_rows.texts) if normalised(text) not in scored]
+    scored = {normalise_text(text) for text in benchmark.rows.texts}
+    kept = [i for i, text in enumerate(benchmark.train_rows.texts) if normalise_text(text) not in scored]
     train_rows = benchmark.train_rows.take(kept)
     digest = _digest(benchmark.recipe.to_yaml(prompt=None, output_dir=None), train_rows.ids)
     data = benchmark.folder / f"rows-{digest}"

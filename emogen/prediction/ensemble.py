@@ -9,10 +9,10 @@ import numpy as np
 
 from emogen.console import Bar
 from emogen.errors import InputError
-from emogen.evaluation import results, run_folder
+from emogen.evaluation import results
 from emogen.evaluation.metrics import apply_thresholds, tune_thresholds
 from emogen.evaluation.results import Prediction, pred_matrix
-from emogen.evaluation.run_folder import ADAPTER, members, read_recipe
+from emogen.evaluation.run_folder import ADAPTER, BASELINE, kind_of, member_folders, read_recipe
 from emogen.evaluation.stack import cross_fit, fit_stack
 from emogen.model.encode import load_encoder
 from emogen.model.sources import locate
@@ -42,7 +42,7 @@ def load_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[C
     base = None
     for run in runs:
         recipe, label_set = read_recipe(run, overrides)
-        if run_folder.is_baseline(run):
+        if kind_of(run) == BASELINE:
             yield load_tfidf(run, recipe, label_set)
             continue
         if recipe.answer == "head":
@@ -102,7 +102,7 @@ def load_rule(runs: Sequence[Path], label_set: LabelSet, by: str) -> DecisionRul
     if len(np.unique(folds)) < 2:
         raise InputError(f"{systems[0].path}: too few rows for predict_by=stack; predict_by=answer takes what is said")
     fitted = fit_stack(gold, probs)
-    ends = np.cumsum([len(members([run])) for run in runs])[:-1]
+    ends = np.cumsum([len(member_folders([run])) for run in runs])[:-1]
 
     def combine(probs: np.ndarray) -> np.ndarray:
         return fitted.predict_proba(np.stack([_mean(of_run) for of_run in np.split(probs, ends)]))
@@ -174,7 +174,7 @@ class Ensemble:
     """
 
     def __init__(self, runs: Sequence[Path], overrides: Sequence[str] = ()):
-        self.folders, self.overrides = members(runs), overrides
+        self.folders, self.overrides = member_folders(runs), overrides
         self.recipe, self.label_set = read_recipe(self.folders[0], overrides)
         for folder in self.folders[1:]:
             if read_recipe(folder, overrides)[1].names != self.label_set.names:

@@ -10,11 +10,11 @@ import yaml
 
 from emogen.evaluation import results, run_folder
 from emogen.evaluation.metrics import apply_thresholds, bootstrap, calibration, interval, nested_thresholds, score
-from emogen.evaluation.run_folder import LABELS, MANIFEST, PROMPT, RECIPE, label_set_of, read_json, read_text
+from emogen.evaluation.run_folder import LABELS, MANIFEST, PROMPT, RECIPE, kind_of, label_set_of, read_json, read_text
 from emogen.report.compare import Row, published, rows_of
 from emogen.task.parse import FAILED
 
-BASELINE = "TF-IDF and logistic regression"
+BASELINE_NAME = "TF-IDF and logistic regression"
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -37,9 +37,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     files = {name: text for name in (RECIPE, PROMPT, LABELS, MANIFEST) if (text := read_text(folder / name))}
     recipe = yaml.safe_load(files.get(RECIPE, "{}")) or {}
     fold_folders = sorted(folder.glob("fold-*/"))
-    kind = "cross-validation" if (folder / run_folder.FOLDS).is_file() else "run"
-    if run_folder.is_baseline(folder):
-        kind = "baseline"
+    kind = kind_of(folder)
     folds = {
         int(f.name[5:]): read_json(f / run_folder.METRICS) for f in fold_folders if (f / run_folder.METRICS).is_file()
     }
@@ -47,7 +45,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "name": folder.resolve().name,
         "folder": str(folder),
         "kind": kind,
-        "model": BASELINE if kind == "baseline" else recipe.get("model_name_or_path", "a model that is not named"),
+        "model": BASELINE_NAME if kind == "baseline" else recipe.get("model_name_or_path", "a model that is not named"),
         "label_set": label_set,
         "recipe": recipe,
         "files": files,

@@ -113,7 +113,7 @@ def align(gold: Rows, pred: Rows) -> Rows:
     return pred.take([where[row_id] for row_id in gold.ids])
 
 
-def normalised(text: str) -> str:
+def normalise_text(text: str) -> str:
     """What two texts have in common when they are the same to a reader: case and white space do not count."""
     return " ".join(text.casefold().split())
 
@@ -124,7 +124,7 @@ def check_rows(rows: Rows) -> list[Problem]:
     by_id, by_text = defaultdict(list), defaultdict(list)
     for i, (row_id, text) in enumerate(zip(rows.ids, rows.texts, strict=True)):
         by_id[row_id].append(i)
-        by_text[normalised(text)].append(i)
+        by_text[normalise_text(text)].append(i)
     for row_id, index in by_id.items():
         if len(index) > 1:
             problems.append(
@@ -164,8 +164,8 @@ def check_rows(rows: Rows) -> list[Problem]:
 
 def check_overlap(train: Rows, other: Rows) -> list[Problem]:
     """Texts that stand in both files: figures on them say how well they were learnt by heart."""
-    known = {normalised(text) for text in train.texts}
-    shared = [line for line, text in zip(other.lines, other.texts, strict=True) if normalised(text) in known - {""}]
+    known = {normalise_text(text) for text in train.texts}
+    shared = [line for line, text in zip(other.lines, other.texts, strict=True) if normalise_text(text) in known - {""}]
     if not shared:
         return []
     return [Problem("warning", at_lines(other.path, shared), f"{len(shared):,} texts stand in {train.path} too")]

@@ -10,7 +10,7 @@ import numpy as np
 from emogen.task.labels import LabelSet
 from emogen.task.readers import read_hub, read_rows
 from emogen.task.recipe import Recipe
-from emogen.task.rows import Problem, Rows, check_overlap, check_rows, errors_of, normalised
+from emogen.task.rows import Problem, Rows, check_overlap, check_rows, errors_of, normalise_text
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def _same_texts(rows: Rows) -> tuple[list[list[int]], np.ndarray]:
         raise ValueError(f"{rows.path}: no labels to stratify by")
     groups: dict[str, list[int]] = defaultdict(list)
     for i, text in enumerate(rows.texts):
-        groups[normalised(text)].append(i)
+        groups[normalise_text(text)].append(i)
     members = list(groups.values())
     return members, rows.gold[[group[0] for group in members]]
 

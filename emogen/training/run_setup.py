@@ -4,15 +4,12 @@ import hashlib
 import json
 import logging
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 from emogen import paths
-from emogen.distribution import __version__
-from emogen.evaluation.run_folder import ADAPTER, LABELS, PROMPT, RECIPE
+from emogen.evaluation.run_folder import ADAPTER, LABELS, MANIFEST, PROMPT, RECIPE, RUN, write_manifest
 from emogen.task.recipe import Recipe, RecipeError
 from emogen.task.rows import Rows
 from emogen.task.splits import Splits, hold_out, sample_rows
@@ -34,7 +31,7 @@ def claim_folder(folder: Path, resume: bool, fingerprint: dict[str, str]) -> Non
         (folder / ".writable").unlink()
     except OSError as error:
         raise RecipeError([f"output_dir: {folder}: cannot be written to: {error.strerror}"]) from None
-    manifest = folder / "manifest.json"
+    manifest = folder / MANIFEST
     if not resume:
         if any(path.name != "logs" for path in folder.iterdir()):
             raise RecipeError(
@@ -92,49 +89,33 @@ def fingerprint_of(recipe: Recipe) -> dict[str, str]:
 
 
 def write_run_files(task: Task, folder: Path, fingerprint: dict[str, str], argv: Sequence[str]) -> None:
-    """What makes the folder self-contained: the resolved recipe, prompt, labels, examples, and the manifest."""
+    """Write what makes the folder self-contained: the resolved recipe, prompt, labels, examples, and the manifest."""
     import torch
 
+    changes = {"prompt": PROMPT, "labels": LABELS, "output_dir": str(folder), "resume_from_checkpoint": None}
     files = {
-        RECIPE: task.recipe.to_yaml(prompt=PROMPT, labels=LABELS, output_dir=str(folder), resume_from_checkpoint=None),
+        RECIPE: task.recipe.to_yaml(**changes),
         PROMPT: task.prompt.source,
         LABELS: task.label_set.to_yaml(),
-        "manifest.json": json.dumps(
-            {
-                "command": ["emogen", "train", *argv],
-                "model": task.recipe.model_name,
-                "seed": task.recipe.seed,
-                "sha256": fingerprint,
-                "versions": {"emogen": __version__, "python": platform.python_version()}
-                | {name: metadata.version(name) for name in PACKAGES},
-                "commit": _commit(),
-                "hardware": {
-                    "machine": platform.machine(),
-                    "threads": torch.get_num_threads(),
-                    "gpus": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
-                },
-            },
-            indent=2,
-        ),
     }
     for name, text in files.items():
         with paths.writing(folder / name) as file:
             file.write(text)
     write_examples(folder, task.examples)
-
-
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers")
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this runs from, or None in an installed package."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return None
-    return done.stdout.strip() or None
+    hardware = {
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
+    }
+    write_manifest(
+        folder,
+        RUN,
+        command=["emogen", "train", *argv],
+        model=task.recipe.model_name,
+        seed=task.recipe.seed,
+        sha256=fingerprint,
+        hardware=hardware,
+    )
 
 
 def name_base_model(adapter: Path, model_name: str) -> None:

@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 from emogen import processes
 from emogen.console import progress_bar
 from emogen.evaluation import results, run_folder
-from emogen.evaluation.metrics import collapsed, evaluate, score, tune_thresholds
+from emogen.evaluation.metrics import constant_labels, evaluate, score, tune_thresholds
 from emogen.evaluation.results import parse_audit, pred_matrix
-from emogen.evaluation.tables import show_metrics
+from emogen.evaluation.tables import print_metrics
 from emogen.prediction.classifier import Classifier, prob_of
 from emogen.task.recipe import SelectBest
 from emogen.task.rows import Rows
@@ -120,7 +120,7 @@ def metrics_of(rows: Rows | None) -> Callable[[Classifier], dict[str, float]] | 
 
 def warn_of_collapse(pred: np.ndarray, names: Sequence[str]) -> None:
     """Say so if most labels are given to all rows of `pred` [n, L], or to none."""
-    stuck = collapsed(pred, names)
+    stuck = constant_labels(pred, names)
     if len(stuck) > len(names) / 2:
         log.warning(
             f"{len(stuck)} of {len(names)} labels are given to every row or to none: {', '.join(stuck)}. The model "
@@ -152,7 +152,7 @@ def final_score(classifier: Classifier, rows: Rows, batch_size: int) -> dict[str
     results.write_jsonl(folder / run_folder.PREDICTIONS, rows, pred, prob, label_set, predictions, folds)
     results.write_thresholds(folder, tune_thresholds(gold, prob), label_set)
     metrics = evaluate(gold, pred, prob, folds, label_set.names)
-    show_metrics(metrics)
+    print_metrics(metrics)
     warn_of_collapse(pred, label_set.names)
     answer_seconds, prob_seconds = np.diff(times).round(2).tolist()
     return metrics | {

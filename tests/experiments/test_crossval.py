@@ -15,7 +15,7 @@ from emogen.errors import InputError, ModelError
 from emogen.experiments.crossval import cross_validate
 from emogen.experiments.jobs import RunProcess, failure
 from emogen.task.readers import read_rows
-from emogen.task.rows import normalised
+from emogen.task.rows import normalise_text
 from emogen.task.splits import make_folds
 
 BIN = Path(sys.executable).parent
@@ -44,7 +44,7 @@ def test_folds_hold_all_rows_balanced_and_keep_equal_texts_together(tmp_path, la
     assert np.bincount(folds).min() >= 8
     fold_of = {}
     for text, fold in zip(rows.texts, folds, strict=True):
-        assert fold_of.setdefault(normalised(text), fold) == fold
+        assert fold_of.setdefault(normalise_text(text), fold) == fold
     assert (make_folds(rows, 3, seed=1) == folds).all()
     assert (make_folds(rows, 3, seed=2) != folds).any()
     with pytest.raises(ValueError, match="cannot make 40 folds of 36"):

@@ -20,7 +20,7 @@ from transformers import (
 
 from emogen.console import progress_bar
 from emogen.errors import ModelError
-from emogen.evaluation.run_folder import members
+from emogen.evaluation.run_folder import member_folders
 from emogen.model import tokenizer
 from emogen.prediction.classifier import prob_of
 from emogen.prediction.ensemble import DecisionRule, load_run, load_runs, predict_rows
@@ -134,7 +134,7 @@ def test_a_head_and_a_generator_decide_together(head_recipe, tiny_recipe, tmp_pa
     main([head_recipe("bert", output_dir=str(tmp_path / "head"))])
     main([str(tiny_recipe(output_dir=str(tmp_path / "list")))])
     rows, _ = read_rows(write_posts(tmp_path / "new.csv", labels), labels)
-    folders = members([tmp_path / "head", tmp_path / "list"])
+    folders = member_folders([tmp_path / "head", tmp_path / "list"])
     bar = lambda title, n: nullcontext(lambda done: None)  # noqa: E731
     both = predict_rows(
         load_runs(folders), rows, rule=DecisionRule(lambda probs: probs.mean(axis=0), np.full(11, 0.4)), bar=bar
