@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test check style bench holdout clean
+.PHONY: help install demo test test-quick test-lowest check style docs bench holdout clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make install   .venv with emogen and all that the other targets need"
 	@echo "make demo      score a small model on the sample posts, tune it, score it again (under 10 minutes)"
-	@echo "make test      the tests"
+	@echo "make test      all tests"
+	@echo "make test-quick   the tests that need no browser, no network and no time: under 90 seconds"
+	@echo "make test-lowest  all tests with the lowest versions that pyproject.toml allows"
 	@echo "make check     lint, format, types (make style mends what can be mended)"
 	@echo "make bench     the speed of training and decoding beside that of others (an hour; QUICK=1 for a look)"
 	@echo "make holdout   one epoch on real posts: make holdout DATA=path/to/2018-E-c-En-train.txt"
@@ -33,8 +35,27 @@ demo: install
 	$(BIN)/emogen score sample/test.csv runs/zero_shot.csv runs/demo/tuned.csv
 	@echo "The run folder is runs/demo."
 
+# Each process of pytest computes on one thread: two processes with two threads each would wait for each other.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+WORKERS ?= auto
+
 test: install
-	$(BIN)/python -m pytest
+	$(TEST)
+
+test-quick: install
+	$(TEST) -m "not slow and not browser and not network"
+
+# The lowest versions that pyproject.toml allows, in an environment of their own; an index may replace them one day.
+test-lowest: .venv-lowest/installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+.venv-lowest/installed: pyproject.toml install
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(PIP) install --quiet "$$(grep '^uv==' constraints.txt)"
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra dev --no-emit-package emogen-toolkit --output-file .venv-lowest/lowest.txt pyproject.toml
+	.venv-lowest/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar on --requirement .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
+	@touch $@
 
 check: install
 	$(BIN)/ruff check .

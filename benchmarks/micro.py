@@ -1,19 +1,20 @@
-"""Micro-F1 where it is what thresholds are chosen for: one for all labels, on several runs stacked.
+"""Micro-F1 of several stacked runs, with one threshold for all labels that is chosen for micro-F1.
 
-    python benchmarks/micro.py runs/A runs/B ... [--json FILE]
+    python benchmarks/micro.py RUN RUN ... [--json FILE]
 
-The runs are cross-validations or baselines on the same folds. For each fold the regressions and the threshold come from
-the other folds alone, the threshold from what regressions without each of those in turn say of it.
+The runs are cross-validations or baselines on the same folds. The regressions and the threshold of a fold come from the
+other folds only. The threshold is chosen on probabilities of regressions that did not see the row either.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from common import versions, write_json
+from common import print_table, versions, write_json
 
-from emogen.evaluation import results
 from emogen.evaluation.metrics import apply_thresholds, bootstrap, interval, score
+from emogen.evaluation.results import align_scored, read_scored
 from emogen.evaluation.run_folder import label_set_of
 from emogen.evaluation.stack import nested_stack
 from emogen.report.compare import names_of
@@ -21,18 +22,20 @@ from emogen.report.compare import names_of
 GRID = np.arange(0.2, 0.55, 0.01)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Stack the runs and print micro-F1, macro-F1 and the threshold of each fold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    label_set = label_set_of(args.runs[0])
-    scored = results.aligned([results.read_scored(run, label_set) for run in args.runs])
-    gold, folds, probs = scored[0].gold, scored[0].folds, np.stack([of.prob for of in scored])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a cross-validation or a baseline")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all metrics to FILE")
+    args = parser.parse_args(argv)
+    label_set, names = label_set_of(args.runs[0]), names_of(args.runs)
+    systems = align_scored([read_scored(run, label_set) for run in args.runs])
+    gold, folds, probs = systems[0].gold, systems[0].folds, np.stack([system.prob for system in systems])
     thresholds: list[float] = []  # of each fold
 
     def common_threshold(gold: np.ndarray, prob: np.ndarray) -> np.ndarray:
-        f1 = [score(gold, apply_thresholds(prob, t), label_set.names)["f1_micro"] for t in GRID]
+        preds = [apply_thresholds(prob, np.full(len(label_set), threshold)) for threshold in GRID]
+        f1 = [score(gold, pred, label_set.names)["f1_micro"] for pred in preds]
         thresholds.append(round(float(GRID[np.argmax(f1)]), 2))
         return np.full(len(label_set), thresholds[-1])
 
@@ -40,12 +43,20 @@ def main() -> None:
     metrics = score(gold, pred, label_set.names)
     (resampled,) = bootstrap(gold, [pred], label_set.names)
     low, high = interval(resampled["f1_micro"])
-    print(", ".join(names_of(args.runs)))
-    print(f"micro-F1 {metrics['f1_micro']:.3f} ({low:.3f} to {high:.3f}), macro-F1 {metrics['f1_macro']:.3f}")
-    print(f"{metrics['n']:,} rows, thresholds {', '.join(f'{t:.2f}' for t in thresholds)}")
-    if args.json:
-        runs = {"runs": names_of(args.runs), "thresholds": thresholds, "interval_micro": [low, high]}
-        write_json(args.json, runs | {"metrics": metrics, "versions": versions()})
+    print_table(
+        f"Stack of {', '.join(names)}; {metrics['n']:,} rows",
+        ["micro-F1", "95 %", "macro-F1", "threshold of each fold"],
+        [
+            [
+                f"{metrics['f1_micro']:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                f"{metrics['f1_macro']:.3f}",
+                " ".join(f"{threshold:.2f}" for threshold in thresholds),
+            ]
+        ],
+    )
+    result = {"runs": names, "thresholds": thresholds, "interval_micro": [low, high], "metrics": metrics}
+    write_json(args.json, result | {"versions": versions()})
 
 
 if __name__ == "__main__":

@@ -1,23 +1,34 @@
-"""What helps: one key of the recipe changed at a time, on one fold of real posts, with the same budget for all.
+"""The effect of single keys of a recipe, on one fold of real posts, each with the same budget.
 
-    python benchmarks/settings.py path/to/2018-E-c-En-train.txt [--epochs 1] [--rows 684] [--jobs 2] [NAME ...]
+    python benchmarks/settings.py path/to/2018-E-c-En-train.txt [NAME ...] [--epochs 1] [--rows 684] [--jobs 2]
 
-Each setting learns from four of five folds and is scored on the fifth, or on a stratified sample of it: by its answers,
-by thresholds that are nested in five parts of these rows, and by its probabilities, which tell apart what F1 on so few
-rows does not. Differences are to the first setting, with paired bootstrap intervals. Runs that are there are not done
-again.
+Each setting trains on four of five folds. It is scored on the fifth, or on a stratified sample of it, in three ways: by
+its answers, by thresholds nested in five parts of these rows, and by the log loss of its probabilities, which separates
+settings that F1 on so few rows cannot. Differences are to the first setting; they are paired, with 95 % intervals.
+Finished runs are not repeated.
 """
 
 import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from common import ROOT, machine, print_table, versions, write_json
+import numpy as np
+from common import MODEL, ROOT, machine, model_name, print_table, versions, write_json
 
+from emogen.evaluation.metrics import row_log_loss
+from emogen.evaluation.results import align_scored, read_scored, write_rows
+from emogen.evaluation.run_folder import METRICS, read_json
 from emogen.experiments.jobs import RunProcess, run_all
+from emogen.report.compare import compare
+from emogen.task.labels import LabelSet, load_label_set
+from emogen.task.readers import read_rows
+from emogen.task.rows import checked
+from emogen.task.splits import make_folds, sample_rows
 
+FIRST = "list"  # the setting that the others are compared with
 SETTINGS = {
-    "list": [],
+    FIRST: [],
     "frequent first": ["order=frequent_first"],
     "rare first": ["order=rare_first"],
     "count first": ["answer=count", "prompt=prompts/count.jinja"],
@@ -30,98 +41,103 @@ SETTINGS = {
     "weights across": ["label_weights=across"],
     "rare rows repeated": ["sampling=rare"],
 }
-RECIPE = "recipes/smollm2-135m.yaml"
+RECIPE = ROOT / "recipes" / "smollm2-135m.yaml"
 
 
-def fold_files(data: str, folder: Path, n_scored: int | None) -> list[str]:
-    """The rows of the first of five folds, written once: the overrides that name them."""
-    import numpy as np
-
-    from emogen.evaluation.results import write_rows
-    from emogen.task.labels import load_label_set
-    from emogen.task.readers import read_rows
-    from emogen.task.rows import checked
-    from emogen.task.splits import make_folds, sample_rows
-
-    label_set = load_label_set("semeval2018")
+def write_fold(data: str, folder: Path, label_set: LabelSet, n_scored: int | None) -> list[str]:
+    """Write the training and evaluation rows of the first of five folds. Returns the overrides that name the files."""
     rows = checked(read_rows(data, label_set, need_labels=True))
     folds = make_folds(rows, 5, seed=42)
-    files = []
-    learnt, held = rows.take(np.flatnonzero(folds != 0)), rows.take(np.flatnonzero(folds == 0))
-    for name, part in (("train", learnt), ("eval", sample_rows(held, n_scored or len(held), seed=42))):
-        file = folder.resolve() / f"{name}.jsonl"
+    train_rows, eval_rows = rows.take(np.flatnonzero(folds != 0)), rows.take(np.flatnonzero(folds == 0))
+    eval_rows = sample_rows(eval_rows, n_scored or len(eval_rows), seed=42)
+    overrides = []
+    for name, part in (("train", train_rows), ("eval", eval_rows)):
+        file = folder / f"{name}.jsonl"
         write_rows(file, part, label_set)
-        files.append(f"{name}_file={file}")
-    return files
+        overrides.append(f"{name}_file={file}")
+    return overrides
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="the training file of SemEval-2018 Task 1 E-c English, or one like it")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which settings, of: {', '.join(SETTINGS)}")
-    parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument("--rows", type=int, help="how many rows to score (all of the fold)")
-    parser.add_argument("--jobs", type=int, default=1, help="settings at once, each on its part of the cores")
-    parser.add_argument("--out", default=str(ROOT / "runs" / "settings"), help="where the runs go (runs/settings)")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    args = parser.parse_intermixed_args()
-    names = ["list", *(name for name in args.names or SETTINGS if name != "list")]
-    if unknown := set(names) - SETTINGS.keys():
-        parser.error(f"no such settings: {', '.join(sorted(unknown))}")
-    out = Path(args.out)
-    files = fold_files(args.data, out / "data", args.rows)
-    runs = [RunProcess(k, out / name.replace(" ", "-")) for k, name in enumerate(names)]
-    same = [*files, "eval_fraction=0", "eval_strategy=no", "save_steps=0.1", "order=canonical"]
-    same += [f"num_train_epochs={args.epochs}", "resume_from_checkpoint=true"]
+def train(names: Sequence[str], folder: Path, overrides: Sequence[str], jobs: int) -> list[Path]:
+    """Train and score the settings that have not finished yet. Returns their run folders."""
+    runs = [RunProcess(k, folder / name.replace(" ", "-")) for k, name in enumerate(names)]
     commands = [
-        [str(ROOT / RECIPE), *same, *SETTINGS[name], f"output_dir={run.folder}"]
+        [str(RECIPE), *overrides, *SETTINGS[name], f"output_dir={run.folder}"]
         for name, run in zip(names, runs, strict=True)
     ]
-    run_all(runs, commands, args.jobs, lambda runs: None)
+    run_all(runs, commands, jobs, lambda _: None)
+    return [run.folder for run in runs]
 
-    from emogen.evaluation.metrics import row_log_loss
-    from emogen.evaluation.results import aligned, read_scored
-    from emogen.report.compare import compare
-    from emogen.task.labels import load_label_set
 
-    label_set = load_label_set("semeval2018")
-    folders = [run.folder for run in runs]
-    by = {how: compare(folders, label_set, by=how) for how in ("answer", "thresholds")}
-    losses = [row_log_loss(of.gold, of.prob) for of in aligned([read_scored(f, label_set) for f in folders])]
-    table, figures = [], {}
+def summarise(names: Sequence[str], folders: Sequence[Path], label_set: LabelSet) -> dict[str, dict[str, Any]]:
+    """All metrics of each setting, with their differences to the first one."""
+    by_answer, by_thresholds = (compare(folders, label_set, by=by) for by in ("answer", "thresholds"))
+    systems = align_scored([read_scored(folder, label_set) for folder in folders])
+    losses = [row_log_loss(system.gold, system.prob) for system in systems]
+    metrics = {}
     for k, name in enumerate(names):
-        answer, thresholds = by["answer"][k], by["thresholds"][k]
-        seconds = json.loads((folders[k] / "metrics.json").read_text())["train_seconds"]
-        low, high = thresholds.difference_interval
         more_loss = losses[k] - losses[0]
         error = 1.96 * more_loss.std(ddof=1) / len(more_loss) ** 0.5
-        table.append(
-            [
-                name,
-                f"{answer.metrics['f1_macro']:.3f}",
-                f"{thresholds.metrics['f1_macro']:.3f}",
-                f"{thresholds.difference:+.3f} ({low:+.3f} .. {high:+.3f})" if k else "",
-                f"{answer.metrics['f1_micro']:.3f}",
-                f"{losses[k].mean():.3f}",
-                f"{more_loss.mean():+.3f} ± {error:.3f}" if k else "",
-                f"{seconds / 60:.0f}",
-            ]
-        )
-        figures[name] = {
+        metrics[name] = {
             "keys": SETTINGS[name],
-            "train_seconds": seconds,
-            "answer": answer.metrics,
-            "thresholds": thresholds.metrics,
+            "train_seconds": read_json(folders[k] / METRICS)["train_seconds"],
+            "answer": by_answer[k].metrics,
+            "thresholds": by_thresholds[k].metrics,
             "log_loss": float(losses[k].mean()),
             "log_loss_difference": [float(more_loss.mean()), float(error)],
-            "difference": thresholds.difference,
-            "difference_interval": thresholds.difference_interval,
+            "difference": by_thresholds[k].difference,
+            "difference_interval": by_thresholds[k].difference_interval,
         }
+    return metrics
+
+
+def table_row(name: str, metrics: dict[str, Any]) -> list[str]:
+    """The line of the table for one setting."""
+    low, high = metrics["difference_interval"]
+    more_loss, error = metrics["log_loss_difference"]
+    is_first = name == FIRST
+    return [
+        name,
+        f"{metrics['answer']['f1_macro']:.3f}",
+        f"{metrics['thresholds']['f1_macro']:.3f}",
+        "" if is_first else f"{metrics['difference']:+.3f} ({low:+.3f} .. {high:+.3f})",
+        f"{metrics['answer']['f1_micro']:.3f}",
+        f"{metrics['log_loss']:.3f}",
+        "" if is_first else f"{more_loss:+.3f} ± {error:.3f}",
+        f"{metrics['train_seconds'] / 60:.0f}",
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train the settings and print what each of them gains."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="labelled posts, such as the training file of SemEval-2018 Task 1 E-c English")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"settings (default all): {', '.join(SETTINGS)}")
+    parser.add_argument("--epochs", type=float, default=1, help="training budget of each setting (default 1)")
+    parser.add_argument("--rows", type=int, metavar="N", help="rows to score (default: all of the fold)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, each on its share of the cores")
+    parser.add_argument("--model", type=model_name, default=MODEL, help=f"the model to train (default {MODEL})")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "runs" / "settings", help="folder of the runs (default runs/settings)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all metrics to FILE")
+    args = parser.parse_intermixed_args(argv)
+    names = [FIRST, *(name for name in args.names or SETTINGS if name != FIRST)]
+    if unknown := set(names) - SETTINGS.keys():
+        parser.error(f"no such settings: {', '.join(sorted(unknown))}")
+    folder, label_set = args.out.resolve(), load_label_set("semeval2018")
+    overrides = write_fold(args.data, folder / "data", label_set, args.rows)
+    overrides += [f"model_name_or_path={args.model}", "eval_fraction=0", "eval_strategy=no", "save_steps=0.1"]
+    overrides += ["order=canonical", f"num_train_epochs={args.epochs}", "resume_from_checkpoint=true"]
+    metrics = summarise(names, train(names, folder, overrides, args.jobs), label_set)
     header = ["setting", "macro-F1, answer", "by thresholds", "difference (95 %)", "micro-F1, answer"]
     header += ["log loss of a row", "difference (95 %)", "minutes"]
-    print_table(f"SmolLM2-135M, {args.epochs:g} epochs, {by['answer'][0].metrics['n']:,} rows", header, table)
-    packages = versions("torch", "transformers", "trl", "peft", "emogen")
-    write_json(args.json, {"epochs": args.epochs, "machine": machine(), "versions": packages, "runs": figures})
+    n_rows = metrics[FIRST]["answer"]["n"]
+    title = f"{args.model}, {args.epochs:g} epochs, {n_rows:,} rows"
+    print_table(title, header, [table_row(name, of_setting) for name, of_setting in metrics.items()])
+    packages = versions("torch", "transformers", "trl", "peft")
+    result = {"model": args.model, "epochs": args.epochs, "machine": machine(), "versions": packages, "runs": metrics}
+    write_json(args.json, result)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What people see on a terminal: consoles, progress bars, log messages, and exit codes."""
+"""Terminal output: consoles, progress bars, log messages and exit codes."""
 
 import logging
 import sys
@@ -13,40 +13,54 @@ from rich.markup import escape
 from emogen import processes
 from emogen.errors import InputError, ModelError
 
-out = Console()
-err = Console(stderr=True)
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]  # makes one of a title and a number of rows
+out = Console()  # standard output: results
+err = Console(stderr=True)  # standard error: progress and messages
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]  # (title, total) -> a bar, as `progress_bar`
 
 
 @contextmanager
-def progress_bar(what: str, total: int, unit: str = "row") -> Iterator[Callable[[int], Any]]:
-    """A progress bar on standard error, with the rate; gives a function that moves it on.
+def progress_bar(title: str, total: int, unit: str = "row") -> Iterator[Callable[[int], Any]]:
+    """Show a progress bar with its rate on standard error.
 
-    Of several processes the main one shows it, as if the others kept pace.
+    With several processes, only the main one shows the bar; the others are assumed to be equally fast.
+
+    Args:
+        title: text before the bar.
+        total: number of units in all processes together.
+        unit: name of a unit.
+
+    Yields:
+        A function that advances the bar by the number of units that this process has done.
     """
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=what, unit=unit, mininterval=0.5, disable=not processes.is_main_process()) as bar:
+    with tqdm(total=total, desc=title, unit=unit, mininterval=0.5, disable=not processes.is_main_process()) as bar:
         yield lambda n: bar.update(min(n * processes.world_size(), total - bar.n))
 
 
 def set_up_logging() -> None:
-    """emogen's messages to standard error, one line each; other libraries only from warnings on. Of several processes
-    the main one speaks."""
+    """Log to standard error, one line per message: emogen from INFO, other libraries from WARNING.
+
+    With several processes, all but the main one log emogen's errors only.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)-8s %(message)s")
     logging.getLogger("emogen").setLevel(logging.INFO if processes.is_main_process() else logging.ERROR)
-    # TRL 1.16 still sets it by its old name, in its own defaults.
+    # The defaults of TRL 1.16 still use this old name.
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no accelerator is found")
-    # Says at every import that an optional kernel package is not installed.
+    # Warns at every import that an optional kernel package is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def run_command(command: Callable[[], Any]) -> None:
-    """Run a command; what a user can mend becomes a message and an exit code, and no traceback.
+    """Run a command, and turn errors that a user can fix into a message and an exit code.
 
-    2: the input is wrong. 1: something outside gave way (a full disk, a model that cannot be fetched). 130: Ctrl-C.
+    The exit codes are 0 for success, 1 for an external failure (disk, network), 2 for invalid input, and 130 for an
+    interrupt (Ctrl-C). Any other exception is a bug and propagates.
+
+    Raises:
+        SystemExit: with one of these codes, except after success.
     """
     set_up_logging()
     try:

@@ -1,9 +1,9 @@
-"""The two kinds of failure that a user can do something about. Everything else is a bug, and shows its traceback."""
+"""Errors that a user can fix. Any other exception is a bug and shows its traceback."""
 
 
 class InputError(ValueError):
-    """Something wrong with what the user gave: a recipe, a template, a data file, an option. The message says where."""
+    """Invalid input: a recipe, a template, a data file or an option. The message names the place."""
 
 
 class ModelError(RuntimeError):
-    """A model that cannot be had or loaded. The message says what was tried, and what to do."""
+    """An external failure, such as a model that cannot be loaded. The message says what was tried and what to do."""

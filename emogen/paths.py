@@ -1,4 +1,4 @@
-"""Where things are: the files that ship with emogen, and the cache for downloaded models."""
+"""Paths of shipped files and of the model cache; atomic writes."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from typing import Any, TextIO
 def shipped(relative: str | Path) -> Path:
     """The path of a file or folder that ships with emogen, such as `prompts/list.jinja`.
 
-    In a checkout these folders stand beside the package; in an installed wheel they are inside it.
-    The path is returned whether or not it exists.
+    These folders are beside the package in a checkout, and inside it in an installed wheel. The path is returned
+    whether or not it exists.
     """
     package = Path(__file__).resolve().parent
     inside = package / relative
@@ -22,9 +22,12 @@ def shipped(relative: str | Path) -> Path:
 def find(path: str | Path, base: Path | None = None) -> Path:
     """Resolve a path that a recipe or a command names.
 
-    Tried in this order: in `base` (the folder of the recipe that names it), in the current folder, and
-    among the files that ship with emogen. If none exists, the path as given comes back, so that
-    the error which follows names what the user wrote.
+    The path is looked up in `base` (the folder of the recipe that names it), then in the current folder, then among
+    the shipped files.
+
+    Returns:
+        The first path that exists. If there is none, the path as given, so that the error that follows repeats what
+        the user wrote.
     """
     path = Path(path).expanduser()
     candidates = [path] if path.is_absolute() else [*([base / path] if base else []), path, shipped(path)]
@@ -32,14 +35,18 @@ def find(path: str | Path, base: Path | None = None) -> Path:
 
 
 def cache_dir() -> Path:
-    """Folder for models that emogen unpacked (`EMOGEN_CACHE`, else `~/.cache/emogen`)."""
+    """The folder for unpacked models: `EMOGEN_CACHE`, or `~/.cache/emogen`."""
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "emogen"
     return Path(os.environ.get("EMOGEN_CACHE", default)).expanduser()
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[TextIO]:
-    """Open a text file to write all of it or nothing: it gets its name when it is complete, and on the disk."""
+    """Open a UTF-8 text file for an atomic write.
+
+    The text goes to a temporary file beside `path`, which replaces `path` once it is complete and on disk. After an
+    exception, `path` is unchanged.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -53,6 +60,6 @@ def writing(path: Path) -> Iterator[TextIO]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, all of it or nothing."""
+    """Write a JSON file atomically."""
     with writing(path) as file:
         json.dump(value, file, indent=2)

@@ -1,4 +1,4 @@
-"""The processes of one run, as `accelerate launch` starts them: rank, world size, and work that they share."""
+"""The processes of one run, as started by `accelerate launch`: rank, world size and shared work."""
 
 import os
 import sys
@@ -10,27 +10,27 @@ R = TypeVar("R")
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
-    """Whether this is the one that writes files and speaks to people."""
+    """Whether this process is the one that writes files and prints messages."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def distribute(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> list[R]:
-    """Let each process do its share of the items; all of them get all results.
+    """Divide the items among the processes and gather all results in each of them.
 
-    A model that is itself spread over the processes (FSDP, ZeRO) computes with all of them at once: there each does all
-    items.
+    A model that is sharded over the processes (FSDP, ZeRO) needs all of them for each computation. There, every process
+    works on all items.
 
     Args:
-        work: items -> their results, in the same order. It is not called without items.
-        items: the same in all processes.
+        work: maps items to their results, in the same order. It is never called with an empty sequence.
+        items: the same sequence in all processes.
 
     Returns:
-        The results in the order of the items, each once.
+        One result per item, in the order of the items.
     """
     n = world_size()
     if not len(items):
@@ -43,8 +43,8 @@ def distribute(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -
 
     rank = PartialState(cpu=not torch.cuda.is_available()).process_index
 
-    # Every n-th item, so that the shares of items that are sorted somehow weigh the same. accelerate's own
-    # `split_between_processes` gives the last item once more to a process for which there is none.
+    # Every n-th item, so that the shares of sorted items take equally long. accelerate's `split_between_processes`
+    # is not used: with fewer items than processes, it repeats the last item.
     own = items[rank::n]
     results: list[R] = [None] * len(items)  # type: ignore[list-item]
     for k, part in enumerate(gather_object([list(work(own)) if len(own) else []])):
@@ -53,11 +53,11 @@ def distribute(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -
 
 
 def shut_down() -> None:
-    """Take leave of the other processes; one that ends without may abort."""
+    """Leave the process group. A process that exits without this may abort."""
     distributed = sys.modules.get("torch.distributed")
     if world_size() > 1 and distributed and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def _is_sharded() -> bool:
-    return any(os.environ.get(f"ACCELERATE_USE_{what}") == "true" for what in ("FSDP", "DEEPSPEED"))
+    return any(os.environ.get(f"ACCELERATE_USE_{backend}") == "true" for backend in ("FSDP", "DEEPSPEED"))

@@ -1,7 +1,8 @@
-"""accelerate launch emogen/train.py RECIPE [key=value ...]
+"""Fine-tune the model of a recipe: read the data, render the prompt, load the model, train, save, score.
 
-From a recipe to a tuned model: read the data, render the prompt, load the model, train, score, save.
-`emogen train RECIPE [key=value ...]` is the same on one process.
+    accelerate launch emogen/train.py RECIPE [key=value ...]
+
+`emogen train RECIPE [key=value ...]` does the same in one process.
 """
 
 import logging
@@ -21,15 +22,19 @@ log = logging.getLogger("emogen")
 
 USAGE = """usage: accelerate launch emogen/train.py RECIPE [key=value ...]
 
-Tunes the model of a recipe. The result is a run folder: output_dir, or runs/<recipe name>.
-  key=value                     overrides any key of the recipe: learning_rate=2e-4 num_train_epochs=3
+Fine-tunes the model of a recipe. The result is a run folder: output_dir, or runs/<recipe name>.
+  key=value                     overrides a key of the recipe, such as learning_rate=2e-4
   resume_from_checkpoint=true   continues an interrupted run
-The keys are those of emogen (`emogen keys` lists them) and all of TRL's SFTConfig and ModelConfig.
+The keys are emogen's own and those of TRL's SFTConfig and ModelConfig; `emogen keys` lists them.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train the model of a recipe. `console.run_command` turns its errors into exit codes."""
+    """Fine-tune the model of a recipe. `console.run_command` turns its errors into exit codes.
+
+    Args:
+        argv: recipe and overrides; those of the command line by default.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -57,15 +62,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from emogen.training import head, scoring, sft
 
     use_all_cores()
-    # emogen shortens the rows itself, and adds columns that the trainer does not know.
+    # emogen shortens the texts itself, and its rows have columns that the trainer does not know.
     changes: dict[str, Any] = {"resume_from_checkpoint": None, "max_length": None, "remove_unused_columns": False}
     if not torch.accelerator.is_available():
-        changes["use_cpu"] = True  # otherwise several processes on a CPU would each train on their own
+        changes["use_cpu"] = True  # otherwise several processes on a CPU would not train together
     args = recipe.sft_config(**changes)
-    set_seed(args.seed)  # the trainer seeds, too, but only after the weights of the adapter were drawn
+    set_seed(args.seed)  # the trainer also sets the seed, but only after the adapter is initialised
     train_rows, val_rows = run_setup.split_rows(recipe, splits)
     prepare = head.prepare if recipe.answer == "head" else sft.prepare
-    trainer, make_classifier = prepare(task, args, train_rows, val_rows, scoring.metrics_of(val_rows))
+    trainer, make_classifier = prepare(task, args, train_rows, val_rows, scoring.make_compute_metrics(val_rows))
     trainer.add_callback(scoring.LogFile(folder / run_folder.LOG))
     if is_main:
         run_setup.write_run_files(task, folder, fingerprint, argv)

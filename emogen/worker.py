@@ -1,9 +1,9 @@
-"""One run in a process of its own, which ends when its parent does.
+"""One run in a process of its own, which exits when its parent does.
 
     python -m emogen.worker RECIPE [key=value ...]
 
-`emogen cv`, `sweep` and `prompts compare --train-steps` start it. Its standard input is a pipe that nobody writes to:
-the pipe ends when the parent does, however that ends.
+`emogen cv`, `sweep` and `prompts compare --train-steps` start it. Its standard input is a pipe to which nothing is
+written. The pipe closes when the parent exits or is killed.
 """
 
 import os
@@ -16,7 +16,7 @@ from emogen.console import run_command
 
 
 def main() -> None:
-    """Train, and stop as soon as the parent is gone. The work since the last checkpoint is done again."""
+    """Train, and exit at once when the parent has gone. The steps since the last checkpoint are lost."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     run_command(train.main)
 

@@ -1,12 +1,12 @@
 """Fixtures of all tests."""
 
-import json
 import os
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from tiny import CHATML, CONFIGS, make_model, make_tokenizer, save_model, write_posts
+from tiny import CONFIGS, make_model, make_tokenizer, write_recipe
 from transformers import (
     PreTrainedTokenizerFast,
 )
@@ -14,6 +14,13 @@ from transformers import (
 from emogen.task.labels import LabelSet, load_label_set
 
 CHROMIUM = Path("/usr/bin/chromium")  # Debian's
+
+
+def pytest_collection_modifyitems(items):
+    """Every test that opens a browser bears the marker."""
+    for item in items:
+        if "chromium" in item.fixturenames:
+            item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture(scope="session")
@@ -33,32 +40,8 @@ def model(request):
 
 @pytest.fixture
 def tiny_recipe(tmp_path: Path, labels: LabelSet):
-    """Writes a recipe for a tiny model and twelve posts; returns its path. Arguments are further keys."""
-
-    def write(kind: str = "llama", chat_template: str | None = CHATML, **keys) -> Path:
-        model = tmp_path / f"model-{kind}"
-        if not model.exists():
-            save_model(model, kind, chat_template)
-        values = {
-            "model_name_or_path": str(model),
-            "train_file": str(write_posts(tmp_path / "train.csv", labels)),
-            "output_dir": str(tmp_path / "run"),
-            "prompt": "prompts/list.jinja",
-            "max_length": 1024,
-            "lora_r": 4,
-            "learning_rate": 1e-2,
-            "per_device_train_batch_size": 4,
-            "max_steps": 4,
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            **keys,
-        }
-        path = tmp_path / "tiny.yaml"
-        path.write_text(json.dumps(values, indent=1))  # JSON is YAML
-        return path
-
-    return write
+    """Writes a recipe for a tiny model and twelve posts; returns its path. Arguments as for `tiny.write_recipe`."""
+    return partial(write_recipe, tmp_path, labels)
 
 
 @pytest.fixture(scope="session")

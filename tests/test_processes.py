@@ -1,5 +1,3 @@
-"""Run as a script, this file spreads work over the processes that it is one of."""
-
 import json
 import os
 import subprocess
@@ -10,62 +8,105 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import POSTS, write_posts
+from typer.testing import CliRunner
 
-from emogen.processes import distribute, shut_down
+from emogen.cli.__main__ import app
+from emogen.processes import distribute, is_main_process, world_size
+from emogen.train import main as train
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-SIZES = (0, 1, 7, 1000)
-# On a machine without a GPU, its processes speak over gloo. A free port, since another run may have the usual one.
+# Without a GPU, the processes communicate over gloo. Port 0 is any free one, as another run may use the default.
 LAUNCH = [BIN / "accelerate", "launch", "--config_file", ROOT / "recipes" / "accelerate" / "ddp.yaml", "--main_process_port", "0"]  # fmt: skip
 ENV = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def test_one_process_does_all():
+SIZES = (0, 1, 7, 1000)
+# Writes what each process returns and works on, for several numbers of items.
+SHARE_WORK = f"""
+import json, os
+from pathlib import Path
+from emogen.processes import distribute, shut_down
+
+rounds = []
+for size in {SIZES}:
+    share = []
+    results = distribute(lambda items: [share.append(item) or item * 2 for item in items], range(size))
+    rounds.append({{"results": results, "share": share}})
+Path(os.environ["RANK"]).with_suffix(".json").write_text(json.dumps(rounds))
+shut_down()
+"""
+
+
+def launch(*command, cwd=None):
+    done = subprocess.run(list(map(str, command)), env=ENV, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def read_records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_single_process_is_the_main_one_and_works_on_all_items(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert (world_size(), is_main_process()) == (1, True)
     assert distribute(lambda items: [item * 2 for item in items], [3, 1, 2]) == [6, 2, 4]
 
 
+def test_rank_and_world_size_are_those_of_the_launcher(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "1")
+    assert (world_size(), is_main_process()) == (3, False)
+
+
+def test_without_items_no_work_is_called(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert distribute(lambda items: 1 / 0, []) == []
+
+
+@pytest.mark.parametrize("backend", ["FSDP", "DEEPSPEED"])
+def test_each_process_of_a_sharded_model_works_on_all_items(monkeypatch, backend):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv(f"ACCELERATE_USE_{backend}", "true")
+    calls = []
+    assert distribute(lambda items: [calls.append(items) or item for item in items], [1, 2]) == [1, 2]
+    assert calls == [[1, 2]] * 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3])
-def test_every_item_is_done_once_and_all_processes_have_all_results(tmp_path, n):
-    command = [*map(str, LAUNCH), "--num_processes", str(n), __file__, str(tmp_path)]
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(n)]
+def test_every_item_is_worked_on_once_and_all_processes_get_all_results(tmp_path, n):
+    (tmp_path / "share_work.py").write_text(SHARE_WORK)
+    launch(*LAUNCH, "--num_processes", n, tmp_path / "share_work.py", cwd=tmp_path)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(n)]
     for k, size in enumerate(SIZES):
-        for of_rank in said:
-            assert of_rank[k]["results"] == [i * 2 for i in range(size)]
-        assert sorted(i for of_rank in said for i in of_rank[k]["did"]) == list(range(size))
-        shares = [len(of_rank[k]["did"]) for of_rank in said]
-        assert max(shares) - min(shares) <= 1
+        shares = [rank[k]["share"] for rank in ranks]
+        assert all(rank[k]["results"] == [item * 2 for item in range(size)] for rank in ranks)
+        assert sorted(item for share in shares for item in share) == list(range(size))
+        lengths = [len(share) for share in shares]
+        assert max(lengths) - min(lengths) <= 1
 
 
-@pytest.mark.parametrize(("kind", "n", "n_rows"), [("list", 2, 41), ("head", 3, 1), ("list", 2, 0)])
-def test_several_processes_predict_what_one_does(tiny_recipe, tmp_path, labels, kind, n, n_rows):
-    from emogen.train import main
+@pytest.mark.slow
+@pytest.mark.parametrize(("answer", "n", "n_rows"), [("list", 2, 41), ("head", 3, 1), ("list", 2, 0)])
+def test_several_processes_predict_as_one_does(tiny_recipe, tmp_path, labels, answer, n, n_rows):
+    train([str(tiny_recipe(max_steps=1, answer=answer))])
+    posts = [(f"{text} {k}", names) for k in range(4) for text, names in POSTS][:n_rows]
+    source = write_posts(tmp_path / "new.csv", labels, posts)
 
-    main([str(tiny_recipe(max_steps=1, answer=kind))])
-    posts = write_posts(tmp_path / "new.csv", labels, [(f"{text} {k}", names) for k in range(4) for text, names in POSTS][:n_rows])  # fmt: skip
-    words = ["predict", tmp_path / "run", posts]
-    one = [BIN / "emogen", *words, "-o", tmp_path / "1.csv", "--jsonl", tmp_path / "1.jsonl"]
-    several = [
-        *LAUNCH,
-        "--num_processes",
-        n,
-        "-m",
-        "emogen.cli",
-        *words,
-        "-o",
-        tmp_path / "2.csv",
-        "--jsonl",
-        tmp_path / "2.jsonl",
-    ]
-    for command in (one, several):
-        done = subprocess.run(list(map(str, command)), env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=300)  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count(f"{n_rows} texts ->") == 1  # one process speaks
-    assert (tmp_path / "1.csv").read_bytes() == (tmp_path / "2.csv").read_bytes()
-    first, second = ([json.loads(line) for line in (tmp_path / f"{k}.jsonl").read_text().splitlines()] for k in (1, 2))
-    for a, b in zip(first, second, strict=True):
+    def arguments(name):
+        return ["predict", tmp_path / "run", source, "-o", tmp_path / f"{name}.csv", "--jsonl", tmp_path / f"{name}.jsonl"]  # fmt: skip
+
+    one = CliRunner().invoke(app, list(map(str, arguments("one"))), env=ENV, catch_exceptions=False)
+    assert one.exit_code == 0
+    several = launch(*LAUNCH, "--num_processes", n, "-m", "emogen.cli", *arguments("several"))
+    for messages in (one.stderr, several.stderr):
+        assert messages.count(f"{n_rows} texts ->") == 1  # printed by the main process only
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "several.csv").read_bytes()
+    for a, b in zip(read_records(tmp_path / "one.jsonl"), read_records(tmp_path / "several.jsonl"), strict=True):
         assert a["prob"] == pytest.approx(b["prob"], abs=1e-5)
         assert a | {"prob": 0} == b | {"prob": 0}
 
@@ -85,39 +126,20 @@ fsdp_config:
 """
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_train_and_score_as_one_does(tiny_recipe, tmp_path, labels, kind):
-    """Over gloo, with the same global batch: the same weights, and every held-out row scored once."""
-    held = write_posts(tmp_path / "held.csv", labels, [(f"{text} again", names) for text, names in POSTS][:7])
-    recipe = tiny_recipe(max_steps=3, eval_file=str(held), lora_dropout=0)  # of 4 rows each: an epoch
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_and_score_as_one_does(tiny_recipe, tmp_path, labels, strategy):
+    """With the same global batch, the weights are the same, and every held-out row is scored once."""
+    held_out = write_posts(tmp_path / "held_out.csv", labels, [(f"{text} again", names) for text, names in POSTS][:7])
+    recipe = tiny_recipe(max_steps=3, eval_file=str(held_out), lora_dropout=0)  # 3 steps of 4 rows are an epoch
     (tmp_path / "fsdp.yaml").write_text(FSDP)
-    launch = LAUNCH if kind == "ddp" else [BIN / "accelerate", "launch", "--config_file", tmp_path / "fsdp.yaml"]
-    train = [*launch, ROOT / "emogen" / "train.py", recipe]
-    for command in ([*train, "per_device_train_batch_size=2", f"output_dir={tmp_path / 'two'}"], [BIN / "emogen", "train", recipe, f"output_dir={tmp_path / 'one'}"]):  # fmt: skip
-        done = subprocess.run(list(map(str, command)), env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=300)  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    ours, theirs = (load_file(tmp_path / run / "adapter" / "adapter_model.safetensors") for run in ("two", "one"))
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
-    two, one = ([json.loads(line) for line in (tmp_path / run / "predictions.jsonl").read_text().splitlines()] for run in ("two", "one"))  # fmt: skip
+    command = LAUNCH if strategy == "ddp" else [BIN / "accelerate", "launch", "--config_file", tmp_path / "fsdp.yaml"]
+    launch(*command, ROOT / "emogen" / "train.py", recipe, "per_device_train_batch_size=2", f"output_dir={tmp_path / 'two'}")  # fmt: skip
+    train([str(recipe), f"output_dir={tmp_path / 'one'}"])
+    two, one = (load_file(tmp_path / run / "adapter" / "adapter_model.safetensors") for run in ("two", "one"))
+    assert two.keys() == one.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+    two, one = (read_records(tmp_path / run / "predictions.jsonl") for run in ("two", "one"))
     assert [record["id"] for record in two] == [record["id"] for record in one]
     assert [record["raw"] for record in two] == [record["raw"] for record in one]
-
-
-def main(folder):
-    said = []
-    for size in SIZES:
-        did = []
-
-        def work(items, did=did):
-            did.extend(items)
-            return [item * 2 for item in items]
-
-        said.append({"results": distribute(work, range(size)), "did": did})
-    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(said))
-    shut_down()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +119,34 @@ def write_posts(path: Path, labels: LabelSet, posts=POSTS) -> Path:
     return path
 
 
+def write_recipe(folder: Path, labels: LabelSet, kind: str = "llama", chat_template=CHATML, **keys) -> Path:
+    """Write a recipe for a tiny model and twelve posts. `keys` are further keys of the recipe.
+
+    Its run goes to `folder`/run.
+    """
+    model = folder / f"model-{kind}"
+    if not model.exists():
+        save_model(model, kind, chat_template)
+    values = {
+        "model_name_or_path": str(model),
+        "train_file": str(write_posts(folder / "train.csv", labels)),
+        "output_dir": str(folder / "run"),
+        "prompt": "prompts/list.jinja",
+        "max_length": 1024,
+        "lora_r": 4,
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 4,
+        "max_steps": 4,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        **keys,
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(json.dumps(values, indent=1))  # JSON is YAML
+    return path
+
+
 EVIL = [  # posts that would be markup if they were not escaped
     ("<script>alert(1)</script> and <img src=x onerror=alert(2)> were posted", ("anger",)),
     ("it ends here: </script><script>alert(3)</script> & <!-- that was all", ()),
@@ -157,3 +189,18 @@ def write_run(folder: Path, labels: LabelSet, n: int = 40, *, posts=None, noise=
     (folder / "train_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in logs))
     (folder / "adapter").mkdir()
     return folder
+
+
+def kill_at(event: Callable[[], bool], command: Sequence, **options) -> None:
+    """Start a command, and kill it as soon as the event has happened. Fails if the command ends before.
+
+    Args:
+        options: of `subprocess.Popen`.
+    """
+    process = subprocess.Popen([str(word) for word in command], **options)
+    while not event():
+        assert process.poll() is None, f"the command ended with {process.returncode} before it could be killed"
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL

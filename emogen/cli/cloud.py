@@ -13,75 +13,77 @@ from rich.table import Table
 
 from emogen.cli.shared import JsonOption, Overrides, RecipeArgument
 from emogen.cli.training import print_findings
-from emogen.cloud.plan import Plan
+from emogen.cloud import launch as jobs
+from emogen.cloud import runpod
+from emogen.cloud.plan import Plan, make_plan
+from emogen.cloud.runpod import Polling
 from emogen.console import err, out
 from emogen.distribution import install_hint
 from emogen.errors import ModelError
+from emogen.task.recipe import load_recipe
 
 app = typer.Typer(
     help="Train on a GPU rented from Runpod.\n\n"
     f"Needs an extra: {install_hint('pods')}\n\n"
-    "The key is read from RUNPOD_API_KEY, or from ~/.config/emogen/keys (lines of KEY=VALUE, mode 600); so is "
-    "HF_TOKEN, for models that need it. Experimental: tested against Runpod's API document, but not yet on a real pod.",
+    "RUNPOD_API_KEY, and HF_TOKEN for models that need it, are read from the environment or from "
+    "~/.config/emogen/keys (lines of KEY=VALUE, mode 600). Experimental: tested against Runpod's API document, but "
+    "not yet on a real pod.",
     no_args_is_help=True,
 )
 
 PodArgument = Annotated[str, typer.Argument(help="A pod: its id, its name, or the beginning of its name.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only name the pods.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list the pods.")]
 
 
 def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonOption = False) -> None:
     """Estimate the GPU memory, hours and dollars of a run.
 
-    With a Runpod key the prices are live; otherwise they are remembered. Memory and hours are estimates, unless a
+    With a Runpod key the prices are live; otherwise they are built in. Memory and hours are estimates, unless a
     finished run of the same model beside this one's output_dir gives a measured speed.
     """
-    from emogen.cloud.plan import plan
-    from emogen.cloud.runpod import open_api, quotes, read_keys
-
-    keys, live = read_keys(), None
+    keys, live = runpod.read_keys(), None
     with err.status("Counting tokens ..."):
         if "RUNPOD_API_KEY" in keys:
             try:
-                with open_api(keys) as api:
-                    live = quotes(api)
+                with runpod.open_api(keys) as api:
+                    live = runpod.quotes(api)
             except ModelError as error:
                 err.print(f"[yellow]no live prices[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        planned = plan(recipe, overrides or [], live)
+        plan = make_plan(recipe, overrides or [], live)
     if as_json:
-        print(json.dumps(planned.as_json(), indent=2))
+        print(json.dumps(plan.as_json(), indent=2))
     else:
-        show_plan(out, planned)
+        show_plan(out, plan)
 
 
-def show_plan(console: Console, planned: Plan) -> None:
+def show_plan(console: Console, plan: Plan) -> None:
     """Print a plan: tokens, memory by part, and hours and dollars on each GPU type."""
-    tokens = planned.tokens
-    counted = "" if tokens.exact else " (estimated: the tokenizer is not available here)"
+    tokens = plan.tokens
+    source = "" if tokens.exact else " (estimated: the tokenizer is not available here)"
     _print(
         console,
-        f"{planned.model}: {tokens.rows:,} rows to train on, {tokens.scored:,} to label; "
-        f"{tokens.prefix} shared tokens, {tokens.rest:.0f} more per row{counted}; "
-        f"{planned.train_tokens:,} tokens to train on",
+        f"{plan.model}: {tokens.rows:,} training rows, {tokens.scored:,} rows to score; "
+        f"{tokens.prefix} shared tokens, {tokens.rest:.0f} more per row{source}; "
+        f"{plan.train_tokens:,} tokens in training",
     )
-    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in planned.memory.items() if size)
-    _print(console, f"GPU memory: {planned.peak / 2**30:.1f} GiB = {parts}")
-    console.print(_options_table(planned))
-    for option in planned.options:
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.memory.items() if size)
+    _print(console, f"GPU memory: {plan.peak / 2**30:.1f} GiB = {parts}")
+    console.print(_options_table(plan))
+    for option in plan.options:
         if ":" in option.basis:
             _print(console, f"{option.gpu}: {option.basis}")
-    _print(console, f"Prices: {planned.prices}. Estimated speeds can be wrong by a factor of two.")
-    if planned.fitting:
-        best = planned.fitting[0]
+    _print(console, f"Prices: {plan.prices}. Estimated speeds can be wrong by a factor of two.")
+    if plan.fitting:
+        best = plan.fitting[0]
         hours = " + ".join(f"{hours:.2f} {part}" for part, hours in best.hours.items())
         _print(console, f"Cheapest fit: {best.gpu}, {hours} = {best.total_hours:.2f} hours, about ${best.dollars:.2f}")
 
 
-def _options_table(planned: Plan) -> Table:
-    stock = ["stock"] if any(option.stock for option in planned.options) else []
+def _options_table(plan: Plan) -> Table:
+    stock = ["stock"] if any(option.stock for option in plan.options) else []
     view = Table("GPU", "memory", "fits", "hours", "$/h", "dollars", *stock, "speed", box=None, pad_edge=False)
     view.columns[0].no_wrap = True
-    for option in planned.options:
+    for option in plan.options:
         cost = [f"{option.price:.2f}", f"{option.dollars:.2f}"] if option.price is not None else ["", ""]
         memory = f"{option.memory:.0f} GB" if option.memory else ""
         fits = "yes" if option.fits else "[red]no[/]"
@@ -98,7 +100,7 @@ def launch(
         list[str] | None, typer.Option(help="Consider only this GPU type, such as 'NVIDIA L40S'; can be repeated.")
     ] = None,
     volume: Annotated[
-        str | None, typer.Option(help="Id of a network volume: models and checkpoints outlive the pod.")
+        str | None, typer.Option(help="Id of a network volume. It keeps models and checkpoints when the pod is gone.")
     ] = None,
     max_hours: Annotated[float, typer.Option(min=0.5, help="Stop the pod after this many hours.")] = 6.0,
     max_dollars: Annotated[float, typer.Option(min=0.1, help="Stop the pod when its GPU has cost this much.")] = 10.0,
@@ -118,35 +120,31 @@ def launch(
     run cannot be fetched, the pod is stopped instead. Without --follow the pod stops itself. A second launch of the
     same job finds the pod of the first.
     """
-    from emogen.cloud import launch as jobs
-    from emogen.cloud.runpod import open_api, read_keys
-    from emogen.task.recipe import load_recipe
-
     words, limits = overrides or [], jobs.Limits(max_hours, max_dollars)
     if print_findings(err, recipe, words):
         raise typer.Exit(2)
-    keys = read_keys()
+    keys = runpod.read_keys()
     with ExitStack() as stack:
-        api = stack.enter_context(open_api(keys)) if not dry_run or "RUNPOD_API_KEY" in keys else None
+        api = stack.enter_context(runpod.open_api(keys)) if not dry_run or "RUNPOD_API_KEY" in keys else None
         with err.status("Planning ..."):
-            planned, job, bodies = jobs.prepare(recipe, words, limits, gpus=gpu or [], volume=volume, api=api)
-        show_plan(err, planned)
+            plan, job, bodies = jobs.prepare(recipe, words, limits, gpus=gpu or [], volume=volume, api=api)
+        show_plan(err, plan)
         if dry_run or api is None:
             _show_request(bodies, keys)
             types = ", ".join(body["gpu"]["id"] for body in bodies)
             _print(err, f"{job.name}: {len(job.files)} files, {job.size / 1e6:.1f} MB; GPU types in order: {types}")
             return
         folder = load_recipe(recipe, words).output_dir if follow else None
-        running = jobs.launch(api, job, bodies, keys, _say, folder=folder)
+        pod = jobs.launch_job(api, job, bodies, keys, _say, Polling(), folder)
         if not folder:
             _say(
-                f"Training has started. Next: emogen pod logs {running.id}, emogen pod fetch {running.id}, and then "
-                f"emogen pod terminate {running.id}"
+                f"Training has started. Next: emogen pod logs {pod.id}, emogen pod fetch {pod.id}, "
+                f"emogen pod terminate {pod.id}"
             )
 
 
 def _show_request(bodies: list[dict[str, Any]], keys: dict[str, str]) -> None:
-    """Print the first request that a launch would send, with secrets and the start script left out."""
+    """Print the first request that a launch would send, without keys and without the text of the start script."""
     start = f"{len(bodies[0]['env']['EMOGEN_START']):,} characters of base64: runpod/start.sh"
     env = bodies[0]["env"] | {"EMOGEN_START": start} | dict.fromkeys(keys, "***")
     print(json.dumps(bodies[0] | {"env": env}, indent=2))
@@ -155,30 +153,26 @@ def _show_request(bodies: list[dict[str, Any]], keys: dict[str, str]) -> None:
 @app.command("list")
 def list_pods() -> None:
     """List the pods of this project: status, cost, time limit."""
-    from emogen.cloud import runpod
-
     with runpod.open_api(runpod.read_keys()) as api:
-        found = runpod.list_pods(api)
-    view = Table("pod", "id", "", "GPU", "$/h", "hours", "limit in", box=None, pad_edge=False)
-    view.columns[0].overflow = "fold"  # the end of a name tells the pods of one job apart
-    for pod in found:
+        pods = runpod.list_pods(api)
+    view = Table("pod", "id", "status", "GPU", "$/h", "hours", "limit in", box=None, pad_edge=False)
+    view.columns[0].overflow = "fold"  # the pods of one job differ in the end of their names
+    for pod in pods:
         age, left = (time.time() - pod.started) / 3600, (pod.deadline - time.time()) / 3600
         limit = f"{left:.1f} h" if left > 0 else "[red]overdue[/]"
         gpu = pod.gpu.id if pod.gpu else ""
         view.add_row(pod.name, pod.id, pod.status.lower(), gpu, f"{pod.cost:.2f}", f"{age:.1f}", limit)
-    out.print(view if found else "no pods")
+    out.print(view if pods else "no pods")
 
 
 @app.command("logs")
 def logs(name: PodArgument) -> None:
     """Print the log of a pod's job until the pod ends.
 
-    Ctrl-C ends the printing; the pod goes on.
+    Ctrl-C stops printing; the pod keeps running.
     """
-    from emogen.cloud import runpod
-
     with runpod.open_api(runpod.read_keys()) as api:
-        for line in runpod.logs(api, runpod.find_pod(api, name)):
+        for line in runpod.logs(api, runpod.find_pod(api, name), Polling()):
             _say(line)
 
 
@@ -191,20 +185,16 @@ def fetch(
 
     A stopped pod is started for it, and stopped again.
     """
-    from emogen.cloud import launch, runpod
-
     with runpod.open_api(runpod.read_keys()) as api:
         pod = runpod.find_pod(api, name)
         folder = into or Path("runs") / pod.recipe
-        launch.fetch(api, pod, folder)
+        jobs.fetch_run(api, pod, folder, Polling())
     _say(f"The run is in {folder}. The pod still exists: emogen pod terminate {pod.id}")
 
 
 @app.command("stop")
 def stop(name: PodArgument) -> None:
     """Stop a pod: only its storage is kept, and costs money."""
-    from emogen.cloud import runpod
-
     with runpod.open_api(runpod.read_keys()) as api:
         pod = runpod.find_pod(api, name)
         runpod.act(api, pod, "stop")
@@ -214,8 +204,6 @@ def stop(name: PodArgument) -> None:
 @app.command("terminate")
 def terminate(name: PodArgument) -> None:
     """Terminate a pod; network volumes remain."""
-    from emogen.cloud import runpod
-
     with runpod.open_api(runpod.read_keys()) as api:
         pod = runpod.find_pod(api, name)
         runpod.terminate(api, pod.name)
@@ -228,8 +216,6 @@ def reap(dry_run: DryRun = False) -> None:
 
     Stopped pods are terminated too: fetch their runs first.
     """
-    from emogen.cloud import runpod
-
     with runpod.open_api(runpod.read_keys()) as api:
         late = runpod.overdue(runpod.list_pods(api), time.time())
         failed = False
@@ -237,7 +223,7 @@ def reap(dry_run: DryRun = False) -> None:
             try:
                 if not dry_run:
                     runpod.terminate(api, pod.name)
-            except runpod.ApiError as error:  # go on: the other pods cost money, too
+            except runpod.ApiError as error:  # continue: the other pods cost money, too
                 err.print(f"[red]error[/] {pod.name}: {escape(str(error))}", soft_wrap=True, highlight=False)
                 failed = True
             else:

@@ -1,4 +1,4 @@
-"""Commands that evaluate what is there, without a model: score, compare, report."""
+"""Commands that evaluate predictions, without a model: score, compare, report."""
 
 import json
 from dataclasses import asdict
@@ -26,7 +26,7 @@ def score(
     label without a positive gold row has an F1 of 0 in the macro average, and is named below the table.
     """
     from emogen.evaluation.metrics import score
-    from emogen.evaluation.tables import footnote, table
+    from emogen.evaluation.tables import footnote, metrics_table
     from emogen.task.labels import load_label_set
     from emogen.task.readers import read_rows
     from emogen.task.rows import align, checked
@@ -40,13 +40,15 @@ def score(
     if as_json:
         print(json.dumps(systems[0][1] if len(systems) == 1 else dict(systems), indent=2))
         return
-    out.print(table([(Path(file).stem if len(systems) > 1 else "", metrics) for file, metrics in systems]))
+    out.print(metrics_table([(Path(file).stem if len(systems) > 1 else "", metrics) for file, metrics in systems]))
     if note := footnote(systems[0][1]):
         out.print(note)
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, cross-validations or baselines.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, cross-validations or baselines.")
+    ],
     by: Annotated[
         str, typer.Option(help="How labels are decided: thresholds, stack (both nested) or answer.")
     ] = "thresholds",
@@ -57,7 +59,7 @@ def compare(
 ) -> None:
     """Compare runs on the same rows, with intervals.
 
-    Differences are to the first run. "Not better" is the share of resamples in which a run does not beat it.
+    Differences are to the first run. "Not better" is the share of resamples in which a run does not beat the first.
     """
     from emogen.evaluation.run_folder import label_set_of
     from emogen.report.compare import compare, rows_of, tables
@@ -79,7 +81,9 @@ def compare(
         out.print(table)
         out.print()
     if published:
-        out.print("Published results are their authors', on other rows; published_results.yaml names the sources.")
+        out.print(
+            "Published results are those of their authors, on other rows; published_results.yaml lists the sources."
+        )
 
 
 def report(
@@ -89,27 +93,27 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The page. Default: RUN_DIR/report.html, or comparison.html for several folders."
+            "--output", "-o", help="The page. Default: RUN_DIR/report.html, or comparison.html for several runs."
         ),
     ] = None,
     figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write each picture there, as .svg and .png.")
+        Path | None, typer.Option(metavar="DIR", help="Also write the pictures to this folder, as .svg and .png.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that emogen did not write.")] = False,
 ) -> None:
     """Write the report page and the model card of a run.
 
-    The page shows metrics with intervals, curves, calibration, confusions, and every scored row with its errors; for a
-    cross-validation also its folds. Several folders are compared: which rows one has right and the other wrong.
+    The page shows metrics with intervals, curves, calibration, confusions, and every held-out row with its errors; for
+    a cross-validation also the folds. Several runs are compared with each other, row by row.
 
-    Training writes the report of its run. This command writes it again, without a model.
+    Training writes the report of its run. This command writes it again, without loading a model.
     """
     from emogen.report.page import report
 
     page, *others = report(runs, output, pictures=figures, overwrite=overwrite)
     out.print(f"The report is in {page}", soft_wrap=True, highlight=False)
     pictures = [path for path in others if path.suffix in PICTURE_TYPES]
-    for card in (path for path in others if path not in pictures):
-        err.print(f"The model card is in {card}", soft_wrap=True, highlight=False)
+    if len(others) > len(pictures):
+        err.print(f"The model card is in {others[0]}", soft_wrap=True, highlight=False)
     if pictures:
         err.print(f"{len(pictures)} pictures are in {figures}", soft_wrap=True, highlight=False)

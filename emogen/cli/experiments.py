@@ -100,12 +100,11 @@ def sweep(
 
 
 def _trials_table(study: "optuna.Study", run: RunProcess | None) -> Table:
-    """The trials of a search, the best first, and the progress of the current one."""
+    """The trials of a search, the best first, with the progress of the current run."""
     keys = list(study.trials[-1].distributions) if study.trials else []
     view = Table("trial", "", "value", *keys, box=None, pad_edge=False)
-    for trial in sorted(study.trials, key=lambda trial: -(trial.value if trial.value is not None else -1))[
-        :SHOWN_TRIALS
-    ]:
+    best_first = sorted(study.trials, key=lambda trial: -(trial.value if trial.value is not None else -1))
+    for trial in best_first[:SHOWN_TRIALS]:
         state = "seed" if "seed" in trial.user_attrs else trial.state.name.lower()
         if run and run.number == trial.number:
             logged = run.last_logged()

@@ -36,8 +36,8 @@ def predict(
 ) -> None:
     """Label the texts of a file with one or several runs.
 
-    A recipe in place of RUN_DIR stands for its untuned model; the folder of a cross-validation for all its folds; the
-    folder of a baseline for a model that is fitted to all its rows.
+    A recipe in place of RUN_DIR uses its untuned model. The folder of a cross-validation uses all its folds, and that
+    of a baseline a model that is fitted to all its rows.
 
     predict_by=answer uses the generated labels; several models vote. predict_by=thresholds averages the probabilities
     and compares them with thresholds tuned on held-out rows. predict_by=stack weighs the runs by a regression that was

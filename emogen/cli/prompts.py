@@ -59,8 +59,11 @@ def compare(
     """Score templates on the same rows.
 
     The model is used untuned, with the adapter of a run (--tuned), or after a short tuning with each template
-    (--train-steps). "ln P" is the mean log-likelihood of the true answers, which varies less than F1 on few rows.
-    "real": the 95 % interval of the difference to the best template excludes 0.
+    (--train-steps).
+
+    "real": the 95 % interval of the difference to the best template excludes 0. "tokens": those of the instruction,
+    which all rows share, + the mean of the rest. "ln P": the mean log-likelihood of the true answers, which varies less
+    than F1 on few rows.
 
     Scores are kept in runs/<recipe name>-prompts, and not computed again.
     """
@@ -125,8 +128,8 @@ def _split_words(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
     named, overrides = split_overrides(words)
     templates = [word for word in named if word.endswith(".jinja")]
     recipes = [word for word in named if word.endswith((".yaml", ".yml"))]
-    if strange := [word for word in named if word not in templates and word not in recipes]:
-        raise typer.BadParameter(f"{strange[0]}: neither a recipe (.yaml), nor a template (.jinja), nor KEY=VALUE")
+    if unknown := [word for word in named if word not in templates and word not in recipes]:
+        raise typer.BadParameter(f"{unknown[0]}: neither a recipe (.yaml), nor a template (.jinja), nor KEY=VALUE")
     if len(recipes) != 1 or not templates:
         raise typer.BadParameter("name one recipe (.yaml) and at least one template (.jinja)")
     return recipes[0], list(dict.fromkeys(templates)), overrides
@@ -136,4 +139,4 @@ def _report_refused(refused: Sequence[str], accepted: Sequence[Any]) -> None:
     for problem in refused:
         err.print(f"[red]refused[/] {escape(problem)}", soft_wrap=True, highlight=False)
     if not accepted:
-        raise InputError("no template is left")
+        raise InputError("no valid template is left")

@@ -58,7 +58,11 @@ def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 
 def print_findings(console: Console, recipe: str, overrides: Sequence[str]) -> bool:
-    """Check a recipe, print the findings, and tell whether there are errors."""
+    """Check a recipe and print the findings.
+
+    Returns:
+        Whether there are errors.
+    """
     from emogen.training.check import check
 
     with console.status("Checking ..."):
@@ -91,7 +95,7 @@ def show(
         task, splits, _ = load_task_with_rows(load_recipe(recipe, overrides or []))
         if task.recipe.answer == "head":
             raise InputError(f"{recipe}: a head reads each text without a prompt; there is none to show")
-        encoder, _ = load_encoder(task)
+        encoder = load_encoder(task)
     show_rows(out, encoder, splits.train.take(range(min(rows, len(splits.train)))), tokens=tokens)
 
 

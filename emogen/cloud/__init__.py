@@ -1,1 +1,1 @@
-"""A rented GPU: what a run takes, Runpod's API, and the life of a job there."""
+"""Rented GPUs: what a run takes, Runpod's API, and the life of a job on a pod."""

@@ -1,4 +1,4 @@
-"""The sizes of models and of GPUs, and what GPUs cost."""
+"""Shapes of models, GPU types, and their prices."""
 
 import json
 from collections.abc import Sequence
@@ -8,12 +8,23 @@ from pathlib import Path
 from emogen.errors import InputError
 
 GIB = 2**30
+CPU = "this machine's CPU"  # the name of the machine on which runs without a GPU were measured
+
+# Estimates of a GPU's speed, used until a run of the same model has been measured on it.
+EFFICIENCY = 0.4  # share of the peak that is reached while the GPU computes
+INTENSITY = 150  # operations per byte moved: every batch dequantises NF4 weights again, and norms read the rows again
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model, as its config names them. `gated`: three matrices in an MLP, not two; `shares`: its rows
-    can share their instruction; `positions`: learnt position (and type) embeddings."""
+    """The sizes of a model, as its config names them.
+
+    Attributes:
+        tied: input and output embeddings share their weights.
+        gated: an MLP has three matrices instead of two.
+        shares_prefix: the rows of a batch can share their instruction.
+        positions: number of trained position (and type) embeddings.
+    """
 
     layers: int
     hidden: int
@@ -24,12 +35,12 @@ class Shape:
     vocab: int
     tied: bool = True
     gated: bool = True
-    shares: bool = True
+    shares_prefix: bool = True
     positions: int = 0
 
     @property
     def modules(self) -> dict[str, tuple[int, int]]:
-        """The linear layers of a block: name -> width in, width out."""
+        """The linear layers of a block: name -> (input width, output width)."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         block = {"q_proj": (self.hidden, q), "k_proj": (self.hidden, kv), "v_proj": (self.hidden, kv)}
         block |= {"o_proj": (q, self.hidden), "up_proj": (self.hidden, self.intermediate)}
@@ -39,26 +50,30 @@ class Shape:
 
     @property
     def linear(self) -> int:
-        """Parameters of all linear layers but the head: what NF4 quantises."""
-        return self.layers * sum(wide * out for wide, out in self.modules.values())
+        """The number of parameters in all linear layers except the head: those that NF4 quantises."""
+        return self.layers * sum(n_in * n_out for n_in, n_out in self.modules.values())
 
     def embeddings(self, *, with_head: bool) -> int:
-        """Parameters of the embeddings, and of the head where it has weights of its own."""
+        """The number of parameters in the embeddings, and in the head if it has its own weights."""
         tables = self.vocab + self.positions + (self.vocab if with_head and not self.tied else 0)
         return tables * self.hidden
 
     def lora(self, r: int, targets: str | Sequence[str] | None) -> int:
-        """Parameters of a LoRA adapter of rank r on the layers that are named, or on all linear ones."""
-        named = self.modules.items()
-        if not isinstance(targets, str | None):
-            named = {name: widths for name, widths in named if name in targets}.items()
-        return r * self.layers * sum(wide + out for _, (wide, out) in named)
+        """The number of parameters of a LoRA adapter.
+
+        Args:
+            r: rank of the adapter.
+            targets: names of the adapted layers; a string or None stands for all linear layers.
+        """
+        modules = self.modules
+        names = modules if isinstance(targets, str | None) else modules.keys() & set(targets)
+        return r * self.layers * sum(sum(modules[name]) for name in names)
 
 
-# The models that recipes name. Any other is read from its config.json: in its folder, or in the Hub's cache.
+# The models that the shipped recipes name. The shape of any other model is read from its config.json.
 SHAPES = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": Shape(30, 576, 1536, 9, 3, 64, 49152),
-    "google/gemma-2-2b": Shape(26, 2304, 9216, 8, 4, 256, 256000, shares=False),
+    "google/gemma-2-2b": Shape(26, 2304, 9216, 8, 4, 256, 256000, shares_prefix=False),
     "google/gemma-3-270m": Shape(18, 640, 2048, 4, 1, 256, 262144),
     "meta-llama/Llama-3.2-1B": Shape(16, 2048, 8192, 32, 8, 64, 128256),
     "meta-llama/Llama-3.2-3B-Instruct": Shape(28, 3072, 8192, 24, 8, 128, 128256),
@@ -66,20 +81,28 @@ SHAPES = {
     "Qwen/Qwen2.5-14B-Instruct": Shape(48, 5120, 13824, 40, 8, 128, 152064, tied=False),
     "NovaSearch/stella_en_1.5B_v5": Shape(28, 1536, 8960, 12, 2, 128, 151646, tied=False),
     "sentence-transformers/all-MiniLM-L6-v2": Shape(
-        6, 384, 1536, 12, 12, 32, 30522, gated=False, shares=False, positions=514
+        6, 384, 1536, 12, 12, 32, 30522, gated=False, shares_prefix=False, positions=514
     ),
     "distilbert/distilbert-base-uncased": Shape(
-        6, 768, 3072, 12, 12, 64, 30522, gated=False, shares=False, positions=512
+        6, 768, 3072, 12, 12, 64, 30522, gated=False, shares_prefix=False, positions=512
     ),
-    "distilbert/distilroberta-base": Shape(6, 768, 3072, 12, 12, 64, 50265, gated=False, shares=False, positions=515),
-    "FacebookAI/roberta-base": Shape(12, 768, 3072, 12, 12, 64, 50265, gated=False, shares=False, positions=515),
+    "distilbert/distilroberta-base": Shape(
+        6, 768, 3072, 12, 12, 64, 50265, gated=False, shares_prefix=False, positions=515
+    ),
+    "FacebookAI/roberta-base": Shape(12, 768, 3072, 12, 12, 64, 50265, gated=False, shares_prefix=False, positions=515),
 }
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU type by Runpod's id: memory in GB (10^9 bytes), its makers' dense bf16 TFLOP/s and GB/s to and from memory,
-    dollars an hour."""
+    """A GPU type.
+
+    Attributes:
+        memory: GB (10^9 bytes).
+        tflops: the maker's dense bf16 TFLOP/s.
+        bandwidth: GB/s to and from memory.
+        price: dollars per hour.
+    """
 
     memory: int
     tflops: float
@@ -88,11 +111,11 @@ class Gpu:
 
     @property
     def rate(self) -> float:
-        """FLOP/s of training, estimated: the time to compute, and the time to move what is computed with."""
+        """Estimated FLOP/s of training: the time to compute plus the time to move the operands."""
         return 1e12 / (1 / (EFFICIENCY * self.tflops) + 1e3 / (INTENSITY * self.bandwidth))
 
 
-# Prices of the secure cloud, remembered: they move, and the catalog has those of today.
+# Prices of the secure cloud on this date. They change; the catalog of the API has the current ones.
 PRICES_OF = "March 2026"
 GPUS = {
     "NVIDIA GeForce RTX 3090": Gpu(24, 71, 936, 0.46),
@@ -109,27 +132,19 @@ GPUS = {
 }
 
 
-CPU = "this machine's CPU"  # where runs without a GPU were measured
-
-
-# Estimates, until a run of the same model has been measured.
-EFFICIENCY = 0.4  # of a GPU's peak, while it computes
-INTENSITY = 150  # operations for a byte that is moved: every batch unpacks NF4 weights anew, and norms reread rows
-
-
 @dataclass(frozen=True)
 class Quote:
-    """What the catalog says of a GPU type: dollars an hour, and how much stock there is, if it says so."""
+    """An offer of the catalog: dollars per hour, and the stock if the catalog names it (NONE, LOW, MEDIUM, HIGH)."""
 
     price: float
     stock: str | None = None
 
 
 def shape_of(name: str) -> Shape:
-    """The shape of a model: a built-in one, or from the config.json in its folder or in the Hub's cache.
+    """The shape of a model: built in, or read from the config.json in its folder or in the Hub's cache.
 
     Raises:
-        InputError: neither is there, or the config does not say.
+        InputError: there is no config.json, or it lacks a value.
     """
     if name in SHAPES:
         return SHAPES[name]
@@ -146,12 +161,13 @@ def shape_of(name: str) -> Shape:
     if isinstance(cached, str):
         return _read_shape(Path(cached))
     raise InputError(
-        f"{name}: its shape is not known here; put its config.json into a folder and name that "
-        f"(model_name_or_path=FOLDER). Built in: {', '.join(SHAPES)}"
+        f"{name}: unknown model shape; put the model's config.json into a folder and set model_name_or_path=FOLDER. "
+        f"Built in: {', '.join(SHAPES)}"
     )
 
 
 def _read_shape(path: Path) -> Shape:
+    """Read a shape from a config.json."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         config = config.get("text_config") or config
@@ -168,10 +184,10 @@ def _read_shape(path: Path) -> Shape:
             vocab=config["vocab_size"],
             tied=bool(config.get("tie_word_embeddings", config["model_type"].startswith("gemma"))),
             gated=not encoder,
-            shares=not encoder and not config.get("attn_logit_softcapping"),
+            shares_prefix=not encoder and not config.get("attn_logit_softcapping"),
             positions=config["max_position_embeddings"] if encoder else 0,
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     except KeyError as missing:
-        raise InputError(f"{path}: says nothing of {missing}, which the estimate needs") from None
+        raise InputError(f"{path}: has no key {missing}, which the estimate needs") from None

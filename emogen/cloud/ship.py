@@ -1,8 +1,8 @@
-"""A job as files: what a pod needs of this checkout and of a recipe, packed, sent over SSH, and the run brought back.
+"""A job as files: packed, sent to a pod over SSH, and its run fetched.
 
-Code and data go as one archive through the pod's SSH, not by a Git address: the data is in no repository, its licence
-may forbid that, a template under work is not committed yet, and the pod needs no key to anybody's repository. Nothing
-secret is in the archive.
+Code and data go as one archive over the pod's SSH, not as the address of a Git repository: the data is in no
+repository, its licence may forbid that, a template may not be committed yet, and the pod needs no key to anybody's
+repository. The archive contains no secrets.
 """
 
 import gzip
@@ -26,17 +26,19 @@ from emogen.evaluation.run_folder import ADAPTER
 from emogen.task.recipe import Recipe
 
 WORKSPACE = "/workspace"  # where a pod's volume is mounted
-CODE = ("pyproject.toml", "constraints.txt", "README.md", "emogen", "prompts", "recipes", "sample")
-CONNECTION_LOST = 255  # ssh's own exit code; any other is that of the command
-REFUSED = (b"Permission denied", b"Host key verification failed")  # what waiting does not mend
+CODE = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "emogen", "prompts", "recipes", "sample")
+CONNECTION_LOST = 255  # ssh's own exit code; any other one is that of the remote command
+REFUSED = (b"Permission denied", b"Host key verification failed")  # waiting does not help
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is shipped. `name` is that of the recipe and eight hex digits of the content: the same job, the same name.
+    """The files of a job.
 
     Attributes:
-        files: names in the archive -> files of this machine. recipe: the recipe's text, in which they have those names.
+        name: the recipe's name and eight hex digits of the content: the same job always has the same name.
+        files: names in the archive -> files of this machine.
+        recipe: the text of the recipe; it names the files as they are named in the archive.
     """
 
     name: str
@@ -45,60 +47,38 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Bytes, before they are packed."""
+        """Bytes before compression."""
         return sum(path.stat().st_size for path in self.files.values())
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a pod's sshd listens.
+    """The address of a pod's sshd.
 
     Attributes:
-        known_hosts: the file that keeps its key, so that it cannot change unnoticed.
-        poll: seconds between attempts to reach it. patience: how many in a row may fail.
+        known_hosts: the file that keeps the key of the pod, so that it cannot change unnoticed.
+        poll: seconds between attempts to connect.
+        patience: failed attempts in a row that are tolerated.
     """
 
     host: str
     port: int
     user: str
     known_hosts: Path
-    poll: float = 5.0
-    patience: int = 60
+    poll: float
+    patience: int
 
 
-def job_of(recipe: Recipe) -> Job:
-    """Gather what the run of a recipe needs: emogen's code, the resolved recipe, and the files that it names.
+def make_job(recipe: Recipe) -> Job:
+    """Collect what the run of a recipe needs: emogen's code, the resolved recipe, and the files that it names.
 
     Raises:
-        InputError: a file is missing, or emogen does not run from a checkout.
+        InputError: a file is missing, or emogen is not installed from a checkout.
     """
-    root = paths.shipped("pyproject.toml").parent
-    if not (root / "runpod" / "start.sh").is_file():
-        raise InputError("jobs are launched from a checkout of emogen: git clone it, and pip install -e '.[pods]'")
-    files: dict[str, Path] = {}
-    for name in CODE:
-        for path in [root / name] if (root / name).is_file() else sorted((root / name).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):
-                files[f"code/{path.relative_to(root)}"] = path
-
-    changes: dict[str, str | None] = {"output_dir": None, "resume_from_checkpoint": None}
-    named = {"train_file": recipe.train_file, "eval_file": recipe.eval_file, "prompt": recipe.prompt}
-    if recipe.find(recipe.labels).is_file():  # else the name of a shipped label set
-        named["labels"] = recipe.labels
-    for key, value in named.items():
-        if value is not None:
-            source = recipe.find(value)
-            changes[key] = f"files/{key}{source.suffix}"
-            files[f"job/{changes[key]}"] = source
-    if Path(recipe.model_name).expanduser().is_dir():
-        changes["model_name_or_path"] = "files/model"
-        files |= _folder("job/files/model", Path(recipe.model_name).expanduser())
-    if recipe.init_adapter:
-        changes["init_adapter"] = "files/init"
-        files |= _folder(f"job/files/init/{ADAPTER}", recipe.find(recipe.init_adapter) / ADAPTER)
+    files, changes = _recipe_files(recipe)
+    files |= _code_files()
     if missing := [str(path) for path in files.values() if not path.is_file()]:
         raise InputError(f"{', '.join(missing)}: no such file")
-
     text = recipe.to_yaml(**changes)
     digest = hashlib.sha256(text.encode())
     for name, path in sorted(files.items()):
@@ -109,14 +89,50 @@ def job_of(recipe: Recipe) -> Job:
     return Job(f"emogen-{label}-{digest.hexdigest()[:8]}", files, text)
 
 
-def _folder(name: str, folder: Path) -> dict[str, Path]:
+def _code_files() -> dict[str, Path]:
+    """The files of emogen itself: names in the archive -> files of this machine."""
+    root = paths.shipped("pyproject.toml").parent
+    if not (root / "runpod" / "start.sh").is_file():
+        raise InputError(
+            "jobs are launched from a checkout of emogen: clone its repository, and run pip install -e '.[pods]' there"
+        )
+    files = {}
+    for name in CODE:
+        for path in [root / name] if (root / name).is_file() else sorted((root / name).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):
+                files[f"code/{path.relative_to(root)}"] = path
+    return files
+
+
+def _recipe_files(recipe: Recipe) -> tuple[dict[str, Path], dict[str, str | None]]:
+    """The files that a recipe names, and the keys of the recipe that name them in the archive."""
+    files: dict[str, Path] = {}
+    changes: dict[str, str | None] = {"output_dir": None, "resume_from_checkpoint": None}
+    named = {"train_file": recipe.train_file, "eval_file": recipe.eval_file, "prompt": recipe.prompt}
+    if recipe.find(recipe.labels).is_file():  # otherwise the name of a shipped label set
+        named["labels"] = recipe.labels
+    for key, value in named.items():
+        if value is not None:
+            source = recipe.find(value)
+            changes[key] = f"files/{key}{source.suffix}"
+            files[f"job/{changes[key]}"] = source
+    if Path(recipe.model_name).expanduser().is_dir():
+        changes["model_name_or_path"] = "files/model"
+        files |= _folder_files("job/files/model", Path(recipe.model_name).expanduser())
+    if recipe.init_adapter:
+        changes["init_adapter"] = "files/init"
+        files |= _folder_files(f"job/files/init/{ADAPTER}", recipe.find(recipe.init_adapter) / ADAPTER)
+    return files, changes
+
+
+def _folder_files(name: str, folder: Path) -> dict[str, Path]:
     return {f"{name}/{path.relative_to(folder)}": path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def write_archive(job: Job, file: IO[bytes]) -> None:
-    """Write a job as a .tar.gz, in which nothing tells of this machine: no owner, no times."""
+    """Write a job as a .tar.gz without owners and times, so that nothing in it identifies this machine."""
 
-    def bare(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.uid = member.gid = member.mtime = 0
         member.uname = member.gname = ""
         member.mode = 0o644
@@ -126,16 +142,16 @@ def write_archive(job: Job, file: IO[bytes]) -> None:
         recipe = Path(scratch) / "recipe.yaml"
         recipe.write_text(job.recipe, encoding="utf-8")
         with tarfile.open(fileobj=packed, mode="w") as archive:
-            archive.add(recipe, f"job/{job.name.split('-', 1)[1].rpartition('-')[0]}.yaml", filter=bare)
+            archive.add(recipe, f"job/{job.name.split('-', 1)[1].rpartition('-')[0]}.yaml", filter=anonymous)
             for name, path in sorted(job.files.items()):
-                archive.add(path, name, filter=bare)
+                archive.add(path, name, filter=anonymous)
 
 
 def send(job: Job, pod_name: str, address: Address) -> None:
-    """Unpack a job on a pod, unless it is there already, and tell the pod's start script so.
+    """Unpack a job on a pod, unless it is there already, and mark it as ready for the pod's start script.
 
     Raises:
-        ModelError: it could not be sent.
+        ModelError: the job could not be sent.
     """
     folder = shlex.quote(f"{WORKSPACE}/emogen/{job.name}")
     ready = shlex.quote(f"ready.{pod_name}")
@@ -148,7 +164,7 @@ def send(job: Job, pod_name: str, address: Address) -> None:
 
 
 def fetch(job_name: str, address: Address, folder: Path) -> None:
-    """Bring the run folder of a job home, its checkpoints left out. All of it or nothing.
+    """Fetch the run folder of a job, without its checkpoints: all of it or nothing.
 
     Raises:
         InputError: the folder exists already.
@@ -163,16 +179,16 @@ def fetch(job_name: str, address: Address, folder: Path) -> None:
         archive.seek(0)
         try:
             with tarfile.open(fileobj=archive, mode="r:gz") as packed:
-                packed.extractall(scratch, filter="data")  # refuses what would land outside
+                packed.extractall(scratch, filter="data")  # refuses paths outside the folder
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise ModelError(f"{folder}: what came from the pod cannot be unpacked: {error}") from None
+            raise ModelError(f"{folder}: the archive from the pod cannot be unpacked: {error}") from None
         scratch.chmod(0o755)
         scratch.replace(folder)
 
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder beside another one, gone in the end unless it has got that one's name."""
+    """A temporary folder beside another one. It is removed at the end, unless it was renamed."""
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield scratch
@@ -181,19 +197,16 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 def _ssh(address: Address, command: str, stdin: IO[bytes] | None = None, stdout: IO[bytes] | None = None) -> None:
-    """Run a command on a pod; again if the connection is lost, or not yet there: sshd starts later than its pod."""
+    """Run a command on a pod.
+
+    It is repeated if the connection is lost or not yet possible: sshd starts later than its pod.
+
+    Raises:
+        InputError: ssh is not installed.
+        ModelError: the command failed, or there was no connection.
+    """
     address.known_hosts.parent.mkdir(parents=True, exist_ok=True)
-    options = {
-        "BatchMode": "yes",  # never ask
-        "ConnectTimeout": "20",
-        "ServerAliveInterval": "15",
-        "ServerAliveCountMax": "4",
-        "StrictHostKeyChecking": "accept-new",  # a new pod has a new key; from then on it must not change
-        "UserKnownHostsFile": str(address.known_hosts),
-        "LogLevel": "ERROR",
-    }
-    settings = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-    words = ["ssh", *settings, "-p", str(address.port), "-l", address.user, "--", address.host, command]
+    words = _ssh_command(address, command)
     for attempt in range(address.patience):
         if attempt:
             time.sleep(address.poll)
@@ -207,10 +220,24 @@ def _ssh(address: Address, command: str, stdin: IO[bytes] | None = None, stdout:
                 words, stdin=stdin or subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, check=False
             )
         except FileNotFoundError:
-            raise InputError("no ssh here; on Debian: apt-get install openssh-client") from None
+            raise InputError("ssh is not installed; on Debian: apt-get install openssh-client") from None
         if done.returncode != CONNECTION_LOST or any(word in done.stderr for word in REFUSED):
             break
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
         hint = "; is the private key of one of the account's SSH keys on this machine?" if "denied" in reason else ""
         raise ModelError(f"ssh {address.user}@{address.host} -p {address.port}: {reason}{hint}")
+
+
+def _ssh_command(address: Address, command: str) -> list[str]:
+    options = {
+        "BatchMode": "yes",  # never ask
+        "ConnectTimeout": "20",
+        "ServerAliveInterval": "15",
+        "ServerAliveCountMax": "4",
+        "StrictHostKeyChecking": "accept-new",  # a new pod has a new key, which must not change afterwards
+        "UserKnownHostsFile": str(address.known_hosts),
+        "LogLevel": "ERROR",
+    }
+    settings = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    return ["ssh", *settings, "-p", str(address.port), "-l", address.user, "--", address.host, command]

@@ -1,1 +1,1 @@
-"""Gold labels, predictions and probabilities -> metrics; and what a run folder keeps. No torch."""
+"""Gold labels, predictions and probabilities -> metrics; and the files of a run folder. No torch."""

@@ -1,10 +1,10 @@
-"""Predictions and thresholds on disk: written once, and read back to be scored again without a model."""
+"""Predictions and thresholds on disk. They can be read again and scored without a model."""
 
 import csv
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,14 @@ from emogen.task.rows import Rows
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model answered for one text, and how that was read. `n_cut` tokens of the text were left out. `prob` are
-    the L probabilities that the answer was read off, where it was: see `prob_of`."""
+    """The prediction of one model for one text.
+
+    Attributes:
+        raw: the generated answer.
+        parsed: the labels that were parsed from it.
+        n_cut: number of tokens that were cut from the text to fit `max_length`.
+        prob: the L probabilities that the answer was read off, if it was (a head, TF-IDF, `yes_no`).
+    """
 
     raw: str
     parsed: ParsedAnswer
@@ -29,28 +35,17 @@ class Prediction:
     prob: tuple[float, ...] | None = None
 
 
-def pred_matrix(predictions: Sequence[Prediction]) -> np.ndarray:
-    """Predictions -> int8 [n, L]."""
-    return np.array([prediction.parsed.vector for prediction in predictions], dtype=np.int8)
-
-
-def parse_audit(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """The share of answers by how they were read, and of those that could not be read (`parse_failure`)."""
-    statuses = [prediction.parsed.status for prediction in predictions]
-    shares = {status: statuses.count(status) / len(statuses) for status in dict.fromkeys(statuses)}
-    return shares | {"parse_failure": sum(prediction.parsed.failed for prediction in predictions) / len(statuses)}
-
-
 @dataclass(frozen=True)
-class Scored:
-    """n rows of a predictions file that can be scored again.
+class ScoredRows:
+    """n rows of a predictions file, with what is needed to score them.
 
     Attributes:
+        path: the predictions file, for messages.
         ids: n ids.
         gold, pred: int8 [n, L].
         prob: float32 [n, L].
-        folds: int64 [n], the fold of each row: thresholds for it are tuned on the others. All 0 where there are too few
-            rows for that.
+        folds: int64 [n], the fold of each row: its nested thresholds are tuned on the other folds. All 0 if there were
+            too few rows for folds.
     """
 
     path: Path
@@ -60,9 +55,31 @@ class Scored:
     prob: np.ndarray
     folds: np.ndarray
 
+    def take(self, index: Sequence[int]) -> "ScoredRows":
+        """The rows at the given positions."""
+        arrays = {name: getattr(self, name)[index] for name in ("gold", "pred", "prob", "folds")}
+        return replace(self, ids=[self.ids[i] for i in index], **arrays)
+
+    def positions(self, ids: Sequence[str]) -> list[int]:
+        """The position of each of the given ids."""
+        position = {row_id: i for i, row_id in enumerate(self.ids)}
+        return [position[row_id] for row_id in ids]
+
+
+def pred_matrix(predictions: Sequence[Prediction]) -> np.ndarray:
+    """The labels of predictions as int8 [n, L]."""
+    return np.array([prediction.parsed.vector for prediction in predictions], dtype=np.int8)
+
+
+def parse_audit(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """The share of answers with each parse status, and the share of parse failures (`parse_failure`)."""
+    statuses = [prediction.parsed.status for prediction in predictions]
+    shares = {status: statuses.count(status) / len(statuses) for status in dict.fromkeys(statuses)}
+    return shares | {"parse_failure": sum(prediction.parsed.failed for prediction in predictions) / len(statuses)}
+
 
 def csv_lines(rows: Rows, pred: np.ndarray, label_set: LabelSet, *, header: bool = True) -> str:
-    """The ids and the 0/1 columns of `pred` [n, L], in the form of a Kaggle submission."""
+    """Format predictions as a Kaggle submission: the id and a 0/1 column for each label of `pred` [n, L]."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if header:
@@ -77,19 +94,30 @@ def json_lines(
     pred: np.ndarray,
     prob: np.ndarray | None,
     label_set: LabelSet,
-    predictions: Sequence["Prediction"] | None = None,
+    predictions: Sequence[Prediction] | None = None,
     folds: np.ndarray | None = None,
 ) -> str:
-    """One object a row: id, text, the labels of `pred` [n, L], `prob` [n, L] by label, the gold labels and the fold
-    where they are known; and of one model's `predictions` the raw answer and how it was read."""
+    """Format predictions as JSONL.
+
+    Args:
+        rows: n rows; their gold labels are written if they are known.
+        pred: [n, L].
+        prob: [n, L], or None if no probabilities were computed.
+        predictions: the predictions of a single model, for the raw answers and how they were parsed.
+        folds: the fold of each row, [n].
+
+    Returns:
+        One JSON object per line: `id`, `text`, `labels`, and what is known of `raw`, `status`, `unknown`, `tokens_cut`,
+        `prob` (label -> probability), `gold` and `fold`.
+    """
     lines = []
     for i, vector in enumerate(pred.tolist()):
         record: dict[str, Any] = {"id": rows.ids[i], "text": rows.texts[i]}
         if predictions is not None:
-            said = predictions[i]
-            record |= {"raw": said.raw, "status": said.parsed.status, "unknown": said.parsed.unknown}
-            if said.n_cut:
-                record["tokens_cut"] = said.n_cut
+            raw, parsed, n_cut = predictions[i].raw, predictions[i].parsed, predictions[i].n_cut
+            record |= {"raw": raw, "status": parsed.status, "unknown": parsed.unknown}
+            if n_cut:
+                record["tokens_cut"] = n_cut
         record["labels"] = label_set.names_of(vector)
         if prob is not None:
             record["prob"] = {name: round(float(p), 6) for name, p in zip(label_set.names, prob[i], strict=True)}
@@ -101,117 +129,143 @@ def json_lines(
     return "".join(lines)
 
 
-def write_jsonl(path: Path, *what: Any, **more: Any) -> None:
-    """A file of `json_lines`."""
+def write_jsonl(
+    path: Path,
+    rows: Rows,
+    pred: np.ndarray,
+    prob: np.ndarray | None,
+    label_set: LabelSet,
+    predictions: Sequence[Prediction] | None = None,
+    folds: np.ndarray | None = None,
+) -> None:
+    """Write a predictions file. The arguments are those of `json_lines`."""
     with paths.writing(path) as file:
-        file.write(json_lines(*what, **more))
+        file.write(json_lines(rows, pred, prob, label_set, predictions, folds))
 
 
 def write_rows(path: Path, rows: Rows, label_set: LabelSet) -> None:
-    """Rows with their gold labels, as JSONL that `data.read_rows` reads."""
+    """Write rows with gold labels as JSONL that `readers.read_rows` reads."""
     with paths.writing(path) as file:
         for row_id, text, vector in zip(rows.ids, rows.texts, rows.truth, strict=True):
             record = {"id": row_id, "text": text, "labels": label_set.names_of(vector)}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def read_held_out(folder: Path, label_set: LabelSet) -> Rows:
-    """The rows with gold labels that a run was scored on, which it had not learnt from.
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read the objects of a JSONL file.
 
     Raises:
-        InputError: there are none.
+        InputError: a line is not a JSON object.
     """
-    scored = read_scored(folder, label_set)
-    texts = [record["text"] for record in read_records(scored.path)]
-    return Rows(str(scored.path), scored.ids, texts, scored.gold, list(range(1, len(texts) + 1)))
+    return [record for _, record in _numbered_records(path)]
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file, one a line. Raises InputError, with the line, where one cannot be read."""
-    records = []
+def _numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file with their line numbers, from 1."""
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line:
-            try:
-                records.append(json.loads(line))
-            except ValueError as error:
-                raise InputError(f"{path}:{number}: not a JSON object: {error}; was the file changed?") from None
-    return records
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: not a JSON object: {error}; was the file changed?") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}:{number}: not a JSON object: {line[:60]}; was the file changed?")
+        yield number, record
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """What the trainer of a run logged, in order; empty before the first. A line that is being written is left out."""
+    """The log entries of a run's trainer, in order. A last line that is still being written is left out."""
     path = folder / LOG
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
-def read_scored(folder: Path, label_set: LabelSet) -> Scored:
-    """The predictions file of a run or a cross-validation.
+def read_scored(folder: Path, label_set: LabelSet) -> ScoredRows:
+    """Read the predictions file of a run, a cross-validation or a baseline.
 
     Raises:
-        InputError: there is none, or it has no gold labels or no probabilities for this label set.
+        InputError: there is no such file, or a row lacks its gold labels or its probabilities for this label set.
     """
     path = folder / PREDICTIONS
     if not path.is_file():
-        raise InputError(f"{folder}: it has no {PREDICTIONS}: nothing was scored there, or not to the end")
-    records = read_records(path)
-    try:
-        return Scored(
-            path=path,
-            ids=[record["id"] for record in records],
-            gold=np.array([label_set.vector(record["gold"]) for record in records], dtype=np.int8),
-            pred=np.array([label_set.vector(record["labels"]) for record in records], dtype=np.int8),
-            prob=np.array([[record["prob"][name] for name in label_set.names] for record in records], dtype=np.float32),
-            folds=np.array([record.get("fold", 0) for record in records]),
-        )
-    except KeyError as error:
-        raise InputError(f"{path}: a row has no {error}; it cannot be scored again with these labels") from None
+        raise InputError(f"{folder}: it has no {PREDICTIONS}: no rows were scored, or the scoring has not finished")
+    ids, gold, pred, prob, folds = [], [], [], [], []
+    for number, record in _numbered_records(path):
+        try:
+            ids.append(record["id"])
+            gold.append(label_set.vector(record["gold"]))
+            pred.append(label_set.vector(record["labels"]))
+            prob.append([record["prob"][name] for name in label_set.names])
+        except KeyError as error:
+            raise InputError(
+                f"{path}:{number}: the row has no {error}; it cannot be scored with the labels {label_set.name!r}"
+            ) from None
+        except ValueError as error:  # a label that is not in the label set
+            raise InputError(f"{path}:{number}: {error}") from None
+        folds.append(record.get("fold", 0))
+    return ScoredRows(
+        path=path,
+        ids=ids,
+        gold=np.array(gold, dtype=np.int8),
+        pred=np.array(pred, dtype=np.int8),
+        prob=np.array(prob, dtype=np.float32),
+        folds=np.array(folds),
+    )
 
 
-def aligned(systems: Sequence[Scored]) -> list[Scored]:
-    """Systems that were scored on the same held-out rows, all in the order of the first one.
+def read_held_out(folder: Path, label_set: LabelSet) -> Rows:
+    """Read the rows that a run was scored on, with their gold labels. The run was not trained on them.
 
     Raises:
-        InputError: the rows, their labels or their folds differ.
+        InputError: as `read_scored`.
+    """
+    scored = read_scored(folder, label_set)
+    texts = [record["text"] for record in read_records(scored.path)]
+    return Rows(str(scored.path), scored.ids, texts, scored.gold, list(range(1, len(texts) + 1)))
+
+
+def align_scored(systems: Sequence[ScoredRows]) -> list[ScoredRows]:
+    """Put the rows of all systems into the order of the first one.
+
+    Raises:
+        InputError: the systems were scored on different rows, gold labels or folds.
     """
     first, *others = systems
-    in_order = [first]
+    aligned = [first]
     for other in others:
         if sorted(other.ids) != sorted(first.ids):
             raise InputError(f"{other.path}: not the same rows as in {first.path}")
-        where = {row_id: i for i, row_id in enumerate(other.ids)}
-        order = [where[row_id] for row_id in first.ids]
-        other = Scored(
-            other.path, first.ids, other.gold[order], other.pred[order], other.prob[order], other.folds[order]
-        )
+        other = other.take(other.positions(first.ids))
         if not np.array_equal(other.gold, first.gold):
             raise InputError(f"{other.path}: not the same gold labels as in {first.path}")
         if not np.array_equal(other.folds, first.folds):
             raise InputError(
-                f"{other.path}: not the same folds as in {first.path}: what one was held out from, another has learnt"
+                f"{other.path}: not the same folds as in {first.path}: one run was trained on rows that are held out "
+                "from the other"
             )
-        in_order.append(other)
-    return in_order
+        aligned.append(other)
+    return aligned
 
 
 def write_thresholds(folder: Path, thresholds: Sequence[float] | np.ndarray, label_set: LabelSet) -> None:
-    """Keep the threshold of each label."""
-    by_label = {name: round(float(t), 6) for name, t in zip(label_set.names, thresholds, strict=True)}
+    """Write the threshold of each label, [L]."""
+    by_label = {name: round(float(threshold), 6) for name, threshold in zip(label_set.names, thresholds, strict=True)}
     paths.write_json(folder / THRESHOLDS, by_label)
 
 
 def read_thresholds(folder: Path, label_set: LabelSet) -> np.ndarray:
-    """The thresholds of a run or a cross-validation, [L].
+    """Read the thresholds of a run or a cross-validation, float64 [L].
 
     Raises:
-        InputError: there are none, or not for these labels.
+        InputError: there is no such file, or it lacks a label.
     """
     path = folder / THRESHOLDS
     if not path.is_file():
         raise InputError(
-            f"{folder}: it has no {THRESHOLDS}; thresholds are tuned where rows are scored (eval_file, eval_fraction, "
-            "emogen cv). predict_by=answer takes what the model says"
+            f"{folder}: it has no {THRESHOLDS}; thresholds are tuned when rows are scored (eval_file, eval_fraction, "
+            "emogen cv). predict_by=answer works without them"
         )
     by_label = json.loads(path.read_text(encoding="utf-8"))
     if missing := [name for name in label_set.names if name not in by_label]:

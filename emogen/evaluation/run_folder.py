@@ -1,4 +1,4 @@
-"""What a run folder holds: the names of its files, its kind and format, its recipe and labels."""
+"""The contents of a run folder: names of its files, format and kind, recipe and labels."""
 
 import json
 import platform
@@ -14,22 +14,27 @@ from emogen.errors import InputError, ModelError
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.recipe import Recipe, load_recipe
 
-# What prediction reads. MODEL takes the place of ADAPTER where a model was tuned in full.
+# Read by prediction. A model that was tuned in full is in MODEL and has no ADAPTER.
 RECIPE, PROMPT, LABELS, ADAPTER, MODEL = "recipe.yaml", "prompt.jinja", "labels.yaml", "adapter", "model"
-# What scoring leaves.
+# Written by scoring.
 PREDICTIONS, THRESHOLDS, METRICS = "predictions.jsonl", "thresholds.json", "metrics.json"
-FOLDS, DATA = "folds.csv", "data"  # of a cross-validation: the fold of each id; the rows of each fold
-LOG = "train_log.jsonl"  # what the trainer logs, one JSON object per line
+FOLDS, DATA = "folds.csv", "data"  # cross-validations only: the fold of each id; the rows of each fold
+LOG = "train_log.jsonl"  # the log entries of the trainer, one JSON object per line
 PAGE, CARD = "report.html", "README.md"
 MANIFEST = "manifest.json"
 
-FORMAT = 1  # of the files in a run folder; the number grows when an older emogen could no longer read them
+FORMAT = 1  # format of the files in a run folder; raised when an older emogen could no longer read them
 RUN, CROSS_VALIDATION, BASELINE, PROMPTS = "run", "cross-validation", "baseline", "prompts"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers")
 
 
 def write_manifest(folder: Path, kind: str, **facts: Any) -> None:
-    """Write the manifest of a folder: its format and kind, the given facts, the versions and the commit."""
+    """Write the manifest of a folder.
+
+    Args:
+        kind: RUN, CROSS_VALIDATION, BASELINE or PROMPTS.
+        facts: further entries. The format, the versions of packages and the commit are added.
+    """
     versions = {"emogen": __version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in PACKAGES}
     manifest = {"format": FORMAT, "kind": kind, **facts, "versions": versions, "commit": _commit()}
@@ -37,7 +42,7 @@ def write_manifest(folder: Path, kind: str, **facts: Any) -> None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this runs from, or None in an installed package."""
+    """The commit of the checkout that contains this file, or None for an installed package."""
     command = ["git", "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
@@ -49,11 +54,11 @@ def _commit() -> str | None:
 def kind_of(folder: Path) -> str:
     """The kind of a folder: `run`, `cross-validation`, `baseline` or `prompts`.
 
-    The manifest says so. The folders of emogen 0.1 had no kind, and cross-validations and baselines no manifest: there
-    the kind follows from the files.
+    The kind is in the manifest. emogen 0.1 wrote manifests without a kind, and none for cross-validations and
+    baselines; for its folders the kind is inferred from the files.
 
     Raises:
-        InputError: the manifest cannot be read, or was written by a newer emogen in another format.
+        InputError: the manifest is not valid, or a newer emogen wrote it in another format.
     """
     manifest = read_json(folder / MANIFEST)
     if manifest.get("format", FORMAT) > FORMAT:
@@ -70,30 +75,39 @@ def kind_of(folder: Path) -> str:
 
 
 def member_folders(runs: Sequence[Path]) -> list[Path]:
-    """Run folders, with each cross-validation replaced by its folds."""
+    """Replace each cross-validation in a list of run folders by the run folders of its folds."""
     return [member for run in runs for member in (sorted(run.glob("fold-*/")) or [run])]
 
 
 def label_set_of(run: Path) -> LabelSet:
-    """The labels of a run, a cross-validation or a baseline. Raises InputError if the folder is none of these."""
+    """Load the labels of a run, a cross-validation or a baseline.
+
+    Raises:
+        InputError: the folder is none of these.
+    """
     if not (run / LABELS).is_file():
         raise InputError(f"{run}: not the folder of a run, a cross-validation or a baseline: it has no {LABELS}")
     return load_label_set(run / LABELS)
 
 
 def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, LabelSet]:
-    """The recipe and the labels of a run folder, of a baseline or of a recipe file. No model is loaded.
+    """Read the recipe and the labels of a run folder, a baseline or a recipe file, without loading a model.
+
+    Args:
+        run: a folder or a recipe file.
+        overrides: `key=value` pairs that replace values of the recipe.
 
     Raises:
-        InputError: the folder is no run folder.
+        InputError: the folder is not a run folder.
         ModelError: the run has not finished.
     """
     if run.is_dir():
         if not (run / RECIPE).is_file():
             raise InputError(f"{run}: not a run folder: it has no {RECIPE}")
         if kind_of(run) == BASELINE:
-            rows = f"train_file={run.resolve() / PREDICTIONS}"
-            return load_recipe(run / RECIPE, [rows, *overrides]), load_label_set(run / LABELS)
+            # The recipe of a baseline folder names no training data, which every recipe needs.
+            train_file = f"train_file={run.resolve() / PREDICTIONS}"
+            return load_recipe(run / RECIPE, [train_file, *overrides]), load_label_set(run / LABELS)
         if not (run / ADAPTER).is_dir() and not (run / MODEL).is_dir():
             raise ModelError(
                 f"{run}: it has no {ADAPTER}/: the run has not finished; resume_from_checkpoint=true resumes it"
@@ -103,12 +117,12 @@ def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Label
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a file, or None where there is none."""
+    """The text of a file, or None if there is no such file."""
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is no file.
+    """Read a JSON object; an empty one if there is no such file.
 
     Raises:
         InputError: the file is not valid JSON.

@@ -1,9 +1,8 @@
-"""Stacking: what several systems say of a label -> a better probability of it.
+"""Stacking: the probabilities of several systems -> one probability for each label.
 
-Systems err in different ways, and not all know each label equally well. So each label gets a logistic regression on the
-logits that the systems give it (Wolpert 1992), which a plain mean, where a weak system drags along, does not match. It
-learns from out-of-fold probabilities, never from those of rows that a system had learnt itself. Pure numpy and
-scikit-learn.
+Systems make different errors, and each is better on some labels than on others. A plain mean gives a weak system the
+same weight as a strong one. So each label gets a logistic regression on the logits of the systems (Wolpert 1992). It is
+fitted to out-of-fold probabilities: no system was trained on the rows. Pure numpy and scikit-learn.
 """
 
 from collections.abc import Callable
@@ -16,27 +15,32 @@ from emogen.evaluation.metrics import apply_thresholds, tune_thresholds
 
 @dataclass(frozen=True)
 class Stack:
-    """L logistic regressions over the logits of M systems: `coef` float64 [L, M], `intercept` float64 [L]."""
+    """L logistic regressions on the logits of M systems.
+
+    Attributes:
+        coef: float64 [L, M].
+        intercept: float64 [L].
+    """
 
     coef: np.ndarray
     intercept: np.ndarray
 
     def predict_proba(self, probs: np.ndarray) -> np.ndarray:
-        """What M systems say, [M, n, L] -> the probability of each label, [n, L]."""
+        """Combine the probabilities of M systems: [M, n, L] -> [n, L]."""
         from scipy.special import expit
 
         return expit(np.einsum("mnl,lm->nl", _logits(probs), self.coef) + self.intercept)
 
 
 def fit_stack(gold: np.ndarray, probs: np.ndarray) -> Stack:
-    """Learn from rows that were held out from all systems.
+    """Fit the regressions to rows that were held out from all systems.
 
     Args:
         gold: 0/1, [n, L].
-        probs: of M systems, [M, n, L].
+        probs: the probabilities of M systems, [M, n, L].
 
     Returns:
-        The regressions. A label that no row has, or every row, goes on being said of none, or of every one.
+        The regressions. A label that no row has gets the probability 0, a label that every row has gets 1.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -51,16 +55,19 @@ def fit_stack(gold: np.ndarray, probs: np.ndarray) -> Stack:
 
 
 def cross_fit(gold: np.ndarray, probs: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """The probability of each label in each row, by regressions that learnt from the other folds: [n, L].
+    """Predict the probabilities of each fold with regressions that were fitted to the other folds.
 
     Args:
         gold, probs: see `fit_stack`.
         folds: the fold of each row, [n].
+
+    Returns:
+        [n, L].
     """
     prob = np.zeros(gold.shape)
     for fold in np.unique(folds):
-        held = folds == fold
-        prob[held] = fit_stack(gold[~held], probs[:, ~held]).predict_proba(probs[:, held])
+        held_out = folds == fold
+        prob[held_out] = fit_stack(gold[~held_out], probs[:, ~held_out]).predict_proba(probs[:, held_out])
     return prob
 
 
@@ -70,14 +77,16 @@ def nested_stack(
     folds: np.ndarray,
     tune: Callable[[np.ndarray, np.ndarray], np.ndarray] = tune_thresholds,
 ) -> np.ndarray:
-    """Labels by regressions and thresholds that never saw their row, int8 [n, L].
+    """Predict the labels of each fold with a stack and thresholds from the other folds alone.
 
-    For each fold both come from the others alone: the regressions from all of these, and the thresholds from what
-    regressions without each of them in turn say of it.
+    The stack is fitted to all other folds. The thresholds are tuned on cross-fitted probabilities of these folds.
 
     Args:
         gold, probs, folds: see `cross_fit`.
-        tune: finds thresholds [L] for gold and prob, both [n, L].
+        tune: maps gold and prob, both [n, L], to thresholds [L].
+
+    Returns:
+        int8 [n, L].
 
     Raises:
         ValueError: there are fewer than three folds.
@@ -86,15 +95,16 @@ def nested_stack(
         raise ValueError("nested stacking needs three folds or more")
     pred = np.zeros(gold.shape, dtype=np.int8)
     for fold in np.unique(folds):
-        held = folds == fold
-        seen = gold[~held], probs[:, ~held]
-        thresholds = tune(seen[0], cross_fit(*seen, folds[~held]))
-        pred[held] = apply_thresholds(fit_stack(*seen).predict_proba(probs[:, held]), thresholds)
+        held_out = folds == fold
+        other_gold, other_probs = gold[~held_out], probs[:, ~held_out]
+        thresholds = tune(other_gold, cross_fit(other_gold, other_probs, folds[~held_out]))
+        stack = fit_stack(other_gold, other_probs)
+        pred[held_out] = apply_thresholds(stack.predict_proba(probs[:, held_out]), thresholds)
     return pred
 
 
 def _logits(probs: np.ndarray) -> np.ndarray:
-    """Probabilities, kept 1e-4 from 0 and 1 -> logits."""
+    """The logits of probabilities, which are clipped to 1e-4 from 0 and 1."""
     from scipy.special import logit
 
     return logit(np.clip(np.asarray(probs, dtype=np.float64), 1e-4, 1 - 1e-4))

@@ -1,4 +1,4 @@
-"""Metrics -> the tables that a terminal shows."""
+"""Metrics -> tables for a terminal."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from rich.table import Table
 from emogen.console import out
 from emogen.evaluation.metrics import Metrics
 
-FIGURES = ("precision", "recall", "f1")  # F1 last: its difference is shown
-SINGLES = {  # one figure for a system, below the macro average
+LABEL_METRICS = ("precision", "recall", "f1")  # F1 last: its difference is shown
+AGGREGATES = {  # metrics of a system that have no value for each label; shown below the macro average
     "f1_micro": "micro-F1",
     "jaccard_samples": "Jaccard (samples)",
     "exact_match": "exact match",
@@ -18,18 +18,18 @@ SINGLES = {  # one figure for a system, below the macro average
 }
 
 
-def table(metrics: Metrics | Sequence[tuple[str, Metrics]]) -> Table:
-    """Per-label figures of one system, or of several side by side, with the aggregates below them.
+def metrics_table(metrics: Metrics | Sequence[tuple[str, Metrics]]) -> Table:
+    """Show the metrics of one system, or of several side by side: by label, with the aggregates below.
 
     Args:
-        metrics: what `score` returned; or several (title, metrics), all on the same gold rows.
+        metrics: the result of `score`, or several (title, result) on the same gold rows.
 
     Returns:
-        Precision, recall and F1 for each system, the support once; with exactly two systems, also the difference in F1.
-        80 columns hold three systems. Print `footnote` below it.
+        A table with the support of each label, and precision, recall and F1 of each system; for two systems also the
+        difference in F1. Three systems fit in 80 columns. Print `footnote` below the table.
 
     Raises:
-        ValueError: no system, or systems that were scored on other labels or other gold rows.
+        ValueError: there is no system, or the systems were scored on different labels or gold rows.
     """
     systems = [("", metrics)] if isinstance(metrics, dict) else list(metrics)
     if not systems:
@@ -40,55 +40,54 @@ def table(metrics: Metrics | Sequence[tuple[str, Metrics]]) -> Table:
     if any(other != (n, support) for other in others):
         raise ValueError("the systems were not scored on the same gold rows and labels")
 
-    # The three figures of a system are one column of fixed width: a long title folds above them, and never takes the
+    # The three metrics of a system share one column of fixed width, so that a long title folds instead of taking the
     # width of the label names.
-    view = Table(box=None, pad_edge=False, caption=f"{n:,} rows", caption_justify="left")
-    view.add_column("label", vertical="bottom", overflow="fold")
-    view.add_column("support", justify="right", vertical="bottom", no_wrap=True)
+    table = Table(box=None, pad_edge=False, caption=f"{n:,} rows", caption_justify="left")
+    table.add_column("label", vertical="bottom", overflow="fold")
+    table.add_column("support", justify="right", vertical="bottom", no_wrap=True)
     for title, _ in systems:
         heading = f"{escape(title)}\nP     R    F1" if title else "P     R    F1"
-        view.add_column(heading, justify="right", vertical="bottom", overflow="fold", width=len("0.000 0.000 0.000"))
+        table.add_column(heading, justify="right", vertical="bottom", overflow="fold", width=len("0.000 0.000 0.000"))
     if len(systems) == 2:
-        view.add_column("ΔF1", justify="right", vertical="bottom", no_wrap=True)
+        table.add_column("ΔF1", justify="right", vertical="bottom", no_wrap=True)
 
     def add(title: str, rows: list[list[float]], support: str = "", is_f1: bool = True, style: str = "") -> None:
         cells = [" ".join(f"{value:.3f}" for value in row) for row in rows]
         if len(systems) == 2 and is_f1:
             cells.append(f"{rows[1][-1] - rows[0][-1]:+z.3f}")  # z: no -0.000
-        view.add_row(escape(title), support, *cells, style=style)
+        table.add_row(escape(title), support, *cells, style=style)
 
     for name, count in support.items():
-        add(name, [[m["per_label"][name][key] for key in FIGURES] for _, m in systems], support=f"{count:,}")
-    view.add_row()
-    add("macro average", [[m[f"{key}_macro"] for key in FIGURES] for _, m in systems], style="bold")
-    for key, title in SINGLES.items():
+        add(name, [[m["per_label"][name][key] for key in LABEL_METRICS] for _, m in systems], support=f"{count:,}")
+    table.add_row()
+    add("macro average", [[m[f"{key}_macro"] for key in LABEL_METRICS] for _, m in systems], style="bold")
+    for key, title in AGGREGATES.items():
         add(title, [[m[key]] for _, m in systems], is_f1=key == "f1_micro")
-    return view
+    return table
 
 
 def footnote(metrics: Metrics) -> str | None:
-    """What the table does with labels that have no gold positives; None if every label has some."""
+    """A note on the labels without gold positives, or None if there are no such labels."""
     if not metrics["no_positives"]:
         return None
     return (
-        f"No gold positives for: {', '.join(metrics['no_positives'])}. F1 is 0.0 there, also where it is undefined, "
+        f"No gold positives for: {', '.join(metrics['no_positives'])}. Their F1 is 0.0, even where it is undefined, "
         "and counts in the macro average, as in scikit-learn and the competition."
     )
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
-    """Print the table of what `score.evaluate` returned: the answers, and the thresholds beside them."""
-
+    """Print the result of `metrics.evaluate`: the metrics of the answers beside those of nested thresholds."""
     nested = metrics.get("by_thresholds")
-    out.print(table([("answer", metrics), ("thresholds, nested", nested)] if nested else metrics))
+    out.print(metrics_table([("answer", metrics), ("nested thresholds", nested)] if nested else metrics))
     if note := footnote(metrics):
         out.print(note)
 
 
 def print_spread(metrics: dict[str, Any]) -> None:
-    """Print how the figures of a cross-validation vary, over the folds and by the bootstrap."""
-    for system, title in (("answer", "answers"), ("thresholds", "thresholds, nested")):
+    """Print the spread of a cross-validation's metrics: standard deviation over the folds and bootstrap interval."""
+    for decision, title in (("answer", "answers"), ("thresholds", "nested thresholds")):
         for key, name in (("f1_macro", "macro-F1"), ("f1_micro", "micro-F1")):
-            low, high = metrics["interval"][system][key]
-            spread = f"{metrics['mean'][system][key]:.3f} ± {metrics['sd'][system][key]:.3f} over the folds"
-            out.print(f"{name} by {title}: {spread}; pooled, 95 %: {low:.3f} to {high:.3f}", highlight=False)
+            low, high = metrics["interval"][decision][key]
+            spread = f"{metrics['mean'][decision][key]:.3f} ± {metrics['sd'][decision][key]:.3f} over the folds"
+            out.print(f"{name}, {title}: {spread}; pooled, 95 %: {low:.3f} to {high:.3f}", highlight=False)

@@ -1,17 +1,17 @@
-"""Cross-validation: folds -> a run for each, in a process of its own -> out-of-fold predictions -> thresholds, figures.
+"""Cross-validation: a run per fold, each in a process of its own -> out-of-fold predictions -> thresholds and metrics.
 
-Everything is in one folder, and each piece of work that is done stays done: started again, it goes on in the middle of
-the fold where it was stopped.
+Everything is kept in one folder, and finished work is not repeated: an interrupted cross-validation resumes from the
+newest checkpoint of the fold that was running.
 
     runs/NAME-cv/
         recipe.yaml, prompt.jinja, labels.yaml
-                           what is run: going on with anything else is refused
+                           what is cross-validated; the folder accepts nothing else
         folds.csv          the fold of each id
-        data/              the rows that each fold learns from and is scored on
-        fold-0/ ...        a run folder for each; fold-0.log is what it said
-        predictions.jsonl  every row, as said by the model that had not seen it
-        thresholds.json    tuned on all of these rows; metrics.json says what thresholds are worth on rows unseen
-        reliability.svg    how far the probabilities can be taken at their word
+        data/              the training rows and the held-out rows of each fold
+        fold-0/ ...        a run folder per fold; fold-0.log is the output of its process
+        predictions.jsonl  every row, as predicted by the model that was not trained on it
+        thresholds.json    tuned on all of these rows; metrics.json has the scores of nested thresholds
+        metrics.json       all metrics; reliability.svg shows the calibration
         report.html        all of this on a page; README.md is the model card
 """
 
@@ -27,7 +27,7 @@ import yaml
 
 from emogen import paths
 from emogen.errors import InputError
-from emogen.evaluation import results, run_folder
+from emogen.evaluation import results
 from emogen.evaluation.metrics import Metrics, bootstrap, evaluate, interval, nested_pred, score, tune_thresholds
 from emogen.evaluation.run_folder import (
     BASELINE,
@@ -36,8 +36,11 @@ from emogen.evaluation.run_folder import (
     FOLDS,
     LABELS,
     MANIFEST,
+    METRICS,
+    PREDICTIONS,
     PROMPT,
     RECIPE,
+    read_text,
     write_manifest,
 )
 from emogen.experiments.jobs import LOCAL, RunProcess, overrides_of, own_folder, run_all
@@ -49,8 +52,8 @@ from emogen.task.recipe import Recipe, load_recipe
 from emogen.task.rows import Rows
 from emogen.task.splits import all_rows, make_folds
 
-# What a fold settles for itself, and how the machine is used: not what is being measured.
-_OWN = ("train_file", "eval_file", "eval_fraction", "output_dir", "resume_from_checkpoint", "disable_tqdm")
+# Recipe keys that may change between calls: each fold sets its own values, and they do not affect what is measured.
+_SET_BY_FOLD = ("train_file", "eval_file", "eval_fraction", "output_dir", "resume_from_checkpoint", "disable_tqdm")
 
 
 def cross_validate(
@@ -60,23 +63,23 @@ def cross_validate(
     *,
     jobs: int = 1,
     where: Sequence[str] = LOCAL,
-    show: Callable[[list[RunProcess]], Any] = lambda folds: None,
+    show: Callable[[list[RunProcess]], Any] = lambda runs: None,
 ) -> tuple[Path, Metrics]:
-    """Run all folds of a recipe that are not done, and put together what they predicted.
+    """Run all folds of a recipe that are not done, and pool their predictions.
 
     Args:
-        path: a recipe. Its training rows are what is split; its `eval_file` and `eval_fraction` are not used.
-        overrides: `key=value`; `output_dir` is the folder of the cross-validation (`runs/NAME-cv`).
-        jobs: folds at once. Each has a GPU, or its part of the cores, for itself.
-        where: `LOCAL`, or `POD`: each fold on a pod of its own, which ends with it.
+        path: a recipe. Its training rows are split; its `eval_file` and `eval_fraction` are not used.
+        overrides: `key=value`. `output_dir` is the folder of the cross-validation (default: `runs/NAME-cv`).
+        jobs: folds at a time. Each has its own GPU, or its share of the cores.
+        where: `LOCAL`, or `POD` for a rented GPU per fold, which is terminated when the fold is done.
         show: called twice a second with all folds, while they run.
 
     Returns:
-        The folder, and what `pool` says.
+        The folder, and the metrics of `sum_up`.
 
     Raises:
         InputError: the recipe or its data cannot be used, or the folder holds another cross-validation.
-        ModelError: a fold failed; its log is named.
+        ModelError: a fold failed; the message names its log.
     """
     recipe = load_recipe(path, overrides)
     folder = own_folder(recipe, overrides, "cv")
@@ -97,20 +100,17 @@ def cross_validate_baseline(
     overrides: Sequence[str] = (),
     progress: Callable[[int], Any] = lambda n: None,
 ) -> tuple[Path, Metrics]:
-    """Cross-validate the baseline on a recipe's rows; its folds are those of `crossval.cross_validate`.
-
-    Words and pairs of words, and runs of two to five characters within words, weighted by TF-IDF (sublinear, seen in
-    two texts or more); for each label a logistic regression of its own (C = 4). A label is given where its probability
-    is above 0.5, or by thresholds.
+    """Cross-validate the baseline, `fit_tfidf`, on the rows of a recipe. The folds are those of `cross_validate`.
 
     Args:
-        progress: is told how many more folds are done.
+        progress: called with the number of folds that were done since the last call.
 
     Returns:
-        The folder (`runs/NAME-baseline`), and the figures.
+        The folder (default: `runs/NAME-baseline`), and the metrics of `sum_up`. Its answers are the labels with a
+        probability above 0.5.
 
     Raises:
-        InputError: as `crossval.cross_validate`.
+        InputError: as for `cross_validate`.
     """
     recipe = load_recipe(path, overrides)
     label_set = load_label_set(recipe.find(recipe.labels))
@@ -124,47 +124,48 @@ def cross_validate_baseline(
         prob[held] = fit_tfidf(texts[~held], rows.truth[~held])(texts[held])
         progress(1)
     pred = (prob > 0.5).astype(np.int8)
-    results.write_jsonl(folder / run_folder.PREDICTIONS, rows, pred, prob, label_set, folds=folds)
+    results.write_jsonl(folder / PREDICTIONS, rows, pred, prob, label_set, folds=folds)
     metrics = sum_up(folder, label_set)
     report_finished(folder)
     return folder, metrics
 
 
 def claim(folder: Path, kind: str, recipe: Recipe, label_set: LabelSet, rows: Rows, n_folds: int) -> np.ndarray:
-    """The fold of each row, [n]; and, in the folder, what is cross-validated. Going on, it has to be the same.
+    """Make the folds, and write down in the folder what is cross-validated. A second call has to find the same.
+
+    Args:
+        kind: CROSS_VALIDATION or BASELINE.
+
+    Returns:
+        The fold of each row, int64 [n].
 
     Raises:
-        InputError: the folder holds something else, or the rows cannot be folded so.
+        InputError: the folder holds something else, or the rows cannot be split into these folds.
     """
     try:
         folds = make_folds(rows, n_folds, recipe.seed)
     except ValueError as error:
         raise InputError(str(error)) from None
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([("id", "fold"), *zip(rows.ids, folds, strict=True)])
-    if recipe.init_adapter and _text(recipe.find(recipe.init_adapter) / FOLDS) != table.getvalue():
-        # A fold may only go on from what has not seen the rows that it is scored on.
+    folds_csv = io.StringIO()
+    csv.writer(folds_csv, lineterminator="\n").writerows([("id", "fold"), *zip(rows.ids, folds, strict=True)])
+    if recipe.init_adapter and read_text(recipe.find(recipe.init_adapter) / FOLDS) != folds_csv.getvalue():
         raise InputError(
-            f"init_adapter: {recipe.init_adapter}: not a cross-validation with the same rows and folds: what it holds "
-            "has learnt the rows that the folds are scored on"
+            f"init_adapter: {recipe.init_adapter}: not a cross-validation with the same rows and folds; its adapters "
+            "were trained on rows that these folds hold out"
         )
-    values = {k: v for k, v in yaml.safe_load(recipe.to_yaml()).items() if k not in _OWN}
+    if not (folder / RECIPE).is_file() and any(folder.glob("[!.]*")):
+        raise InputError(f"{folder}: not empty, and not a cross-validation; name another folder with output_dir=FOLDER")
+    values = {k: v for k, v in yaml.safe_load(recipe.to_yaml()).items() if k not in _SET_BY_FOLD}
     files = {
         RECIPE: yaml.safe_dump(values, sort_keys=False, allow_unicode=True),
-        PROMPT: _text(recipe.find(recipe.prompt)) or "",
+        PROMPT: read_text(recipe.find(recipe.prompt)) or "",
         LABELS: label_set.to_yaml(),
-        FOLDS: table.getvalue(),
+        FOLDS: folds_csv.getvalue(),
     }
-    if _text(folder / RECIPE) is None and any(folder.glob("[!.]*")):
-        raise InputError(f"{folder}: not empty, and no cross-validation; name another folder with output_dir=FOLDER")
-    changed = [name for name, text in files.items() if name != RECIPE and _text(folder / name) not in (text, None)]
-    before = yaml.safe_load(_text(folder / RECIPE) or files[RECIPE])
-    defaults = {name: field.default for name, field in Recipe.model_fields.items()}  # of keys that came later
-    changed += sorted(k for k in before.keys() | values if before.get(k, defaults.get(k)) != values.get(k))
-    if changed:
+    if changed := _changes(folder, values, files):
         raise InputError(
-            f"{folder}: cannot go on with this cross-validation: {', '.join(changed)} changed since it was begun; "
-            "name another folder with output_dir=FOLDER, or remove this one"
+            f"{folder}: cannot resume this cross-validation: {', '.join(changed)} changed since it was started; name "
+            "another folder with output_dir=FOLDER, or remove this one"
         )
     for name, text in files.items():
         if not (folder / name).is_file():
@@ -175,19 +176,25 @@ def claim(folder: Path, kind: str, recipe: Recipe, label_set: LabelSet, rows: Ro
     return folds
 
 
-def _text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+def _changes(folder: Path, values: dict[str, Any], files: dict[str, str]) -> list[str]:
+    """The files and recipe keys that differ from those that the folder holds; files that it lacks do not differ."""
+    changed = [name for name, text in files.items() if name != RECIPE and read_text(folder / name) not in (text, None)]
+    before = yaml.safe_load(read_text(folder / RECIPE) or files[RECIPE])
+    # A key that a newer emogen added is missing in the folder of an older one, which means its default.
+    defaults = {name: field.default for name, field in Recipe.model_fields.items()}
+    keys = before.keys() | values
+    return changed + sorted(key for key in keys if before.get(key, defaults.get(key)) != values.get(key))
 
 
 def _prepare(
     folder: Path, recipe: Recipe, rows: Rows, folds: np.ndarray, run: RunProcess, label_set: LabelSet
 ) -> list[str]:
-    """Write the rows of a fold, and give the overrides that make a recipe its."""
+    """Write the rows of a fold, and return the overrides that turn the recipe into the run of this fold."""
     held = folds == run.number
     train_file, eval_file = (folder / DATA / f"{run.folder.name}-{part}.jsonl" for part in ("train", "eval"))
-    for file, which in ((train_file, ~held), (eval_file, held)):
+    for file, is_included in ((train_file, ~held), (eval_file, held)):
         if not file.is_file():
-            results.write_rows(file, rows.take(np.flatnonzero(which)), label_set)
+            results.write_rows(file, rows.take(np.flatnonzero(is_included)), label_set)
     more = {}
     if recipe.init_adapter:
         more["init_adapter"] = str(recipe.find(recipe.init_adapter).resolve() / run.folder.name)
@@ -195,48 +202,46 @@ def _prepare(
 
 
 def pool(folder: Path, rows: Rows, folds: np.ndarray, label_set: LabelSet) -> Metrics:
-    """Put the folds' predictions together, in the order of the rows; tune thresholds on them; keep all figures.
-
-    Returns:
-        What `score.evaluate` says of all rows; with `folds` (of each its `f1_macro` and `f1_micro`, by answers and by
-        nested thresholds), `mean` and `sd` of these over the folds, and the 95 % bootstrap `interval` of the pooled
-        figures and of each label's F1.
-    """
+    """Write the predictions of all folds to one file, in the order of the rows, and score it; see `sum_up`."""
     records = {}
     for fold in np.unique(folds):
-        for record in results.read_records(folder / f"fold-{fold}" / run_folder.PREDICTIONS):
+        for record in results.read_records(folder / f"fold-{fold}" / PREDICTIONS):
             records[record["id"]] = record | {"fold": int(fold)}
-    with paths.writing(folder / run_folder.PREDICTIONS) as file:
+    with paths.writing(folder / PREDICTIONS) as file:
         for row_id in rows.ids:
             file.write(json.dumps(records[row_id], ensure_ascii=False) + "\n")
     return sum_up(folder, label_set)
 
 
 def sum_up(folder: Path, label_set: LabelSet) -> Metrics:
-    """Tune thresholds on a folder's out-of-fold predictions, and keep all figures; returns what `pool` does."""
+    """Tune thresholds on the out-of-fold predictions of a folder, and write all metrics.
+
+    Returns:
+        The metrics of `evaluate` on all rows. Beside them, for the systems `answer` and `thresholds` (nested): `folds`,
+        the `f1_macro` and `f1_micro` of each fold; `mean` and `sd` of these; and `interval`, the 95 % bootstrap
+        intervals of both, pooled, and of each label's F1.
+    """
     scored, names = results.read_scored(folder, label_set), label_set.names
     gold, pred, prob, folds = scored.gold, scored.pred, scored.prob, scored.folds
     results.write_thresholds(folder, tune_thresholds(gold, prob), label_set)
     metrics = evaluate(gold, pred, prob, folds, names)
     systems = {"answer": pred, "thresholds": nested_pred(gold, prob, folds)}
-    by_fold = {
-        system: [score(gold[folds == k], of[folds == k], names) for k in np.unique(folds)]
-        for system, of in systems.items()
-    }
-    metrics["folds"] = {
-        system: {key: [of[key] for of in scores] for key in ("f1_macro", "f1_micro")}
-        for system, scores in by_fold.items()
-    }
+    metrics["folds"] = {system: _f1_by_fold(gold, labels, folds, names) for system, labels in systems.items()}
     for name, statistic in (("mean", np.mean), ("sd", lambda values: np.std(values, ddof=1))):
         metrics[name] = {
-            system: {key: float(statistic(values)) for key, values in of.items()}
-            for system, of in metrics["folds"].items()
+            system: {key: float(statistic(values)) for key, values in by_fold.items()}
+            for system, by_fold in metrics["folds"].items()
         }
     resampled = bootstrap(gold, list(systems.values()), names)
     metrics["interval"] = {
-        system: {key: interval(values) for key, values in of.items()}
-        for system, of in zip(systems, resampled, strict=True)
+        system: {key: interval(values) for key, values in f1.items()}
+        for system, f1 in zip(systems, resampled, strict=True)
     }
-    paths.write_json(folder / run_folder.METRICS, metrics)
+    paths.write_json(folder / METRICS, metrics)
     save(draw_reliability(metrics["calibration"]), folder / "reliability.svg")
     return metrics
+
+
+def _f1_by_fold(gold: np.ndarray, pred: np.ndarray, folds: np.ndarray, names: Sequence[str]) -> dict[str, list[float]]:
+    scores = [score(gold[folds == k], pred[folds == k], names) for k in np.unique(folds)]
+    return {key: [metrics[key] for metrics in scores] for key in ("f1_macro", "f1_micro")}

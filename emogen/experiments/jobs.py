@@ -1,7 +1,6 @@
-"""Several runs of a recipe: each in a process of its own, on a GPU or cores of its own."""
+"""Several runs of a recipe, each in a process of its own and on its own GPU or cores."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -16,20 +15,25 @@ from emogen.errors import ModelError
 from emogen.evaluation import results, run_folder
 from emogen.task.recipe import Recipe
 
-log = logging.getLogger(__name__)
-
-# What does not hold of the files that are written for it.
-_FORM = ("text_column", "id_column", "separator", "encoding", "dataset_name", "dataset_config", "dataset_test_split")
-
-
-# What trains a fold, as Python's arguments: this machine, or a rented one that the run comes home from.
+# Where a run is trained, as the arguments of Python that start it. POD rents a GPU, waits, and fetches the run folder.
 LOCAL = ("-m", "emogen.worker")
 POD = ("-m", "emogen.cli", "pod", "launch", "--follow")
+
+POLL_SECONDS = 0.5
+
+# Recipe keys that describe the form of the user's data files, which does not apply to files written by `write_rows`.
+_FORM = ("text_column", "id_column", "separator", "encoding", "dataset_name", "dataset_config", "dataset_test_split")
 
 
 @dataclass
 class RunProcess:
-    """A fold under way: its run folder, and the last line of the run's log (`train_log.jsonl`)."""
+    """A run in a process of its own.
+
+    Attributes:
+        number: position among the runs that belong together.
+        folder: the run folder. The output of the process goes to `<folder>.log`.
+        process: the process while it runs.
+    """
 
     number: int
     folder: Path
@@ -40,21 +44,28 @@ class RunProcess:
         return (self.folder / run_folder.METRICS).is_file()
 
     def last_logged(self) -> dict[str, Any]:
-        """The newest figures of the run, each under its own name; empty before the first."""
-        figures: dict[str, Any] = {}
-        for logged in results.read_log(self.folder):
-            figures |= logged
-        return figures
+        """The newest value of every metric in `train_log.jsonl`; empty before the first."""
+        newest: dict[str, Any] = {}
+        for entry in results.read_log(self.folder):
+            newest |= entry
+        return newest
 
 
 def own_folder(recipe: Recipe, overrides: Sequence[str], suffix: str) -> Path:
-    """Where several runs of a recipe go: what `output_dir=` on the command line says, or runs/NAME-suffix."""
-    named = any(override.startswith("output_dir=") for override in overrides)
-    return recipe.output_dir if named else recipe.output_dir.with_name(f"{recipe.output_dir.name}-{suffix}")
+    """The folder of several runs of a recipe: `output_dir=` of the command line, or runs/NAME-suffix."""
+    is_named = any(override.startswith("output_dir=") for override in overrides)
+    return recipe.output_dir if is_named else recipe.output_dir.with_name(f"{recipe.output_dir.name}-{suffix}")
 
 
 def overrides_of(run: RunProcess, train_file: Path, eval_file: Path, more: dict[str, Any]) -> list[str]:
-    """What makes a recipe that of a run on these files of rows, as `key=value`; `more` of them."""
+    """The overrides that turn a recipe into a run on files of `write_rows`.
+
+    Args:
+        more: further keys and values.
+
+    Returns:
+        A list of `key=value`.
+    """
     own = {
         "train_file": str(train_file.resolve()),
         "eval_file": str(eval_file.resolve()),
@@ -73,9 +84,19 @@ def run_all(
     show: Callable[[list[RunProcess]], Any],
     where: Sequence[str] = LOCAL,
 ) -> None:
-    """Run what is not done, `jobs` at once. All are stopped if one fails, or if this is interrupted."""
+    """Run everything that is not done. If one run fails, or this call is interrupted, all are stopped.
+
+    Args:
+        commands: for each run a recipe and its overrides.
+        jobs: runs at a time. On this machine each has its own GPU, or its share of the cores.
+        show: called every `POLL_SECONDS` with all runs.
+        where: `LOCAL` or `POD`.
+
+    Raises:
+        ModelError: a run failed; the message names its log.
+    """
     waiting = deque(run for run in runs if not run.done)
-    shares = _shares(jobs) if where == LOCAL else [{}] * jobs
+    shares = [{}] * jobs if where == POD else _shares(jobs)
     slots: list[RunProcess | None] = [None] * jobs
     try:
         while waiting or any(slots):
@@ -85,10 +106,10 @@ def run_all(
                         raise ModelError(failure(run))
                     run.process, slots[k] = None, None
                 if slots[k] is None and waiting:
-                    slots[k] = begun = waiting.popleft()
-                    start(begun, commands[begun.number], where, **shares[k])
+                    slots[k] = started = waiting.popleft()
+                    start(started, commands[started.number], where, **shares[k])
             show(runs)
-            time.sleep(0.5)
+            time.sleep(POLL_SECONDS)
         show(runs)
     finally:
         for run in slots:
@@ -100,21 +121,40 @@ def run_all(
 def start(
     run: RunProcess, argv: list[str], where: Sequence[str] = LOCAL, *, gpu: int | None = None, cores: Sequence[int] = ()
 ) -> None:
-    """Start the training script in a process of its own, which ends with this one; on a GPU or cores of its own."""
+    """Start a run in a process of its own, which ends with this process.
+
+    Args:
+        argv: a recipe and its overrides.
+        gpu: the only GPU that the process sees.
+        cores: the only CPU cores that the process uses.
+    """
     run.folder.mkdir(parents=True, exist_ok=True)
     env = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
     with _log(run).open("a", encoding="utf-8") as log:
-        # Its standard input is a pipe that nobody writes to: it ends with this process, however that ends.
+        # Standard input is a pipe that nobody writes to. It closes when this process ends, however that happens.
         run.process = subprocess.Popen(
             [sys.executable, *where, *argv], stdin=subprocess.PIPE, stdout=log, stderr=log, env=env
         )
-    if cores:  # it takes as many threads as it may use cores, and has not got to that yet
+    if cores:  # the new process counts its cores when it loads torch, which takes it seconds
         os.sched_setaffinity(run.process.pid, cores)
 
 
+def failure(run: RunProcess) -> str:
+    """The message for a run that failed: its log, and the last lines of it."""
+    lines = [line for line in _log(run).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    end = "\n".join(f"  {line}" for line in lines[-5:])
+    return f"{run.folder.name} failed; the same command resumes it. The end of {_log(run)}:\n{end}"
+
+
+def _log(run: RunProcess) -> Path:
+    return run.folder.with_name(f"{run.folder.name}.log")
+
+
 def _shares(jobs: int) -> list[dict[str, Any]]:
-    """What each of several jobs has for itself, as arguments of `start`: a GPU, or else its part of the cores. Threads
-    of several jobs that wait for each other on the same cores would be many times slower than one job alone."""
+    """What each of several jobs has for itself, as arguments of `start`: a GPU, or else its share of the cores.
+
+    Without shares the threads of all jobs would wait for each other on the same cores, many times slower than one job.
+    """
     if jobs == 1:
         return [{}]
     if n_gpus := _count_gpus():
@@ -123,17 +163,6 @@ def _shares(jobs: int) -> list[dict[str, Any]]:
         return [{} for _ in range(jobs)]
     cores = sorted(os.sched_getaffinity(0))
     return [{"cores": cores[k::jobs] or [cores[k % len(cores)]]} for k in range(jobs)]
-
-
-def _log(run: RunProcess) -> Path:
-    return run.folder.with_name(f"{run.folder.name}.log")
-
-
-def failure(run: RunProcess) -> str:
-    """What to say of a run that failed."""
-    lines = [line for line in _log(run).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    end = "\n".join(f"  {line}" for line in lines[-5:])
-    return f"{run.folder.name} failed; the same command goes on there. The end of {_log(run)}:\n{end}"
 
 
 def _count_gpus() -> int:

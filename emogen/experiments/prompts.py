@@ -1,10 +1,10 @@
-"""Prompt templates against each other: the same rows, the same model, and which differences are real.
+"""Prompt templates compared on the same rows and with the same model, and the differences that are significant.
 
-runs/NAME-prompts/200-rows-1a2b3c4d/     by a digest of rows, model and decoding: what is in it can be compared
-    list-5e6f7a8b/                       what came of a template, by its name and a digest of it: prompt.jinja,
-                                         labels.yaml, predictions.jsonl, metrics.json. It is not computed again.
-    list-5e6f7a8b-200-steps-9c0d1e2f/    a run folder, where it was tuned for some steps
-    rows-9c0d1e2f/                       the rows that such runs learn from and are scored on
+runs/NAME-prompts/200-rows-1a2b3c4d/     one folder per set of rows, model and decoding (named by a digest of them)
+    list-5e6f7a8b/                       the scores of a template, named by it and a digest of its text: prompt.jinja,
+                                         labels.yaml, predictions.jsonl, metrics.json; they are not computed again
+    list-5e6f7a8b-200-steps-9c0d1e2f/    a run folder: the model tuned with this template for 200 steps
+    rows-9c0d1e2f/                       the training rows of such runs, and the rows that they are scored on
 """
 
 import hashlib
@@ -22,13 +22,15 @@ from rich.table import Table
 from emogen import paths
 from emogen.console import Bar
 from emogen.errors import InputError
-from emogen.evaluation import results, run_folder
+from emogen.evaluation import results
 from emogen.evaluation.metrics import evaluate
 from emogen.evaluation.results import parse_audit, pred_matrix
 from emogen.evaluation.run_folder import (
     ADAPTER,
     BASELINE,
     LABELS,
+    METRICS,
+    PREDICTIONS,
     PROMPT,
     PROMPTS,
     kind_of,
@@ -37,7 +39,8 @@ from emogen.evaluation.run_folder import (
     write_manifest,
 )
 from emogen.experiments.jobs import RunProcess, overrides_of, own_folder, run_all
-from emogen.model.encode import Encoder, encoder_of, load_chat_tokenizer
+from emogen.model.encode import Encoder, Row, make_task_encoder
+from emogen.model.tokenizer import load_chat_tokenizer
 from emogen.prediction.classifier import prob_of
 from emogen.prediction.ensemble import load_run
 from emogen.prediction.generator import GenerativeClassifier
@@ -56,15 +59,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PromptBenchmark:
-    """What templates are held against each other on.
+    """The rows and the model that templates are compared on.
 
     Attributes:
-        task: what the recipe names; a template takes the place of its prompt.
+        task: what the recipe names; each template replaces its prompt.
         rows: n rows with gold labels that the model was not trained on.
-        train_rows: the rows that a short tuning may use; None if the benchmark is of a tuned run.
-        folder: where what comes of templates is kept.
+        train_rows: the rows that a short tuning may use; None if the benchmark uses a tuned run.
+        folder: where the scores of templates are kept.
         source: the recipe, or the run folder whose adapter is used.
-        overrides: of the recipe.
+        overrides: `key=value`, for the recipe.
     """
 
     task: Task
@@ -77,34 +80,33 @@ class PromptBenchmark:
 
     @property
     def recipe(self) -> Recipe:
-        """What it was opened with."""
+        """The recipe, or that of the tuned run."""
         return self.task.recipe
 
 
 def open_benchmark(
     path: str | Path, overrides: Sequence[str] = (), *, limit: int = 200, tuned: Path | None = None
 ) -> PromptBenchmark:
-    """Load what a comparison of templates needs, but no model.
+    """Load everything that a comparison of templates needs, except for the model.
 
     Args:
-        path: a recipe. Its rows are taken from its own evaluation file, or from all that it has.
-        limit: how many rows; a stratified sample, always the same.
-        tuned: a run folder: its model, labels and style of answers, on rows that it held out.
+        path: a recipe. Its rows are those of its evaluation file, or else all that it has.
+        limit: number of rows, a fixed stratified sample.
+        tuned: a run folder: its model, labels and answer style are used, on its held-out rows.
 
     Raises:
-        InputError: what is missing or wrong, and where.
-        ModelError: the tokenizer cannot be had.
+        InputError: something is missing or wrong, or the model has no prompt.
+        ModelError: the tokenizer cannot be loaded.
     """
     recipe = load_recipe(path, overrides)
     folder = own_folder(recipe, overrides, "prompts")
-    source, location = Path(path), None
+    source = Path(path)
     if tuned:
-        source, location = tuned, str(tuned / ADAPTER)
+        source, overrides = tuned, ()
         recipe, _ = read_recipe(tuned)
-        overrides = ()
     if recipe.answer == "head" or kind_of(source) == BASELINE:
-        what = "a baseline" if kind_of(source) == BASELINE else "a head"
-        raise InputError(f"{source}: {what} reads each text as it stands; there is no prompt to compare")
+        model = "a baseline" if kind_of(source) == BASELINE else "a head"
+        raise InputError(f"{source}: {model} reads each text without a prompt; there is none to compare")
     train_rows = None
     if tuned:
         task = load_task(recipe)
@@ -112,18 +114,18 @@ def open_benchmark(
     else:
         task, splits, _ = load_task_with_rows(recipe)
         train_rows = splits.train
-        named = bool(recipe.eval_file or recipe.dataset_test_split)
-        rows = splits.eval if named and splits.eval is not None else all_rows(recipe, task.label_set)
-    shown = {normalise_text(example.text) for example in task.examples}
-    rows = rows.take([i for i, text in enumerate(rows.texts) if normalise_text(text) not in shown])
-    tokenizer, _ = load_chat_tokenizer(recipe, location)
+        has_eval_rows = bool(recipe.eval_file or recipe.dataset_test_split)
+        rows = splits.eval if has_eval_rows and splits.eval is not None else all_rows(recipe, task.label_set)
+    in_prompt = {normalise_text(example.text) for example in task.examples}
+    rows = rows.take([i for i, text in enumerate(rows.texts) if normalise_text(text) not in in_prompt])
+    tokenizer = load_chat_tokenizer(recipe, str(tuned / ADAPTER) if tuned else None)
     rows = sample_rows(rows, limit, recipe.seed)
-    folder = folder / f"{len(rows)}-rows-{_digest_of(task, rows, source)}"
+    folder = folder / f"{len(rows)}-rows-{_digest_of_benchmark(task, rows, source)}"
     return PromptBenchmark(task, rows, train_rows, tokenizer, folder, source, tuple(overrides))
 
 
-def _digest_of(task: Task, rows: Rows, source: Path) -> str:
-    """Of all that the figures of templates depend on besides them."""
+def _digest_of_benchmark(task: Task, rows: Rows, source: Path) -> str:
+    """A digest of everything that the scores of a template depend on, except for the template."""
     recipe = task.recipe
     weights = source / ADAPTER / "adapter_model.safetensors"
     return _digest(
@@ -142,109 +144,113 @@ def _digest(*values: Any) -> str:
 
 @dataclass(frozen=True)
 class Template:
-    """A template that keeps to the contract, encoded, and the folder that its figures are in or will be."""
+    """A valid template, encoded, with the folder of its scores."""
 
     prompt: Prompt
-    encoder: "Encoder"
+    encoder: Encoder
     folder: Path
 
     @property
+    def name(self) -> str:
+        """The file name without its ending."""
+        return Path(self.prompt.path).stem
+
+    @property
     def done(self) -> bool:
-        """Whether its figures are there."""
-        return (self.folder / run_folder.METRICS).is_file()
+        """Whether it has been scored."""
+        return (self.folder / METRICS).is_file()
 
 
 def prepare(benchmark: PromptBenchmark, prompt: Prompt) -> Template:
     """Check and encode a template for a benchmark.
 
     Raises:
-        InputError: it breaks the contract, with file and line.
+        InputError: the template is not valid; the message names file and line.
     """
     task = replace(benchmark.task, prompt=prompt)
-    encoder = encoder_of(task, benchmark.tokenizer)
+    encoder = make_task_encoder(task, benchmark.tokenizer)
     _check_leak(task, benchmark.rows)
-    shown = [repr(example) for example in task.examples if "examples" in prompt.variables]
-    return Template(prompt, encoder, benchmark.folder / f"{Path(prompt.path).stem}-{_digest(prompt.source, shown)}")
+    examples = [repr(example) for example in task.examples if "examples" in prompt.variables]
+    return Template(prompt, encoder, benchmark.folder / f"{Path(prompt.path).stem}-{_digest(prompt.source, examples)}")
 
 
 def load_templates(benchmark: PromptBenchmark, files: Sequence[str | Path]) -> tuple[list[Template], list[str]]:
-    """Templates from files, and what is said of those that are refused."""
-    good, refused = [], []
+    """Load templates from files.
+
+    Returns:
+        The valid templates, and the error messages of the others.
+    """
+    accepted, refused = [], []
     for file in files:
         try:
             prompt = load_prompt(file)
-            good.append(prepare(benchmark, prompt))
+            accepted.append(prepare(benchmark, prompt))
             if "examples" in prompt.variables and not benchmark.task.examples:
-                log.warning(f"{prompt.path} shows examples, but `examples` is 0")
+                log.warning(f"{prompt.path} uses {{{{ examples }}}}, but the recipe sets examples: 0")
         except InputError as error:
             refused.append(str(error))
-    return good, refused
+    return accepted, refused
 
 
 def _check_leak(task: Task, rows: Rows) -> None:
-    """Refuse a template in which a row stands that it is scored on: its answer may stand there too."""
+    """Refuse a template that contains the text of a row: the answer to that row may be in it, too."""
     prompt, examples = task.prompt, task.examples
-    asked = task.label_set.labels[0] if task.recipe.answer == "yes_no" else None
-    messages = fill(render(prompt, task.label_set, examples, asked), ["", *(example.text for example in examples)])
-    said = normalise_text(" ".join(message["content"] for message in messages))
+    label = task.label_set.labels[0] if task.recipe.answer == "yes_no" else None
+    messages = fill(render(prompt, task.label_set, examples, label), ["", *(example.text for example in examples)])
+    content = normalise_text(" ".join(message["content"] for message in messages))
     for row_id, text in zip(rows.ids, rows.texts, strict=True):
         words = normalise_text(text)
-        if len(words) >= 12 and words in said:
+        if len(words) >= 12 and words in content:
             lines = prompt.source.splitlines()
-            begins = [
-                n for n in range(len(lines)) if words in normalise_text("\n".join(lines[n:]))
-            ]  # on the last of these
-            where = f"{prompt.path}:{begins[-1] + 1}" if begins else prompt.path
-            raise PromptError(
-                f"{where}: the text of row {row_id} stands in the prompt, and it is scored on that row: its answer "
-                "would be known. Take another example"
-            )
+            # The text may span lines: it starts on the last line from which the rest of the template contains it.
+            starts = [n for n in range(len(lines)) if words in normalise_text("\n".join(lines[n:]))]
+            where = f"{prompt.path}:{starts[-1] + 1}" if starts else prompt.path
+            raise PromptError(f"{where}: the prompt contains the text of row {row_id}, which it is scored on")
 
 
 def load_generator(benchmark: PromptBenchmark) -> GenerativeClassifier:
-    """The model of a benchmark; which prompt it comes with does not matter."""
+    """Load the model of a benchmark. Its encoder is that of its own prompt; `score_template` replaces it."""
     generator = load_run(benchmark.source, benchmark.overrides)
     assert isinstance(generator, GenerativeClassifier)
     return generator
 
 
 def score_template(
-    benchmark: PromptBenchmark, template: Template, generator: GenerativeClassifier, bar: Bar
+    benchmark: PromptBenchmark, template: Template, generator: GenerativeClassifier | None, bar: Bar
 ) -> dict[str, Any]:
-    """The figures of a template; they are computed once, and kept in its folder.
+    """Score a template, and keep its metrics and predictions in its folder. A second call only reads them.
+
+    Args:
+        generator: the model of the benchmark; None will do if the template is done.
 
     Returns:
-        What `score.evaluate` says; `log_likelihood`: of the true answers, the mean over the texts in nats (of all the
-        questions of `yes_no` together); `tokens`: how many the instruction has (`shared`) and a row after it, in the
-        mean (`row`); `texts_per_second`, answers alone; and `parse`.
+        The metrics of `evaluate`, and: `log_likelihood`, of the true answers, in nats, the mean over the texts (with
+        `yes_no`, the sum of all questions of a text); `tokens`, of the instruction (`shared`) and the mean of what
+        follows it per question (`row`); `texts_per_second`, of the answers alone; and `parse`.
     """
     if template.done:
-        return read_figures(template.folder)
-    from emogen.model.probabilities import log_likelihood
-
-    encoder, rows, label_set = template.encoder, benchmark.rows, benchmark.task.label_set
-    generator = replace(generator, encoder=encoder)
-    name = Path(template.prompt.path).stem
+        return read_metrics(template.folder)
+    assert generator is not None
+    rows, label_set = benchmark.rows, benchmark.task.label_set
+    generator = replace(generator, encoder=template.encoder)
     started = time.perf_counter()
-    with bar(f"{name}: answers", len(rows) * generator.n_questions) as advance:
+    with bar(f"{template.name}: answers", len(rows) * generator.n_questions) as advance:
         predictions = generator.predict(rows.texts, progress=advance)
     seconds = time.perf_counter() - started
-    prob = prob_of(generator, rows.texts, predictions, bar, f"{name}: probabilities")
-    true = [encoder.rows(text, label_set.names_of(vector)) for text, vector in zip(rows.texts, rows.truth, strict=True)]
-    with bar(f"{name}: likelihood", len(rows) * generator.n_questions) as advance:
-        of_answers = log_likelihood(
-            generator.model, encoder, [row for questions in true for row in questions], progress=advance
-        )
+    prob = prob_of(generator, rows.texts, predictions, bar, f"{template.name}: probabilities")
+    true_answers = _true_answers(benchmark, template)
+    with bar(f"{template.name}: likelihood", len(rows) * generator.n_questions) as advance:
+        log_likelihood = _log_likelihood(generator, true_answers, advance)
     try:
         folds = make_folds(rows, 5, benchmark.recipe.seed)
     except ValueError:
-        folds = None  # too few rows
+        folds = None  # too few rows for nested thresholds
     pred = pred_matrix(predictions)
-    figures = evaluate(rows.truth, pred, prob, folds, label_set.names) | {
-        "log_likelihood": float(of_answers.sum() / len(rows)),
+    metrics = evaluate(rows.truth, pred, prob, folds, label_set.names) | {
+        "log_likelihood": float(log_likelihood.sum() / len(rows)),
         "tokens": {
-            "shared": len(encoder.prefix_ids),
-            "row": float(np.mean([len(row) for questions in true for row in questions])),
+            "shared": len(template.encoder.prefix_ids),
+            "row": float(np.mean([len(row) for row in true_answers])),
         },
         "texts_per_second": len(rows) / seconds,
         "parse": parse_audit(predictions),
@@ -252,16 +258,34 @@ def score_template(
     for name, text in {PROMPT: template.prompt.source, LABELS: label_set.to_yaml()}.items():
         with paths.writing(template.folder / name) as file:
             file.write(text)
-    results.write_jsonl(template.folder / run_folder.PREDICTIONS, rows, pred, prob, label_set, predictions, folds)
+    results.write_jsonl(template.folder / PREDICTIONS, rows, pred, prob, label_set, predictions, folds)
     write_manifest(template.folder, PROMPTS, model=benchmark.recipe.model_name)
-    paths.write_json(template.folder / run_folder.METRICS, figures)  # last: then it is done
-    return figures
+    paths.write_json(template.folder / METRICS, metrics)  # last: a template with metrics is done
+    return metrics
 
 
-def read_figures(folder: Path) -> dict[str, Any]:
-    """What `score_template` kept, or what a run said of itself."""
-    figures: dict[str, Any] = json.loads((folder / run_folder.METRICS).read_text(encoding="utf-8"))
-    return figures
+def _true_answers(benchmark: PromptBenchmark, template: Template) -> list[Row]:
+    """The encoded rows of a benchmark with their true answers, one per question."""
+    rows, label_set = benchmark.rows, benchmark.task.label_set
+    return [
+        row
+        for text, truth in zip(rows.texts, rows.truth, strict=True)
+        for row in template.encoder.rows(text, label_set.names_of(truth))
+    ]
+
+
+def _log_likelihood(
+    generator: GenerativeClassifier, true_answers: Sequence[Row], advance: Callable[[int], Any]
+) -> np.ndarray:
+    from emogen.model.probabilities import log_likelihood
+
+    return log_likelihood(generator.model, generator.encoder, true_answers, progress=advance)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The metrics of a scored template or of a run."""
+    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    return metrics
 
 
 def tune_templates(
@@ -271,18 +295,22 @@ def tune_templates(
     *,
     show: Callable[[list[RunProcess]], Any] = lambda runs: None,
 ) -> list[Path]:
-    """Tune with each template for the same number of steps, and score it on the same rows, which are held out.
+    """Tune the model with each template for the same number of steps, and score it on the rows of the benchmark.
 
-    Runs that are done stay done, and one that was stopped goes on.
+    The same call resumes an interrupted one.
+
+    Args:
+        show: called twice a second with all runs, while they run.
 
     Returns:
-        A run folder for each template.
+        A run folder per template.
 
     Raises:
-        ModelError: a run failed; its log is named.
+        InputError: the benchmark uses a tuned run.
+        ModelError: a run failed; the message names its log.
     """
     if benchmark.train_rows is None:
-        raise InputError(f"{benchmark.source}: a tuned run is scored as it is; name its recipe to tune with templates")
+        raise InputError(f"{benchmark.source}: already tuned; name its recipe to tune it with other templates")
     scored = {normalise_text(text) for text in benchmark.rows.texts}
     kept = [i for i, text in enumerate(benchmark.train_rows.texts) if normalise_text(text) not in scored]
     train_rows = benchmark.train_rows.take(kept)
@@ -307,14 +335,15 @@ def tune_templates(
 
 
 def ranking(folders: Sequence[Path], by: str) -> tuple[list[int], list[System]]:
-    """Templates by macro-F1, the best first.
+    """Rank templates by macro-F1, the best first.
 
     Args:
-        folders: what came of each template.
+        folders: the folder of each template, or of its run.
         by: `thresholds` (nested) or `answer`.
 
     Returns:
-        Their positions in that order, and the systems that `compare` makes of them: differences are to the best.
+        The positions of the folders in that order, and their systems in the same order, with the difference of each to
+        the best one.
     """
     label_set = label_set_of(folders[0])
     f1 = [system.metrics["f1_macro"] for system in compare(folders, label_set, by=by)]
@@ -323,26 +352,25 @@ def ranking(folders: Sequence[Path], by: str) -> tuple[list[int], list[System]]:
 
 
 def ranking_table(templates: Sequence[Template], folders: Sequence[Path], by: str) -> Table:
-    """The templates as a table, the best first; a difference is real if its 95 % interval leaves out 0."""
+    """The templates as a table, the best first. A difference is real if its 95 % interval excludes 0."""
     order, systems = ranking(folders, by)
-    figures = [read_figures(folders[k]) for k in order]
+    metrics = [read_metrics(folders[k]) for k in order]
+    has_likelihood = all("log_likelihood" in template_metrics for template_metrics in metrics)
     view = Table(box=None, pad_edge=False)
     view.add_column("template", overflow="fold")
-    headings = ["macro-F1, 95 %", "to the best", "real", "tokens"]
-    if all("log_likelihood" in of for of in figures):
-        headings += ["ln P", "texts/s"]
-    for heading in headings:
-        view.add_column(heading, justify="right", no_wrap=heading not in headings[:2])
-    for k, system, of in zip(order, systems, figures, strict=True):
-        encoder = templates[k].encoder
+    for heading in ("macro-F1, 95 %", "to the best"):
+        view.add_column(heading, justify="right")
+    for heading in ("real", "tokens", *(("ln P", "texts/s") if has_likelihood else ())):
+        view.add_column(heading, justify="right", no_wrap=True)
+    for k, system, template_metrics in zip(order, systems, metrics, strict=True):
         cells = [with_interval(system.metrics["f1_macro"], system.interval), "", ""]
         if system is not systems[0]:
-            real = system.difference_interval[1] < 0
-            cells[1:] = [with_interval(system.difference, system.difference_interval, "+z"), "yes" if real else "no"]
-        cells.append(
-            f"{len(encoder.prefix_ids)} + {of['tokens']['row']:.0f}" if "tokens" in of else str(len(encoder.prefix_ids))
-        )
-        if "ln P" in headings:
-            cells += [f"{of['log_likelihood']:.2f}", f"{of['texts_per_second']:.1f}"]
-        view.add_row(Path(templates[k].prompt.path).stem, *cells)
+            is_real = system.difference_interval[1] < 0
+            cells[1:] = [with_interval(system.difference, system.difference_interval, "+z"), "yes" if is_real else "no"]
+        n_shared = len(templates[k].encoder.prefix_ids)
+        tokens = template_metrics.get("tokens")
+        cells.append(f"{n_shared} + {tokens['row']:.0f}" if tokens else str(n_shared))
+        if has_likelihood:
+            cells += [f"{template_metrics['log_likelihood']:.2f}", f"{template_metrics['texts_per_second']:.1f}"]
+        view.add_row(templates[k].name, *cells)
     return view

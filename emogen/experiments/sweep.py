@@ -1,8 +1,8 @@
-"""A search over the keys of a recipe: optuna proposes, a run of its own tries, and what does badly is stopped early.
+"""A search over recipe keys: optuna proposes values, a run of its own tries them, and a bad run is stopped early.
 
 runs/NAME-sweep/
-    study.db           optuna's; the search goes on from it
-    trial-1a2b3c4d/    a run folder for each combination of values, named by it
+    study.db           optuna's study; the same command continues the search from it
+    trial-1a2b3c4d/    a run folder for each combination of values, named by a digest of them
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from emogen.distribution import install_hint
 from emogen.errors import InputError, ModelError
-from emogen.evaluation import run_folder
-from emogen.evaluation.run_folder import RECIPE
-from emogen.experiments.jobs import RunProcess, failure, own_folder, start
-from emogen.task.recipe import load_recipe, read_yaml
+from emogen.evaluation.run_folder import METRICS, RECIPE
+from emogen.experiments.jobs import POLL_SECONDS, RunProcess, failure, own_folder, start
+from emogen.task.recipe import Recipe, load_recipe
+from emogen.task.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     import optuna
 
 
 class Range(BaseModel):
-    """Numbers between two others: `{low: 1e-4, high: 1e-3, log: true}`; whole ones if both ends are."""
+    """Numbers from low to high: `{low: 1e-4, high: 1e-3, log: true}`. If both ends are integers, so are the values."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,21 +51,22 @@ def sweep(
     seeds: Sequence[Path] = (),
     show: Callable[["optuna.Study", RunProcess | None], Any] = lambda study, run: None,
 ) -> "optuna.Study":
-    """Search until `n_trials` combinations have been tried, those of earlier calls included.
+    """Search until `n_trials` combinations have been tried, including those of earlier calls.
 
     Args:
-        path: a recipe, with rows to score on (`eval_file` or `eval_fraction`).
+        path: a recipe with rows to score on (`eval_file` or `eval_fraction`).
         space_path: a YAML file: for each key a list of values, or `{low, high, log}`.
-        metric: what is to be large, of a run's `metrics.json`; `by_thresholds.f1_macro` for that of nested thresholds.
-        seeds: folders of earlier runs, whose values and figures the search begins with.
-        show: called twice a second with the study and the run under way.
+        overrides: `key=value`. `output_dir` is the folder of the search (default: `runs/NAME-sweep`).
+        metric: the metric to maximise, a key of `metrics.json`, such as `by_thresholds.f1_macro`.
+        seeds: folders of earlier runs, whose values and metrics the search starts from.
+        show: called twice a second with the study and the current run.
 
     Returns:
-        The study; its best trial is the best of the rows that it was chosen by, and scores lower on others.
+        The study. Its best value is too high by selection: it is the best on the rows that it was selected on.
 
     Raises:
-        InputError: recipe, space or a seed cannot be used.
-        ModelError: a run failed; its log is named.
+        InputError: optuna is not installed, or the recipe, the space or a seed cannot be used.
+        ModelError: a run failed; the message names its log.
     """
     try:
         import optuna
@@ -73,15 +74,63 @@ def sweep(
         raise InputError(f"a sweep needs Optuna: {install_hint('sweep')}") from None
     recipe = load_recipe(path, overrides)
     space = load_space(space_path)
-    for key, values in space.items():  # each end and each value has to be valid before anything is tried
-        for value in (values.low, values.high) if isinstance(values, Range) else values:
-            load_recipe(path, [*overrides, f"{key}={json.dumps(value)}"])
+    _check_values(path, space, overrides)
     if not (recipe.eval_file or recipe.eval_fraction or recipe.dataset_test_split):
         raise InputError(f"{path}: nothing to score on: set eval_file or eval_fraction")
     folder = own_folder(recipe, overrides, "sweep")
+    study = _open_study(folder, recipe)
+    _add_seeds(study, space, seeds, metric)
+    _requeue_interrupted(study)
+    while _n_tried(study) < n_trials:
+        trial = study.ask(_distributions(space))
+        run = RunProcess(trial.number, folder / f"trial-{_digest(trial.params)}")
+        own = {**trial.params, "output_dir": str(run.folder), "resume_from_checkpoint": True, "disable_tqdm": True}
+        try:
+            if not run.done:
+                start(run, [str(path), *overrides, *_as_overrides(own)])
+                watch(run, trial, partial(show, study, run))
+        except optuna.TrialPruned:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            study.tell(trial, _metric_of(run.folder, metric))
+    show(study, None)
+    return study
+
+
+def load_space(path: str | Path) -> Space:
+    """Load the keys to search over, and their values.
+
+    Raises:
+        InputError: a key has neither a list of values nor a range.
+    """
+    values, where = read_yaml(path)
+    try:
+        return TypeAdapter(Space).validate_python(values)
+    except ValidationError as error:
+        keys = sorted({str(e["loc"][0]) for e in error.errors()})
+        raise InputError(
+            "\n".join(f"{where[key]}: {key}: expected a list of values, or {{low: .., high: ..}}" for key in keys)
+        ) from None
+
+
+def _check_values(path: str | Path, space: Space, overrides: Sequence[str]) -> None:
+    """Check the recipe with every value of a choice and both ends of a range, before anything is tried."""
+    for key, values in space.items():
+        for value in (values.low, values.high) if isinstance(values, Range) else values:
+            load_recipe(path, [*overrides, *_as_overrides({key: value})])
+
+
+def _as_overrides(values: dict[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def _open_study(folder: Path, recipe: Recipe) -> "optuna.Study":
+    """Open the study of a folder, or create it."""
+    import optuna
+
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
+    return optuna.create_study(
         study_name=recipe.name,
         storage=f"sqlite:///{folder / 'study.db'}",
         load_if_exists=True,
@@ -89,87 +138,10 @@ def sweep(
         sampler=optuna.samplers.TPESampler(seed=recipe.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
     )
-    _seed(study, space, seeds, metric)
-    for left in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):  # by a search that was killed
-        study.enqueue_trial(left.params)
-        study.tell(left.number, state=optuna.trial.TrialState.FAIL)
-
-    def tried() -> int:
-        done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-        return sum("seed" not in trial.user_attrs for trial in study.get_trials(states=done))
-
-    while tried() < n_trials:
-        trial = study.ask(_distributions(space))
-        params = trial.params
-        run = RunProcess(trial.number, folder / f"trial-{_digest(params)}")
-        own = {**params, "output_dir": str(run.folder), "resume_from_checkpoint": True, "disable_tqdm": True}
-        argv = [str(path), *overrides, *(f"{key}={json.dumps(value)}" for key, value in own.items())]
-        try:
-            value = _try(run, argv, trial, metric, partial(show, study, run))
-        except optuna.TrialPruned:
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        else:
-            study.tell(trial, value)
-    show(study, None)
-    return study
 
 
-def load_space(path: str | Path) -> Space:
-    """The keys to search over, and their values. Raises InputError with what is wrong."""
-    values, where = read_yaml(path)
-    try:
-        return TypeAdapter(Space).validate_python(values)
-    except ValidationError as error:
-        lines = {str(e["loc"][0]) for e in error.errors()}
-        raise InputError(
-            "\n".join(
-                f"{where[key]}: {key}: expected a list of values, or {{low: .., high: ..}}" for key in sorted(lines)
-            )
-        ) from None
-
-
-def _distributions(space: Space) -> dict[str, Any]:
-    """optuna's names for a space."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    def of(values: Range | Choice) -> Any:
-        if isinstance(values, list):
-            return CategoricalDistribution(values)
-        if isinstance(values.low, int) and isinstance(values.high, int):
-            return IntDistribution(values.low, values.high, log=values.log)
-        return FloatDistribution(values.low, values.high, log=values.log)
-
-    return {key: of(values) for key, values in space.items()}
-
-
-def _try(run: RunProcess, argv: list[str], trial: "optuna.Trial", metric: str, show: Callable[[], Any]) -> float:
-    """Run to the end, or until the pruner stops it (raises TrialPruned). Gives the metric."""
-    import optuna
-
-    if not run.done:
-        start(run, argv)
-        assert run.process is not None
-        reported = -1
-        try:
-            while run.process.poll() is None:
-                seen = run.last_logged()
-                if "eval_f1_macro" in seen and seen["step"] > reported:
-                    reported = seen["step"]
-                    trial.report(seen["eval_f1_macro"], reported)
-                    if trial.should_prune():
-                        raise optuna.TrialPruned
-                show()
-                time.sleep(0.5)
-        finally:
-            run.process.terminate()
-            run.process.wait()
-        if not run.done:
-            raise ModelError(failure(run))
-    return _metric_of(run.folder, metric)
-
-
-def _seed(study: "optuna.Study", space: Space, seeds: Sequence[Path], metric: str) -> None:
-    """Let a study know what earlier runs found, each once."""
+def _add_seeds(study: "optuna.Study", space: Space, seeds: Sequence[Path], metric: str) -> None:
+    """Add earlier runs to a study, each once."""
     import optuna
 
     known = {trial.user_attrs.get("seed") for trial in study.get_trials()}
@@ -178,12 +150,12 @@ def _seed(study: "optuna.Study", space: Space, seeds: Sequence[Path], metric: st
             continue
         if not (folder / RECIPE).is_file():
             raise InputError(f"{folder}: not a run folder: it has no {RECIPE}")
-        before = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
-        if missing := [key for key in space if key not in before]:
+        values = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+        if missing := [key for key in space if key not in values]:
             raise InputError(f"{folder}: cannot seed this search: its recipe does not set {', '.join(missing)}")
         try:
             trial = optuna.create_trial(
-                params={key: before[key] for key in space},
+                params={key: values[key] for key in space},
                 distributions=_distributions(space),
                 value=_metric_of(folder, metric),
                 user_attrs={"seed": str(folder.resolve())},
@@ -193,10 +165,69 @@ def _seed(study: "optuna.Study", space: Space, seeds: Sequence[Path], metric: st
         study.add_trial(trial)
 
 
+def _requeue_interrupted(study: "optuna.Study") -> None:
+    """Queue the trials again that a killed search left running."""
+    import optuna
+
+    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+        study.enqueue_trial(trial.params)
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+
+
+def _n_tried(study: "optuna.Study") -> int:
+    """The number of finished trials, without the seeds."""
+    import optuna
+
+    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    return sum("seed" not in trial.user_attrs for trial in study.get_trials(states=finished))
+
+
+def _distributions(space: Space) -> dict[str, Any]:
+    """A space in optuna's terms."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    def distribution(values: Range | Choice) -> Any:
+        if isinstance(values, list):
+            return CategoricalDistribution(values)
+        if isinstance(values.low, int) and isinstance(values.high, int):
+            return IntDistribution(values.low, values.high, log=values.log)
+        return FloatDistribution(values.low, values.high, log=values.log)
+
+    return {key: distribution(values) for key, values in space.items()}
+
+
+def watch(run: RunProcess, trial: "optuna.Trial", show: Callable[[], Any]) -> None:
+    """Report the evaluations of a running process to its trial, until the process ends or the pruner stops it.
+
+    Raises:
+        optuna.TrialPruned: the pruner stopped it.
+        ModelError: it failed; the message names its log.
+    """
+    import optuna
+
+    assert run.process is not None
+    reported_step = -1
+    try:
+        while run.process.poll() is None:
+            logged = run.last_logged()
+            if "eval_f1_macro" in logged and logged["step"] > reported_step:
+                reported_step = logged["step"]
+                trial.report(logged["eval_f1_macro"], reported_step)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+            show()
+            time.sleep(POLL_SECONDS)
+    finally:
+        run.process.terminate()
+        run.process.wait()
+    if not run.done:
+        raise ModelError(failure(run))
+
+
 def _metric_of(folder: Path, metric: str) -> float:
-    path = folder / run_folder.METRICS
+    path = folder / METRICS
     if not path.is_file():
-        raise InputError(f"{folder}: it has no {run_folder.METRICS}: the run has not finished")
+        raise InputError(f"{folder}: it has no {METRICS}: the run has not finished")
     value: Any = json.loads(path.read_text(encoding="utf-8"))
     for key in metric.split("."):
         if key not in value:

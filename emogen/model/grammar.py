@@ -1,8 +1,14 @@
-"""All valid answers as one automaton over a tokenizer's ids.
+"""All valid answers as one automaton over the token ids of a tokenizer.
 
-The grammar is built from the tokenizer, never from guesses about it: a label may be several tokens, and a comma or
-a space before it may change them. Training targets are made from the same pieces (`encode_answer`), so what the model
-learns to say is exactly what constrained decoding lets it say.
+The grammar is built with the tokenizer itself, because a label may be several tokens, and a comma or a space before it
+may change them. Training targets are made of the same pieces (`encode_answer`), so a model is trained on exactly the
+token sequences that constrained decoding allows.
+
+Terms: a piece is a part of an answer that is encoded as a whole, such as `anger` or `, joy`. A choice is a label, or
+yes or no. A node is a state of the automaton over tokens; a node with several allowed tokens is a decision. A jump is
+what a node leaves no decision about: the tokens from there to the next decision (see `Jumps`).
+
+Shapes: N nodes, R tokens that can occur in an answer, C choices.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,30 +16,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emogen.task.answer import NO, YES, counted, pieces
+from emogen.task.answer import NO, YES, Pieces, counted, pieces
 from emogen.task.labels import LabelSet
 
-# States. Of C choices, the state i + C n >= 0 is "choice i was the last one made", and n more are to come where an
-# answer says how many there are (`count`).
+# The states of the automaton over pieces. State i + C k means that choice i has been made last and k more choices must
+# follow; k is 0 unless the answer begins with the number of its labels (style `count`).
 START, DONE = -1, -2
-Arcs = dict[int, list[tuple[tuple[int, ...], int]]]  # state -> (the token ids of a piece, the state after it)
+Arcs = dict[int, list[tuple[tuple[int, ...], int]]]  # state -> [(token ids of a piece, next state)]
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """A deterministic automaton of N nodes over the R tokens that can occur. Node 0 is the start, node N-1 the end.
+    """A deterministic automaton over tokens. Node 0 is the start, node N - 1 the end.
+
+    A column is an index into `token_ids`.
 
     Attributes:
-        arcs: the pieces that it was made from.
-        counted: whether an answer begins with the number of its choices.
-        token_ids: int64 [R], the vocabulary ids that can occur, ascending.
-        next_node: int64 [N, R], the node after each token, or -1 where the token is not allowed.
-        settles: bool [N, R, C], the choices (labels; yes and no) that are known to be made once a token is taken.
+        arcs: the automaton over pieces that this one was made from.
+        has_count: whether an answer begins with the number of its labels.
+        token_ids: int64 [R], the ids that can occur, ascending.
+        next_node: int64 [N, R], the node after each token, or -1 if the token is not allowed.
+        settles: bool [N, R, C], the choices that are certain to be in the answer once a token is taken.
         max_length: the number of tokens of the longest answer, end tokens included.
     """
 
     arcs: Arcs
-    counted: bool
+    has_count: bool
     token_ids: np.ndarray
     next_node: np.ndarray
     settles: np.ndarray
@@ -52,169 +60,200 @@ class Grammar:
 
 @dataclass(frozen=True)
 class Jumps:
-    """What to run through the model on arriving at each of a grammar's N nodes, so that no step decides nothing.
+    """What the model is run on when an answer arrives at a node, so that every step decides something.
 
-    A node with one way out is never asked about: the tokens up to the next choice go along. And where all ways but one
-    end the answer (a comma, or the end of the turn), the one that goes on is run along as well, up to the next choice
-    after it: if the model ends there, nothing more was to come and nothing is lost; if it goes on, a step is saved.
+    Two kinds of tokens are run along with the last one that was chosen:
+
+    - Forced tokens. A node with one allowed token is not a decision. All tokens up to the next decision are known.
+    - The continuation. Often, all tokens but one end the answer: after a label comes a comma, or the end of the turn.
+      The one token that continues is run as well, with the tokens that it forces, up to the decision after it. If the
+      model ends the answer instead, nothing is lost, since the row is finished. If it continues, a step is saved.
+
+    So one step answers up to two decisions. For the list `anger, joy, none`, after `anger` has been chosen:
+
+        forced      (nothing)
+        tokens      `,`                 the continuation, and what it forces
+        decisions   end or `,`?         then: which label after `,`?
 
     Attributes:
-        forced: the tokens that must follow each node, up to the first choice or the end.
-        ends: bool [N], whether that is the end.
-        tokens: int64 [N, M], what to run: `forced`, and the way on as far as it goes; filled up with -1.
-        choice: int64 [N, 2], the nodes of the first choice and of the one on the way on, or -1.
-        length: int64 [N, 2], how many of `tokens` lead up to each choice.
-        on: int64 [N], for a node of a choice with one way on, the column of that token, or -1.
-        settles: bool [N, R, C], as the grammar's, with what the tokens forced after each token settle.
+        forced: for each node the token ids up to the first decision or the end.
+        ends: bool [N], whether the forced tokens lead to the end.
+        tokens: int64 [N, M], the ids to run: `forced`, then the continuation; padded with -1.
+        decisions: int64 [N, 2], the node of the first decision, and of the one after the continuation; -1 for none.
+        lengths: int64 [N, 2], the number of `tokens` before each decision.
+        continuation: int64 [N], the column of the only token that does not end the answer, or -1 if there are several.
+        settles: bool [N, R, C], as `Grammar.settles`, with what the forced tokens after each token settle.
     """
 
     forced: list[list[int]]
     ends: np.ndarray
     tokens: np.ndarray
-    choice: np.ndarray
-    length: np.ndarray
-    on: np.ndarray
+    decisions: np.ndarray
+    lengths: np.ndarray
+    continuation: np.ndarray
     settles: np.ndarray
 
 
 def find_jumps(grammar: Grammar) -> Jumps:
-    """The jumps of a grammar (known as jump-forward decoding; here the way on is taken along too)."""
+    """The jumps of a grammar.
+
+    Running the forced tokens along is known as jump-forward decoding. Running the continuation along is added here.
+    """
     next_node, n_nodes = grammar.next_node, len(grammar.next_node)
-    end = n_nodes - 1
-
-    def run(node: int) -> tuple[list[int], int, np.ndarray]:
-        tokens, settled = [], np.zeros(grammar.settles.shape[2], dtype=bool)
-        while node != end and (next_node[node] >= 0).sum() == 1:
-            column = int(next_node[node].argmax())
-            tokens.append(int(grammar.token_ids[column]))
-            settled |= grammar.settles[node, column]
-            node = int(next_node[node, column])
-        return tokens, node, settled
-
-    runs = [run(node) for node in range(n_nodes)]
-    ends = np.array([node == end for _, node, _ in runs])
-    after = np.stack([settled for _, _, settled in runs])  # [N, C]
-    settles = grammar.settles | (after[next_node] & (next_node >= 0)[:, :, None])
-    on = np.full(n_nodes, -1)
+    jumps = [_follow_forced(grammar, node) for node in range(n_nodes)]
+    ends = np.array([target == n_nodes - 1 for _, target, _ in jumps])
+    settled = np.stack([choices for _, _, choices in jumps])  # [N, C]
+    settles = grammar.settles | (settled[next_node] & (next_node >= 0)[:, :, None])
+    continuation = np.full(n_nodes, -1)
     for node in range(n_nodes):
-        ways_on = [c for c in np.flatnonzero(next_node[node] >= 0) if not ends[next_node[node, c]]]
-        if len(ways_on) == 1:
-            on[node] = ways_on[0]
+        going_on = [c for c in np.flatnonzero(next_node[node] >= 0) if not ends[next_node[node, c]]]
+        if len(going_on) == 1:
+            continuation[node] = going_on[0]
 
-    tokens, choice, length = [], np.full((n_nodes, 2), -1), np.zeros((n_nodes, 2), dtype=np.int64)
-    for node, (forced, first, _) in enumerate(runs):
+    tokens, decisions, lengths = [], np.full((n_nodes, 2), -1), np.zeros((n_nodes, 2), dtype=np.int64)
+    for node, (forced, first, _) in enumerate(jumps):
         path = list(forced)
         if not ends[node]:
-            choice[node, 0], length[node, 0] = first, len(path)
-            if on[first] >= 0:
-                beyond, second, _ = runs[next_node[first, on[first]]]
-                path += [int(grammar.token_ids[on[first]]), *beyond]
-                choice[node, 1], length[node, 1] = second, len(path)
+            decisions[node, 0], lengths[node, 0] = first, len(path)
+            if continuation[first] >= 0:
+                forced_after, second, _ = jumps[next_node[first, continuation[first]]]
+                path += [int(grammar.token_ids[continuation[first]]), *forced_after]
+                decisions[node, 1], lengths[node, 1] = second, len(path)
         tokens.append(path)
     width = max(map(len, tokens))
     padded = np.array([path + [-1] * (width - len(path)) for path in tokens], dtype=np.int64).reshape(n_nodes, width)
-    return Jumps([forced for forced, _, _ in runs], ends, padded, choice, length, on, settles)
+    return Jumps([forced for forced, _, _ in jumps], ends, padded, decisions, lengths, continuation, settles)
+
+
+def _follow_forced(grammar: Grammar, node: int) -> tuple[list[int], int, np.ndarray]:
+    """From a node to the next decision or the end: the token ids, the node there, and the choices settled, bool [C]."""
+    tokens, settled = [], np.zeros(grammar.settles.shape[2], dtype=bool)
+    while node != len(grammar.next_node) - 1 and (grammar.next_node[node] >= 0).sum() == 1:
+        column = int(grammar.next_node[node].argmax())
+        tokens.append(int(grammar.token_ids[column]))
+        settled |= grammar.settles[node, column]
+        node = int(grammar.next_node[node, column])
+    return tokens, node, settled
 
 
 def spell(grammar: Grammar, jumps: Jumps, columns: Iterable[int]) -> list[int]:
-    """The token ids of an answer, end tokens included, by the columns of `token_ids` taken at its choices."""
-    node, left = 0, iter(columns)
+    """The token ids of an answer, end tokens included, from the columns taken at its decisions."""
+    node, remaining = 0, iter(columns)
     ids: list[int] = []
     while True:
         ids += jumps.forced[node]
         if jumps.ends[node]:
             return ids
-        column = next(left)
+        column = next(remaining)
         ids.append(int(grammar.token_ids[column]))
-        node = int(grammar.next_node[jumps.choice[node, 0], column])
+        node = int(grammar.next_node[jumps.decisions[node, 0], column])
 
 
 def build_grammar(label_set: LabelSet, style: str, encode: Callable[[str], list[int]], end: list[int]) -> Grammar:
     """The grammar of an answer style.
 
-    `list`, `json`: labels of the set in the order of `LabelSet.answer_order`, each at most once, or the empty answer.
-    `count`: a list after its number of labels. `yes_no`: one word.
+    `list`, `json`: labels in the order of `LabelSet.answer_order`, each at most once, or the empty answer.
+    `count`: the number of labels, then a list. `yes_no`: one word.
 
     Args:
         encode: plain text -> token ids, without special tokens.
-        end: the ids that close the assistant's turn; at least one, and none that occurs within an answer.
+        end: the ids that end the assistant's turn; at least one, and none that occurs within an answer.
+
+    Raises:
+        ValueError: `end` is empty, or one of its ids occurs within an answer.
     """
     if not end:
         raise ValueError("an answer needs at least one token that ends it")
-    arcs: Arcs
     if style == "yes_no":
-        arcs = {START: [(tuple(encode(word)), i) for i, word in enumerate((YES, NO))]}
+        arcs: Arcs = {START: [(tuple(encode(word)), i) for i, word in enumerate((YES, NO))]}
         arcs |= {i: [(tuple(end), DONE)] for i in range(2)}
         return _determinise(arcs, 2)
     parts = pieces(label_set, "list" if style == "count" else style)
-    order, n = label_set.answer_order, len(label_set)
+    make_arcs = _count_arcs if style == "count" else _list_arcs
+    return _determinise(make_arcs(parts, label_set.answer_order, encode, end), len(label_set), style == "count")
+
+
+def _list_arcs(parts: Pieces, order: tuple[int, ...], encode: Callable[[str], list[int]], end: list[int]) -> Arcs:
+    """The arcs of `list` and `json` answers: after each label, a later one in `order` or the end."""
     close = (*(encode(parts.close) if parts.close else ()), *end)
-    nothing = ((*encode(parts.empty), *end), DONE)
     following = [tuple(encode(parts.following[i])) for i in order]
-    if style != "count":
-        arcs = {START: [*((tuple(encode(parts.first[i])), i) for i in order), nothing]}
-        arcs |= {i: [*zip(following[k + 1 :], order[k + 1 :], strict=True), (close, DONE)] for k, i in enumerate(order)}
-        return _determinise(arcs, n)
+    first = [(tuple(encode(parts.first[i])), i) for i in order]
+    arcs: Arcs = {START: [*first, ((*encode(parts.empty), *end), DONE)]}
+    return arcs | {
+        i: [*zip(following[k + 1 :], order[k + 1 :], strict=True), (close, DONE)] for k, i in enumerate(order)
+    }
+
+
+def _count_arcs(parts: Pieces, order: tuple[int, ...], encode: Callable[[str], list[int]], end: list[int]) -> Arcs:
+    """The arcs of `count` answers: after each label, a later one in `order` that leaves enough labels for the rest."""
+    n = len(order)
+    following = [tuple(encode(parts.following[i])) for i in order]
     first = [
-        (tuple(encode(counted(left + 1, parts.first[i]))), i + n * left)
-        for left in range(n)
-        for i in order[: n - left]  # as many have to come after it
+        (tuple(encode(counted(left + 1, parts.first[i]))), i + n * left) for left in range(n) for i in order[: n - left]
     ]
-    arcs = {START: [*first, nothing]}
+    arcs: Arcs = {START: [*first, ((*encode(parts.empty), *end), DONE)]}
     for left in range(n - 1, 0, -1):
         for k, i in enumerate(order[: n - left]):
             later = range(k + 1, n - left + 1)
             arcs[i + n * left] = [(following[m], order[m] + n * (left - 1)) for m in later]
-    arcs |= {i: [(close, DONE)] for i in order}
-    return _determinise(arcs, n, with_count=True)
+    return arcs | {i: [(tuple(end), DONE)] for i in order}
 
 
 def encode_answer(grammar: Grammar, choices: Iterable[int]) -> tuple[list[int], list[int]]:
-    """The token ids of an answer, end tokens included; and, as many, the choice that each one belongs to (or -1).
+    """The tokens of an answer.
 
     Args:
-        choices: the positions of the labels, in their order; for `yes_no`, [0] for yes and [1] for no.
+        choices: the positions of the labels, in answer order; for `yes_no`, [0] for yes and [1] for no.
+
+    Returns:
+        The token ids, end tokens included; and for each token the choice that it names, or -1.
     """
     choices = list(choices)
+    n_choices = grammar.settles.shape[2]
+    states = [
+        choice + n_choices * (len(choices) - 1 - k) if grammar.has_count else choice for k, choice in enumerate(choices)
+    ]
     ids: list[int] = []
-    of: list[int] = []
+    named: list[int] = []
     state = START
-    for left, choice in zip(range(len(choices) - 1, -2, -1), [*choices, -1], strict=True):
-        n_choices = grammar.settles.shape[2]
-        target = DONE if choice < 0 else choice + n_choices * left if grammar.counted else choice
-        piece, state = next(arc for arc in grammar.arcs[state] if arc[1] == target)
+    for choice, next_state in zip([*choices, -1], [*states, DONE], strict=True):
+        piece = next(piece for piece, target in grammar.arcs[state] if target == next_state)
         ids += piece
-        of += [choice] * len(piece)
-    return ids, of
+        named += [choice] * len(piece)
+        state = next_state
+    return ids, named
 
 
-def _determinise(arcs: Arcs, n_choices: int, *, with_count: bool = False) -> Grammar:
-    """Subset construction. A node is the set of pieces that may be under way, each as (state, arc, tokens read)."""
+Item = tuple[int, int, int]  # a piece that may be in progress: (state, index of its arc, number of tokens read)
 
-    def entry(state: int) -> frozenset[tuple[int, int, int]]:
+
+def _determinise(arcs: Arcs, n_choices: int, has_count: bool = False) -> Grammar:
+    """Subset construction: a node is the set of pieces that may be in progress."""
+
+    def begin(state: int) -> frozenset[Item]:
         return frozenset((state, a, 0) for a in range(len(arcs[state])))
 
-    start = entry(START)
+    start = begin(START)
     number = {start: 0}
     edges: list[tuple[int, int, int]] = []  # node, token, next node (DONE for the end)
     todo = [start]
     while todo:
         node = todo.pop()
-        after: dict[int, set[tuple[int, int, int]]] = {}
-        done: set[int] = set()
+        after: dict[int, set[Item]] = {}  # by token
+        ending: set[int] = set()  # the tokens that end the answer
         for state, a, read in node:
             ids, target = arcs[state][a]
             items = after.setdefault(ids[read], set())
             if read + 1 < len(ids):
                 items.add((state, a, read + 1))
             elif target == DONE:
-                done.add(ids[read])
+                ending.add(ids[read])
             else:
-                items |= entry(target)
+                items |= begin(target)
         for token, items in after.items():
-            if token in done:
+            if token in ending:
                 if items:
-                    raise ValueError(f"token {token} ends an answer and also goes on with one")
+                    raise ValueError(f"token {token} both ends an answer and continues one")
                 edges.append((number[node], token, DONE))
                 continue
             key = frozenset(items)
@@ -222,28 +261,34 @@ def _determinise(arcs: Arcs, n_choices: int, *, with_count: bool = False) -> Gra
                 number[key] = len(number)
                 todo.append(key)
             edges.append((number[node], token, number[key]))
+    return _tabulate(arcs, list(number), edges, n_choices, has_count)
 
+
+def _tabulate(
+    arcs: Arcs, nodes: list[frozenset[Item]], edges: list[tuple[int, int, int]], n_choices: int, has_count: bool
+) -> Grammar:
+    """The tables of a grammar, from its nodes (without the end) and its edges (node, token, next node)."""
     token_ids = np.unique([token for _, token, _ in edges])
-    next_node = np.full((len(number) + 1, len(token_ids)), -1, dtype=np.int64)
+    next_node = np.full((len(nodes) + 1, len(token_ids)), -1, dtype=np.int64)
     settles = np.zeros((*next_node.shape, n_choices), dtype=bool)
-    items_of = list(number)
-    made = [_made(items, n_choices) for items in items_of]
+    last_choice = [_last_choice(items, n_choices) for items in nodes]
     for source, token, target in edges:
         column = np.searchsorted(token_ids, token)
-        next_node[source, column] = len(number) if target == DONE else target
-        if target != DONE and made[target] is not None:
-            settles[source, column, made[target]] = True
-        if made[source] is None:  # where one piece begins with another one, what follows tells which it was
-            begun = {state for state, a, read in items_of[source] if read == 0 and arcs[state][a][0][0] == token}
+        next_node[source, column] = len(nodes) if target == DONE else target
+        if target != DONE and last_choice[target] is not None:
+            settles[source, column, last_choice[target]] = True
+        if last_choice[source] is None:
+            # One piece is the beginning of another. The token that begins the next piece tells which one it was.
+            begun = {state for state, a, read in nodes[source] if read == 0 and arcs[state][a][0][0] == token}
             settles[source, column, [state % n_choices for state in begun - {START}]] = True
 
     longest = {DONE: 0}
-    for state in reversed(arcs):  # arcs lead to later states
+    for state in reversed(arcs):  # arcs lead to later states only
         longest[state] = max(len(ids) + longest[target] for ids, target in arcs[state])
-    return Grammar(arcs, with_count, token_ids, next_node, settles, longest[START])
+    return Grammar(arcs, has_count, token_ids, next_node, settles, longest[START])
 
 
-def _made(items: Iterable[tuple[int, int, int]], n_choices: int) -> int | None:
-    """The choice that was certainly the last one made where these pieces may be under way, or None."""
+def _last_choice(items: Iterable[Item], n_choices: int) -> int | None:
+    """The choice that was certainly made last if one of these pieces is in progress, or None."""
     made = {state % n_choices if read == 0 and state != START else None for state, _, read in items}
     return made.pop() if len(made) == 1 else None

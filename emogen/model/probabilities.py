@@ -1,7 +1,9 @@
-"""Label probabilities: the marginal over all answers of the grammar; and the log-likelihood of given answers."""
+"""The probability of each label over all answers of the grammar; and the log-likelihood of given answers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -36,35 +38,33 @@ def probabilities(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """How probable it is that an answer contains each label.
+    """The probability that an answer contains each label.
 
-    `marginal`: over all answers of the grammar. P(label) is the sum, over all beginnings of an answer, of their
-    probability times that of the label coming next. Beginnings are followed breadth first, and only the probable ones:
-    what comes after the others is left out, so the figure is a lower bound, and exact where `floor` is 0 and `width`
-    None.
+    `marginal`: over all answers of the grammar. P(label) is the sum over all beginnings of an answer: the probability
+    of the beginning times the probability that the label comes next. Beginnings are followed breadth first. Improbable
+    ones are not followed, so the result is a lower bound. It is exact with `floor` 0 and `width` None.
 
-    `maximum`: cheaper, and no probability of anything: the most that a label had as the next one, at any step of the
-    greedy answer and at its end (arXiv 2505.17510).
+    `maximum`: cheaper, but not a probability of anything. It is the highest probability that the label had of coming
+    next, at any step of the greedy answer and at its end (arXiv 2505.17510).
 
     Args:
         suffixes: n lists of token ids: what each row has after the prefix, without an answer.
-        questions: K lists of token ids, each of which follows each row in turn; by default nothing does. What precedes
-            them is computed once.
+        questions: K lists of token ids, all of which follow each row separately; the row itself is computed once. By
+            default, nothing follows.
         how: `marginal` or `maximum`.
-        floor: beginnings that are less probable are not followed.
-        width: of those of one row that are equally many choices long, only so many are followed; None for all.
+        floor: beginnings of this probability or less are not followed.
+        width: the number of beginnings of a row that are followed at each depth, the most probable ones; None for all.
 
     Returns:
-        float32 [n, K, C], C the choices of the grammar: L labels, or yes and no (`yes_no`, exact).
+        float32 [n, K, C], C the choices of the grammar: L labels, or yes and no (`yes_no`, always exact).
 
     Raises:
         ModelError: the model computes NaN.
     """
-    with evaluating(model), _reachable_rows(model, encoder):
-        make = _Branches if shares_prefix(model) else _PlainBranches
-        branches = make(model, encoder)
-        step = lambda rows: _search(branches, rows, questions, how == "maximum", floor, width)  # noqa: E731
-        found = in_batches(step, suffixes, batch_size, progress)
+    with evaluating(model), _reachable_logits(model, encoder):
+        branches = (_SharedPrefixBranches if shares_prefix(model) else _PlainBranches)(model, encoder)
+        search = _Search(branches, how == "maximum", floor, width)
+        found = in_batches(partial(search.run, questions=questions), suffixes, batch_size, progress)
     if np.isnan(found).any():
         raise ModelError("the model computes NaN: its training has diverged (a lower learning_rate may help)")
     n_choices = encoder.grammar.settles.shape[2]
@@ -80,36 +80,36 @@ def log_likelihood(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """How probable the model finds the true answers, among all that it could say: ln P(answer and its end | prompt).
+    """The log-likelihood of given answers over the whole vocabulary: ln P(answer and its end | prompt).
 
     Args:
         rows: n rows with their answers.
 
     Returns:
-        float32 [n], in nats; 0 would be certainty.
+        float32 [n], in nats; 0 is certainty.
     """
     with evaluating(model):
         if shares_prefix(model):
             prefix = compute_prefix(base_model(model).get_decoder(), encoder)
-            step = lambda batch: _packed_log_likelihood(model, prefix, batch)  # noqa: E731
+            step = partial(_packed_log_likelihood, model, prefix)
         else:
-            step = lambda batch: _plain_log_likelihood(model, encoder, batch)  # noqa: E731
+            step = partial(_plain_log_likelihood, model, encoder)
         return np.array(in_batches(step, rows, batch_size, progress), dtype=np.float32)
 
 
-def _packed_log_likelihood(model: PreTrainedModel, prefix: shared_prefix.Prefix, rows: list[Row]) -> list[float]:
+def _packed_log_likelihood(model: PreTrainedModel, prefix: shared_prefix.PrefixLayout, rows: list[Row]) -> list[float]:
     ids = torch.tensor([i for row in rows for i in row.suffix_ids], device=model.device)
     ends = torch.tensor([len(row) for row in rows]).cumsum(0).tolist()
     answers = torch.cat([torch.arange(end - row.n_answer, end) for row, end in zip(rows, ends, strict=True)])
-    layout = shared_prefix.Rows(prefix, [len(row) for row in rows])
+    layout = shared_prefix.DecodingLayout(prefix, [len(row) for row in rows])
     logits = shared_prefix.forward(model, layout, ids, logits_to_keep=answers.to(model.device) - 1).logits[0]
-    found = logits.float().log_softmax(1).gather(1, ids[answers][:, None])[:, 0]
-    return [float(of_row.sum()) for of_row in found.split([row.n_answer for row in rows])]
+    log_prob = logits.float().log_softmax(1).gather(1, ids[answers][:, None])[:, 0]
+    return [float(part.sum()) for part in log_prob.split([row.n_answer for row in rows])]
 
 
 def _plain_log_likelihood(model: PreTrainedModel, encoder: Encoder, rows: list[Row]) -> list[float]:
     found = []
-    for row in rows:  # one at a time: each has its answer in another place
+    for row in rows:  # one at a time, because the answers are at different positions
         ids = torch.tensor([*encoder.prefix_ids, *row.suffix_ids], device=model.device)
         logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=row.n_answer + 1).logits[0, :-1]
         answer = ids[-row.n_answer :, None]
@@ -118,9 +118,11 @@ def _plain_log_likelihood(model: PreTrainedModel, encoder: Encoder, rows: list[R
 
 
 @contextmanager
-def _reachable_rows(model: PreTrainedModel, encoder: Encoder) -> Iterator[None]:
-    """A model that computes the logits [..., R] of the tokens that the grammar can reach, alone. What else it does to
-    logits (scales or caps them) it goes on doing."""
+def _reachable_logits(model: PreTrainedModel, encoder: Encoder) -> Iterator[None]:
+    """Let a model compute logits [..., R], only of the tokens that the grammar can reach.
+
+    Whatever else the model does to its logits, such as scaling or capping them, it still does.
+    """
     base = base_model(model)
     head = base.get_output_embeddings()
     base.set_output_embeddings(ReachableHead(head, torch.from_numpy(encoder.grammar.token_ids)))
@@ -130,69 +132,128 @@ def _reachable_rows(model: PreTrainedModel, encoder: Encoder) -> Iterator[None]:
         base.set_output_embeddings(head)
 
 
-def _search(
-    branches: "_Branches | _PlainBranches",
-    suffixes: list[list[int]],
-    questions: Sequence[list[int]],
-    maximum: bool,
-    floor: float,
-    width: int | None,
-) -> list[list[list[float]]]:
-    """[B][K][C]: see `probabilities`."""
-    device, grammar, jumps = branches.device, branches.grammar, branches.jumps
-    next_node, choice, ends, settles, token_ids = (
-        torch.from_numpy(table).to(device)
-        for table in (grammar.next_node, jumps.choice[:, 0], jumps.ends, jumps.settles, grammar.token_ids)
-    )
-    forced = _padded(jumps.forced, device)
-    # A beginnings of answers: the row that each belongs to, the choice that it stands at, and how probable it is - for
-    # the maximum, counted from the last label on, and with a mark on the greedy one.
-    row = torch.arange(len(suffixes) * len(questions), device=device)
-    node = choice[torch.zeros_like(row)]
-    log_prob = torch.zeros(len(row), device=device)
-    greedy = torch.ones_like(row, dtype=torch.bool)
-    prob = torch.zeros(len(row), settles.shape[2], device=device)
-    if len(questions) == 1:
-        logits = branches.begin([[*ids, *questions[0], *jumps.forced[0]] for ids in suffixes])
-    else:
-        branches.begin(suffixes)
-        asked = _padded([[*ids, *jumps.forced[0]] for ids in questions], device)
-        logits = branches.go_on(row // len(questions), asked.repeat(len(suffixes), 1))
-    while True:
-        allowed = next_node[node] >= 0  # [A, R]
-        step = logits.float().masked_fill(~allowed, -torch.inf).log_softmax(1)
-        ahead = log_prob[:, None] + step  # [A, R]
-        settled = settles[node]  # [A, R, C]
-        reached = next_node[node].clamp(min=0)
-        going = allowed & ~ends[reached] & (ahead.exp() > floor)
-        if maximum:
-            coming = (ahead.exp()[:, :, None] * settled).amax(1)  # [A, C]
-            prob.scatter_reduce_(0, row[:, None].expand_as(coming), coming, "amax")
-            best = functional.one_hot(step.argmax(1), step.shape[1]).bool() & greedy[:, None]
-            going = (going & ~settled.any(2)) | (best & allowed & ~ends[reached])
-            ahead = ahead.masked_fill(settled.any(2), 0.0)
-        else:
-            best = torch.zeros_like(allowed)
-            prob.index_add_(0, row, torch.einsum("ar,arc->ac", ahead.exp(), settled.float()))
-        parent, column = going.nonzero(as_tuple=True)
-        kept = _most_probable(row[parent], ahead[parent, column], width)
-        parent, column = parent[kept], column[kept]
-        if not len(parent):
-            return prob.clamp(max=1).unflatten(0, (len(suffixes), len(questions))).tolist()
-        row, log_prob, greedy = row[parent], ahead[parent, column], best[parent, column]
-        reached = reached[parent, column]
-        node = choice[reached]
-        logits = branches.go_on(parent, torch.cat([token_ids[column][:, None], forced[reached]], 1))
+@dataclass
+class _Beam:
+    """A beginnings of answers, each of which stands at a decision.
+
+    Attributes:
+        row: int64 [A], the row that each belongs to, ascending; row b K + k is question k on text b.
+        node: int64 [A], the node of the decision.
+        log_prob: float32 [A], of the beginning; for `maximum`, of the tokens since the last label.
+        is_greedy: bool [A], whether it is the beginning of the greedy answer (only kept for `maximum`).
+    """
+
+    row: torch.Tensor
+    node: torch.Tensor
+    log_prob: torch.Tensor
+    is_greedy: torch.Tensor
+
+
+class _Search:
+    """The search over the beginnings of answers; see `probabilities`.
+
+    Shapes: A beginnings of answers, R tokens that can occur, C choices.
+    """
+
+    def __init__(
+        self, branches: "_SharedPrefixBranches | _PlainBranches", maximum: bool, floor: float, width: int | None
+    ):
+        self.branches, self.maximum, self.floor, self.width = branches, maximum, floor, width
+        grammar, jumps = branches.grammar, branches.jumps
+        self.next_node, self.decision, self.ends, self.settles, self.token_ids = (
+            torch.from_numpy(table).to(branches.device)
+            for table in (grammar.next_node, jumps.decisions[:, 0], jumps.ends, jumps.settles, grammar.token_ids)
+        )
+        self.forced = _padded(jumps.forced, branches.device)
+
+    def run(self, suffixes: list[list[int]], questions: Sequence[list[int]]) -> list[list[list[float]]]:
+        """B suffixes, K questions -> probabilities [B][K][C]."""
+        logits = self._begin(suffixes, questions)  # [A, R]
+        row = torch.arange(len(suffixes) * len(questions), device=self.branches.device)
+        beam = _Beam(
+            row=row,
+            node=self.decision[torch.zeros_like(row)],
+            log_prob=torch.zeros(len(row), device=row.device),
+            is_greedy=torch.ones_like(row, dtype=torch.bool),
+        )
+        prob = torch.zeros(len(row), self.settles.shape[2], device=row.device)  # [B K, C]
+        step = self._maximum_step if self.maximum else self._marginal_step
+        while True:
+            log_prob, followed, is_greedy = step(beam, logits, prob)  # each [A, R]
+            parent, column = followed.nonzero(as_tuple=True)
+            kept = _most_probable(beam.row[parent], log_prob[parent, column], self.width)
+            parent, column = parent[kept], column[kept]
+            if not len(parent):
+                return prob.clamp(max=1).unflatten(0, (len(suffixes), len(questions))).tolist()
+            reached = self.next_node[beam.node[parent], column]
+            beam = _Beam(beam.row[parent], self.decision[reached], log_prob[parent, column], is_greedy[parent, column])
+            ids = torch.cat([self.token_ids[column][:, None], self.forced[reached]], 1)
+            logits = self.branches.extend(parent, ids)
+
+    def _begin(self, suffixes: list[list[int]], questions: Sequence[list[int]]) -> torch.Tensor:
+        """The logits [B K, R] of the first decision."""
+        forced = self.branches.jumps.forced[0]
+        if len(questions) == 1:
+            return self.branches.begin([[*ids, *questions[0], *forced] for ids in suffixes])
+        self.branches.begin(suffixes)
+        ids = _padded([[*question, *forced] for question in questions], self.branches.device)  # [K, M]
+        texts = torch.arange(len(suffixes), device=self.branches.device)
+        return self.branches.extend(texts.repeat_interleave(len(questions)), ids.repeat(len(suffixes), 1))
+
+    def _marginal_step(
+        self, beam: _Beam, logits: torch.Tensor, prob: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Add to `prob` [B K, C] what the next tokens settle.
+
+        Returns:
+            [A, R] each: the log-probability of each longer beginning; whether it is followed; and nothing greedy.
+        """
+        log_prob = beam.log_prob[:, None] + self._log_softmax(beam, logits)
+        settled = self.settles[beam.node]  # [A, R, C]
+        prob.index_add_(0, beam.row, torch.einsum("ar,arc->ac", log_prob.exp(), settled.float()))
+        followed = self._continues(beam) & (log_prob.exp() > self.floor)
+        return log_prob, followed, torch.zeros_like(followed)
+
+    def _maximum_step(
+        self, beam: _Beam, logits: torch.Tensor, prob: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Raise `prob` [B K, C] to what the next tokens settle, if that is more.
+
+        All beginnings of the next label are followed, but after a label only the greedy answer is.
+
+        Returns:
+            [A, R] each: the log-probability of each longer beginning since the last label; whether it is followed; and
+            whether it is greedy.
+        """
+        next_log_prob = self._log_softmax(beam, logits)
+        log_prob = beam.log_prob[:, None] + next_log_prob
+        settled = self.settles[beam.node]  # [A, R, C]
+        highest = (log_prob.exp()[:, :, None] * settled).amax(1)  # [A, C]
+        prob.scatter_reduce_(0, beam.row[:, None].expand_as(highest), highest, "amax")
+        is_greedy = functional.one_hot(next_log_prob.argmax(1), next_log_prob.shape[1]).bool() & beam.is_greedy[:, None]
+        names_label, continues = settled.any(2), self._continues(beam)
+        followed = continues & ((~names_label & (log_prob.exp() > self.floor)) | is_greedy)
+        return log_prob.masked_fill(names_label, 0.0), followed, is_greedy
+
+    def _log_softmax(self, beam: _Beam, logits: torch.Tensor) -> torch.Tensor:
+        """The log-probabilities [A, R] of the next token among the allowed ones."""
+        allowed = self.next_node[beam.node] >= 0
+        return logits.float().masked_fill(~allowed, -torch.inf).log_softmax(1)
+
+    def _continues(self, beam: _Beam) -> torch.Tensor:
+        """Whether each token is allowed and does not end the answer, bool [A, R]."""
+        targets = self.next_node[beam.node]
+        return (targets >= 0) & ~self.ends[targets.clamp(min=0)]
 
 
 def _padded(rows: Sequence[list[int]], device: torch.device) -> torch.Tensor:
-    """Lists of token ids -> int64 [n, longest], filled up with -1."""
+    """Lists of token ids -> int64 [n, longest], padded with -1."""
     longest = max(map(len, rows))
     return torch.tensor([[*ids, *[-1] * (longest - len(ids))] for ids in rows], device=device)
 
 
 def _most_probable(row: torch.Tensor, log_prob: torch.Tensor, width: int | None) -> torch.Tensor:
-    """Positions of the `width` most probable of each row, row by row."""
+    """The positions of the `width` most probable entries of each row, row by row."""
     order = log_prob.argsort(descending=True, stable=True)
     order = order[row[order].argsort(stable=True)]
     if width is None:
@@ -201,8 +262,8 @@ def _most_probable(row: torch.Tensor, log_prob: torch.Tensor, width: int | None)
     return order[rank < width]
 
 
-class _Branches:
-    """Rows that branch, over a shared prefix. `begin` and `go_on` give the logits [A, R] of what comes next."""
+class _SharedPrefixBranches:
+    """Rows that branch, after a prefix that is computed once."""
 
     def __init__(self, model: PreTrainedModel, encoder: Encoder):
         self.model, self.device, self.grammar = model, model.device, encoder.grammar
@@ -210,26 +271,35 @@ class _Branches:
         self.prefix = compute_prefix(base_model(model).get_decoder(), encoder)
 
     def begin(self, suffixes: list[list[int]]) -> torch.Tensor:
-        """Start with these rows."""
-        self.layout = shared_prefix.Rows(self.prefix, [len(ids) for ids in suffixes])
+        """Run B rows, each of which is one branch at first.
+
+        Returns:
+            The logits [B, R] of the next token.
+        """
+        self.layout = shared_prefix.DecodingLayout(self.prefix, [len(ids) for ids in suffixes])
         ids = torch.tensor([i for ids in suffixes for i in ids], device=self.device)
         return self._logits(ids, self.layout.lengths.cumsum(0) - 1)
 
-    def go_on(self, parent: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Go on with the rows `parent` [A] alone, each by `ids` [A, M], filled up with -1."""
-        self.layout.branch(parent)
-        real = ids >= 0
-        count = real.sum(1)
-        rows = torch.arange(len(parent), device=self.device).repeat_interleave(count)
-        self.layout.append(rows, torch.arange(ids.shape[1], device=self.device).expand_as(ids)[real])
-        return self._logits(ids[real], count.cumsum(0) - 1)
+    def extend(self, parents: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Keep some branches, splitting those that are named several times, and run further tokens on each.
+
+        Args:
+            parents: int64 [A], the branch that each new one continues.
+            ids: int64 [A, M], the tokens of each, padded with -1.
+
+        Returns:
+            The logits [A, R] of the next token.
+        """
+        self.layout.branch(parents)
+        ids, count = self.layout.append_padded(torch.arange(len(parents), device=self.device), ids)
+        return self._logits(ids, count.cumsum(0) - 1)
 
     def _logits(self, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         return shared_prefix.forward(self.model, self.layout, ids, logits_to_keep=last).logits[0]
 
 
 class _PlainBranches:
-    """The same, each branch computed in full, for models whose rows cannot share their prefix."""
+    """The same for models that cannot share a prefix: each branch is computed in full at each step."""
 
     def __init__(self, model: PreTrainedModel, encoder: Encoder):
         self.model, self.device, self.grammar = model, model.device, encoder.grammar
@@ -237,18 +307,18 @@ class _PlainBranches:
         self.prefix_ids = encoder.prefix_ids
 
     def begin(self, suffixes: list[list[int]]) -> torch.Tensor:
-        """Start with these rows."""
+        """See `_SharedPrefixBranches.begin`."""
         self.rows = [[*self.prefix_ids, *ids] for ids in suffixes]
         return self._logits()
 
-    def go_on(self, parent: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Go on with the rows `parent` [A] alone, each by `ids` [A, M], filled up with -1."""
-        more = [[i for i in new if i >= 0] for new in ids.tolist()]
-        self.rows = [self.rows[p] + new for p, new in zip(parent.tolist(), more, strict=True)]
+    def extend(self, parents: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """See `_SharedPrefixBranches.extend`."""
+        added = [[i for i in row if i >= 0] for row in ids.tolist()]
+        self.rows = [self.rows[p] + row for p, row in zip(parents.tolist(), added, strict=True)]
         return self._logits()
 
     def _logits(self) -> torch.Tensor:
-        # Padded on the right, where causal attention does not look; in groups, for the memory.
+        # Padded on the right, which causal attention does not see; in groups, to limit memory.
         found = []
         for start in range(0, len(self.rows), 16):
             rows = self.rows[start : start + 16]

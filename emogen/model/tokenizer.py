@@ -1,4 +1,4 @@
-"""Tokenizers: loaded with a chat template and a pad token, and stripped of their special tokens for plain text."""
+"""Tokenizers: loaded with a pad token and a chat template, or reduced to plain text without special tokens."""
 
 import json
 from collections.abc import Sequence
@@ -7,33 +7,13 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from emogen.errors import InputError, ModelError
+from emogen.model.sources import locate
+from emogen.task.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-def load_tokenizer(
-    location: str, *, revision: str = "main", trust_remote_code: bool = False
-) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a located model, with a pad token.
-
-    Raises:
-        ModelError: it cannot be loaded, or it is not a fast tokenizer.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises anything from OSError to KeyError here
-        raise ModelError(f"{location}: its tokenizer cannot be loaded: {error}") from error
-    if not tokenizer.is_fast:
-        raise ModelError(f"{location}: only fast tokenizers are supported (a tokenizer.json is missing)")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-# For base models, which have no chat template: sections under headings, each turn ended by the end-of-text token.
+# For base models, which have no chat template: sections with headings. The end-of-text token ends each turn.
 PLAIN_CHAT_TEMPLATE = (
     "{{ bos_token | default('') }}{% for message in messages %}"
     "{% if message.role == 'assistant' %}{{ '### Answer\n' + message.content + eos_token + '\n\n' }}"
@@ -43,16 +23,54 @@ PLAIN_CHAT_TEMPLATE = (
 )
 
 
-def ensure_chat_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Give a base model's tokenizer the plain chat template. Returns whether it needed one."""
-    if tokenizer.chat_template:
-        return False
-    tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
-    return True
+def load_tokenizer(
+    location: str, *, revision: str = "main", trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer and give it a pad token if it has none.
+
+    Args:
+        location: as returned by `sources.locate`.
+
+    Raises:
+        ModelError: it cannot be loaded, or it is not a fast tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises anything from OSError to KeyError here
+        raise ModelError(f"{location}: the tokenizer cannot be loaded: {error}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"{location}: only fast tokenizers are supported; tokenizer.json is missing")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_chat_tokenizer(recipe: Recipe, location: str | None = None) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a recipe's model, with a chat template.
+
+    Args:
+        location: where to load it from instead of the model, such as a trained adapter.
+
+    Raises:
+        ModelError: it cannot be loaded, or it is not a fast tokenizer.
+    """
+    revision = recipe.lm_args.get("model_revision", "main")
+    location = location or locate(recipe.model_name, revision)
+    tokenizer = load_tokenizer(location, revision=revision, trust_remote_code=recipe.trusts_code)
+    ensure_chat_template(tokenizer)
+    return tokenizer
+
+
+def ensure_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Give the tokenizer of a base model the plain chat template."""
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = PLAIN_CHAT_TEMPLATE
 
 
 class PlainTokenizer:
-    """A tokenizer that knows no special tokens: a copy without its added tokens and without its post-processor."""
+    """A copy of a tokenizer that encodes plain text: without added tokens and without a post-processor."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         description = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -61,7 +79,11 @@ class PlainTokenizer:
         self._special = added_special_ids(tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, character by character what it says. Raises InputError if one would be special."""
+        """The token ids of a text, in which `<|im_end|>`, say, is ten characters.
+
+        Raises:
+            InputError: the tokenizer has a special token that it also makes of plain text.
+        """
         # A lone surrogate (half an emoji, from a broken export) has no UTF-8 form.
         ids = self._tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids
         if special := self._special.intersection(ids):
@@ -71,11 +93,11 @@ class PlainTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
-    def cut(self, ids: list[int], room: int) -> list[int]:
-        """The first `room` ids, or a few less where that would end within a character."""
-        if len(ids) <= room:
+    def cut(self, ids: list[int], length: int) -> list[int]:
+        """The first `length` ids, or a few less so that no character is cut in two."""
+        if len(ids) <= length:
             return ids
-        ids = ids[:room]
+        ids = ids[:length]
         while ids and self.decode(ids).endswith("\ufffd"):
             ids = ids[:-1]
         return ids
@@ -86,8 +108,15 @@ def added_special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int | None) -> dict[str, list[Any]]:
-    """Token ids of each text, special ones added, cut to `max_length`; and by how many tokens each was cut."""
-    # A text is text: what looks like a special token in it is split into characters.
+    """Encode texts without a prompt, for a classification head.
+
+    Args:
+        max_length: the limit in tokens, special tokens included; None for the limit of the tokenizer.
+
+    Returns:
+        `input_ids`, the token ids of each text; and `n_cut`, the number of tokens that were cut off each text.
+    """
+    # What looks like a special token in a text is split into characters.
     ids = tokenizer(list(texts), split_special_tokens=True)["input_ids"]
     limit = min(max_length or tokenizer.model_max_length, tokenizer.model_max_length)
     cut = [max(0, len(row) - limit) for row in ids]

@@ -1,4 +1,4 @@
-"""The protocol that every classifier follows, and what those share that read labels off probabilities."""
+"""The protocol of a classifier, and labels that are read off probabilities."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -14,37 +14,55 @@ from emogen.task.recipe import Recipe
 
 
 class Classifier(Protocol):
-    """What is ready to label texts: by generation (`Generator`), by a head (`head.Classifier`), or by TF-IDF
-    (`baseline.Baseline`)."""
+    """A model that is ready to label texts.
+
+    The implementations are `GenerativeClassifier`, `HeadClassifier` and `TfidfClassifier`.
+    """
 
     @property
     def recipe(self) -> Recipe:
-        """What it was trained by."""
+        """The recipe that the model was trained with."""
         ...
 
     @property
     def label_set(self) -> LabelSet:
-        """Its L labels."""
+        """The L labels."""
         ...
 
     @property
     def n_questions(self) -> int:
-        """How many rows one text makes."""
+        """The number of questions per text: L for `yes_no` answers, otherwise 1."""
         ...
 
     def predict(
         self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
     ) -> list[Prediction]:
-        """What it says of each text. `progress` is told how many more rows are done."""
+        """Label n texts.
+
+        Args:
+            progress: called with the number of questions that were answered since the last call.
+
+        Returns:
+            n predictions, in the order of the texts.
+        """
         ...
 
     def predict_proba(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:
-        """The probability of each label for each text, float32 [n, L]."""
+        """Compute the probability of each label for n texts.
+
+        Returns:
+            float32 [n, L].
+        """
         ...
 
 
 def predictions_from_prob(prob: np.ndarray, label_set: LabelSet, n_cut: Sequence[int]) -> list[Prediction]:
-    """What is said by what generates no answer: the labels with a probability above 0.5, prob [n, L]."""
+    """Predict the labels with a probability above 0.5, for a classifier that generates no answer.
+
+    Args:
+        prob: [n, L].
+        n_cut: the number of tokens that were cut from each text, [n].
+    """
     predictions = []
     for row, cut in zip(prob, n_cut, strict=True):
         names = label_set.names_of((row > 0.5).astype(int).tolist())
@@ -56,11 +74,16 @@ def predictions_from_prob(prob: np.ndarray, label_set: LabelSet, n_cut: Sequence
 def prob_of(
     classifier: Classifier, texts: Sequence[str], predictions: Sequence[Prediction], bar: Bar, title: str
 ) -> np.ndarray:
-    """The probability of each label, float32 [n, L]: those that answers were read off (a head's, a baseline's, those of
-    `yes_no`), or else computed under a progress bar.
+    """The probability of each label for n texts.
+
+    Predictions that were read off probabilities (of a head, of TF-IDF, of `yes_no` answers) hold them. All others are
+    computed here, under a progress bar.
 
     Args:
-        predictions: what the classifier answered to the texts, or nothing where it was not asked.
+        predictions: what the classifier predicted for the texts, or nothing if `predict` was not called.
+
+    Returns:
+        float32 [n, L].
     """
     known = [prediction.prob for prediction in predictions if prediction.prob is not None]
     if known:

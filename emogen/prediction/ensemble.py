@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,100 +11,84 @@ from emogen.errors import InputError
 from emogen.evaluation import results
 from emogen.evaluation.metrics import apply_thresholds, tune_thresholds
 from emogen.evaluation.results import Prediction, pred_matrix
-from emogen.evaluation.run_folder import ADAPTER, BASELINE, kind_of, member_folders, read_recipe
+from emogen.evaluation.run_folder import BASELINE, kind_of, member_folders, read_recipe
 from emogen.evaluation.stack import cross_fit, fit_stack
-from emogen.model.encode import load_encoder
-from emogen.model.sources import locate
 from emogen.prediction.classifier import Classifier, prob_of
-from emogen.prediction.generator import GenerativeClassifier
+from emogen.prediction.generator import GeneratorLoader
 from emogen.prediction.tfidf import load_tfidf
 from emogen.task.labels import LabelSet
 from emogen.task.rows import Rows
-from emogen.task.task import load_task
 
 
 def load_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[Classifier]:
-    """Load run folders or baselines one after another; a recipe file stands for its base model without any tuning.
+    """Load run folders, baselines or recipe files (their untuned models), one after another.
 
-    As long as the base model stays the same it is loaded once, and only the adapter on it changes: use each one before
-    you ask for the next.
+    Generative classifiers share their base model, so use each classifier before you ask for the next one.
 
     Raises:
-        InputError, ModelError: what is missing or broken, and where.
+        InputError, ModelError: something is missing or broken.
     """
-    from emogen.model.loading import load_adapter, load_model, to_device, use_own_gpu
-    from emogen.model.onednn import use_onednn
-    from emogen.model.shared_prefix import share_prefix
+    from emogen.model.loading import use_own_gpu
 
     use_own_gpu()
-    model: Any = None
-    base = None
+    generators = GeneratorLoader()
     for run in runs:
         recipe, label_set = read_recipe(run, overrides)
         if kind_of(run) == BASELINE:
             yield load_tfidf(run, recipe, label_set)
-            continue
-        if recipe.answer == "head":
+        elif recipe.answer == "head":
             from emogen.prediction.head import load_head
 
-            yield load_head(recipe, label_set, run if run.is_dir() else None)
-            continue
-        adapter = run / ADAPTER if run.is_dir() else None
-        task = load_task(recipe)
-        lm_config = recipe.lm_config()
-        location = locate(recipe.model_name, lm_config.model_revision)
-        encoder, _ = load_encoder(task, str(adapter) if adapter else location)
-        wanted = (location, lm_config.dtype, lm_config.load_in_4bit, lm_config.load_in_8bit, recipe.shared_prefix)
-        if wanted != base:
-            model, base = load_model(location, lm_config, trust_remote_code=recipe.trusts_code), wanted
-            model = to_device(model)
-            if recipe.shared_prefix:
-                share_prefix(model)
-        elif hasattr(model, "unload"):
-            model = model.unload()  # the adapter of the run before
-        if adapter:
-            model = load_adapter(model, adapter)
-        use_onednn(model)
-        yield GenerativeClassifier(recipe, task.label_set, encoder, model)
+            yield load_head(run, recipe, label_set)
+        else:
+            yield generators.load(run, recipe)
 
 
 def load_run(run: str | Path, overrides: Sequence[str] = ()) -> Classifier:
-    """Load one run folder, or the base model of a recipe; see `load_runs`."""
+    """Load one run folder, baseline, or recipe file (its untuned model).
+
+    Raises:
+        InputError, ModelError: something is missing or broken.
+    """
     return next(load_runs([Path(run)], overrides))
 
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """How probabilities become labels: `combine` makes one of those of K models, [K, n, L] -> [n, L], and a label is
-    given where it is above its threshold, [L]."""
+    """How the probabilities of K models become labels.
+
+    Attributes:
+        combine: [K, n, L] -> [n, L].
+        thresholds: [L]. A label is given if its combined probability is above its threshold.
+    """
 
     combine: Callable[[np.ndarray], np.ndarray]
     thresholds: np.ndarray
 
 
 def load_rule(runs: Sequence[Path], label_set: LabelSet, by: str) -> DecisionRule:
-    """How one or several runs (or cross-validations) decide, as they learnt it from the rows held out from all of them.
+    """Tune how one or several runs (or cross-validations) decide, on the rows that were held out from all of them.
 
     Args:
-        by: `thresholds`: above the mean of all models. `stack`: above what `stack.Stack` makes of the runs, each of
-            which is the mean of its models.
+        by: `thresholds`: thresholds on the mean of all models. `stack`: thresholds on a stack of the runs, where the
+            mean of its models stands for a cross-validation.
 
     Raises:
-        InputError: a run has not been scored, the runs were not scored on the same rows, or these are too few.
+        InputError: a run has not been scored, the runs were scored on different rows, or there are too few rows.
     """
     if by == "thresholds" and len(runs) == 1:
         return DecisionRule(_mean, results.read_thresholds(runs[0], label_set))
-    systems = results.aligned([results.read_scored(run, label_set) for run in runs])
-    gold, folds, probs = systems[0].gold, systems[0].folds, np.stack([of.prob for of in systems])
+    systems = results.align_scored([results.read_scored(run, label_set) for run in runs])
+    gold, folds, probs = systems[0].gold, systems[0].folds, np.stack([system.prob for system in systems])
     if by == "thresholds":
         return DecisionRule(_mean, tune_thresholds(gold, _mean(probs)))
     if len(np.unique(folds)) < 2:
-        raise InputError(f"{systems[0].path}: too few rows for predict_by=stack; predict_by=answer takes what is said")
-    fitted = fit_stack(gold, probs)
+        raise InputError(f"{systems[0].path}: too few rows for predict_by=stack; use predict_by=answer")
+    stack = fit_stack(gold, probs)
     ends = np.cumsum([len(member_folders([run])) for run in runs])[:-1]
 
     def combine(probs: np.ndarray) -> np.ndarray:
-        return fitted.predict_proba(np.stack([_mean(of_run) for of_run in np.split(probs, ends)]))
+        return stack.predict_proba(np.stack([_mean(members) for members in np.split(probs, ends)]))
 
     return DecisionRule(combine, tune_thresholds(gold, cross_fit(gold, probs, folds)))
 
@@ -116,8 +99,13 @@ def _mean(probs: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BatchPrediction:
-    """The labels that one or several models came to: `pred` int8 [n, L]; the `prob` [n, L] that they have together,
-    where that was wanted; and, of one model that was asked for answers, these."""
+    """The labels that one or several models give to n rows.
+
+    Attributes:
+        pred: int8 [n, L].
+        prob: the combined probabilities, [n, L]; None if they were not computed.
+        predictions: n answers; None if several models were asked, or probabilities decided.
+    """
 
     pred: np.ndarray
     prob: np.ndarray | None
@@ -129,7 +117,6 @@ def predict_rows(
     rows: Rows,
     *,
     rule: DecisionRule | None = None,
-    with_answers: bool = False,
     with_prob: bool = False,
     batch_size: int = 32,
     bar: Bar,
@@ -137,40 +124,43 @@ def predict_rows(
     """Label rows with one or several models.
 
     Args:
-        classifiers: models with the same labels, as `load_runs` gives them; each is used before the next is asked for.
-        rule: how a label is given by probabilities. Without one it is, where half of the models' answers or more name
-            it, and probabilities are averaged.
-        with_answers, with_prob: compute answers, or probabilities, also where nothing is decided by them.
-        bar: makes a progress bar of a title and a number of rows.
+        classifiers: models with the same labels, as from `load_runs`. Each is used before the next is asked for.
+        rule: how probabilities become labels. Without a rule a label is given if half of the models' answers or more
+            name it, and probabilities are averaged.
+        with_prob: compute probabilities even if they decide nothing.
+        bar: makes a progress bar from a title and a number of rows.
     """
-    answers, probs = [], []
+    answers: list[list[Prediction]] = []  # of each model
+    probs = []
     for k, classifier in enumerate(classifiers, start=1):
+        suffix = f", model {k}" if k > 1 else ""
         predictions: list[Prediction] = []
-        of = f", model {k}" if k > 1 else ""
-        if rule is None or with_answers:
-            with bar(f"Answers{of}", len(rows) * classifier.n_questions) as advance:
+        if rule is None:
+            with bar(f"Answers{suffix}", len(rows) * classifier.n_questions) as advance:
                 predictions = classifier.predict(rows.texts, batch_size=batch_size, progress=advance)
-            answers.append(pred_matrix(predictions))
+            answers.append(predictions)
         if rule is not None or with_prob:
-            probs.append(prob_of(classifier, rows.texts, predictions, bar, f"Probabilities{of}"))
-    prob = (rule.combine if rule else _mean)(np.stack(probs)) if probs else None
-    if rule is None:
-        pred = (np.mean(answers, axis=0) >= 0.5).astype(np.int8)
-    else:
-        assert prob is not None
-        pred = apply_thresholds(prob, rule.thresholds)
-    return BatchPrediction(pred, prob, predictions if len(answers) == 1 else None)
+            probs.append(prob_of(classifier, rows.texts, predictions, bar, f"Probabilities{suffix}"))
+    if rule is not None:
+        prob = rule.combine(np.stack(probs))
+        return BatchPrediction(apply_thresholds(prob, rule.thresholds), prob, None)
+    votes = np.mean([pred_matrix(predictions) for predictions in answers], axis=0)
+    return BatchPrediction(
+        pred=(votes >= 0.5).astype(np.int8),
+        prob=_mean(np.stack(probs)) if with_prob else None,
+        predictions=answers[0] if len(answers) == 1 else None,
+    )
 
 
 class Ensemble:
-    """One or several runs that label rows together; their models are loaded when rows come.
+    """One or several runs that label rows together. Their models are loaded when the first rows come.
 
     Args:
-        runs: run folders, cross-validations, or a recipe.
-        overrides: of their recipes.
+        runs: run folders, cross-validations, baselines, or a recipe file.
+        overrides: `key=value`, applied to each recipe.
 
     Raises:
-        InputError: a folder is no run, their labels differ, or there is nothing to decide by as `predict_by` wants.
+        InputError: a folder is not a run, the labels of the runs differ, or `predict_by` needs files that are missing.
     """
 
     def __init__(self, runs: Sequence[Path], overrides: Sequence[str] = ()):
@@ -181,11 +171,11 @@ class Ensemble:
                 raise InputError(f"{folder}: its labels are not those of {self.folders[0]}")
         by = self.recipe.predict_by
         self.rule = None if by == "answer" else load_rule(runs, self.label_set, by)
-        self._only: list[Classifier] = []
+        self._single: list[Classifier] = []
 
     def predict(self, rows: Rows, *, with_prob: bool, batch_size: int, bar: Bar) -> BatchPrediction:
         """See `predict_rows`. The model of a single run stays loaded; several are loaded one after another."""
-        if len(self.folders) == 1 and not self._only:
-            self._only.append(next(load_runs(self.folders, self.overrides)))
-        classifiers = self._only or load_runs(self.folders, self.overrides)
+        if len(self.folders) == 1 and not self._single:
+            self._single.append(load_run(self.folders[0], self.overrides))
+        classifiers = self._single or load_runs(self.folders, self.overrides)
         return predict_rows(classifiers, rows, rule=self.rule, with_prob=with_prob, batch_size=batch_size, bar=bar)

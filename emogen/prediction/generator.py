@@ -2,17 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from emogen import processes
 from emogen.evaluation.results import Prediction
-from emogen.model.encode import Encoder
+from emogen.evaluation.run_folder import ADAPTER
+from emogen.model.encode import Encoder, load_encoder
+from emogen.model.sources import locate
 from emogen.task.answer import NO, YES
 from emogen.task.labels import LabelSet
 from emogen.task.parse import parse_answer
 from emogen.task.recipe import Recipe
+from emogen.task.task import load_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,20 +24,22 @@ if TYPE_CHECKING:
 
 def predict_texts(
     model: "PreTrainedModel",
-    encoder: "Encoder",
+    encoder: Encoder,
     texts: Sequence[str],
     *,
     decode: str = "constrained",
     batch_size: int = 32,
     progress: Callable[[int], Any] | None = None,
 ) -> list[Prediction]:
-    """Generate and read an answer for each text.
+    """Generate and parse an answer for each text.
 
     Args:
-        progress: is told how many more questions are answered; there are `len(encoder.question_ids)` for each text.
+        decode: `constrained` (only valid answers are generated) or `free`.
+        progress: called with the number of questions that were answered since the last call. Each text has
+            `len(encoder.question_ids)` questions.
 
     Returns:
-        n predictions in the order of the texts.
+        n predictions, in the order of the texts.
     """
     from emogen.model.decode import generate
 
@@ -41,76 +47,126 @@ def predict_texts(
     n_questions = len(encoder.question_ids)
     prob = None
     if encoder.style == "yes_no" and decode == "constrained":
-        # The word that is the more probable; that way each text is computed once, not for every question anew.
+        # The greedy answer is the more probable word. Read off the probabilities, each text is computed once;
+        # generation would compute it once per question.
         prob = predict_prob(model, encoder, texts, batch_size=batch_size, progress=progress)
-        said = [YES if of_yes > 0.5 else NO for of_yes in prob.flatten()]
+        answers = [YES if p > 0.5 else NO for p in prob.flatten()]
     else:
         suffixes = [row.suffix_ids for questions in rows for row in questions]
-        answers = generate(model, encoder, suffixes, decode=decode, batch_size=batch_size, progress=progress)
-        said = [encoder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+        generated = generate(model, encoder, suffixes, decode=decode, batch_size=batch_size, progress=progress)
+        answers = [encoder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in generated]
     predictions = []
     for i, questions in enumerate(rows):
-        own = said[i * n_questions : (i + 1) * n_questions]
+        own = answers[i * n_questions : (i + 1) * n_questions]
         if encoder.style == "yes_no":
             raw = "\n".join(f"{name}: {answer}" for name, answer in zip(encoder.label_set.names, own, strict=True))
         else:
             raw = own[0]
         parsed = parse_answer(raw, encoder.label_set, style=encoder.style)
-        of_row = None if prob is None else tuple(prob[i].tolist())
-        predictions.append(Prediction(raw, parsed, max(row.n_cut for row in questions), of_row))
+        row_prob = None if prob is None else tuple(prob[i].tolist())
+        predictions.append(Prediction(raw, parsed, max(row.n_cut for row in questions), row_prob))
     return predictions
 
 
 def predict_prob(
     model: "PreTrainedModel",
-    encoder: "Encoder",
+    encoder: Encoder,
     texts: Sequence[str],
     *,
     how: str = "marginal",
     batch_size: int = 32,
     progress: Callable[[int], Any] | None = None,
 ) -> np.ndarray:
-    """The probability of each label for each text, float32 [n, L]; `decode.probabilities` says what that is.
+    """Compute the probability of each label for n texts.
 
     Args:
-        how: `marginal` or `maximum`.
+        how: `marginal` or `maximum`; see `model.probabilities.probabilities`. `yes_no` ignores it.
         progress: as in `predict_texts`.
+
+    Returns:
+        float32 [n, L].
     """
     from emogen.model.probabilities import probabilities
 
     first = [encoder.rows(text)[0] for text in texts]
     if encoder.style == "yes_no":
         before = [row.suffix_ids[: row.n_text] for row in first]
-        each = (lambda n: progress(n * len(encoder.question_ids))) if progress else None  # a text is all its questions
-        prob = probabilities(model, encoder, before, encoder.question_ids, batch_size=batch_size, progress=each)
-        return prob[:, :, 0]  # of yes
+        n_questions = len(encoder.question_ids)
+        advance = (lambda n_texts: progress(n_texts * n_questions)) if progress else None
+        prob = probabilities(model, encoder, before, encoder.question_ids, batch_size=batch_size, progress=advance)
+        return prob[:, :, 0]  # the probability of "yes"
     suffixes = [row.suffix_ids for row in first]
     return probabilities(model, encoder, suffixes, how=how, batch_size=batch_size, progress=progress)[:, 0]
 
 
 @dataclass(frozen=True)
 class GenerativeClassifier:
-    """A model that generates its answers, with what it was trained with."""
+    """A model that generates its answers, with the recipe, labels and encoder that it was trained with."""
 
     recipe: Recipe
     label_set: LabelSet
-    encoder: "Encoder"
+    encoder: Encoder
     model: "PreTrainedModel"
 
     @property
     def n_questions(self) -> int:
-        """One, or with `yes_no` one for each label."""
+        """The number of questions per text: L for `yes_no` answers, otherwise 1."""
         return len(self.encoder.question_ids)
 
     def predict(
         self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
     ) -> list[Prediction]:
-        """See `predict_texts`. Each process of a run does its share."""
-        how: dict[str, Any] = {"decode": self.recipe.decode, "batch_size": batch_size, "progress": progress}
-        return processes.distribute(lambda own: predict_texts(self.model, self.encoder, own, **how), texts)
+        """See `predict_texts`. Under `accelerate launch` the processes share the texts."""
+        options: dict[str, Any] = {"decode": self.recipe.decode, "batch_size": batch_size, "progress": progress}
+        return processes.distribute(lambda share: predict_texts(self.model, self.encoder, share, **options), texts)
 
     def predict_proba(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:
-        """See `predict_prob`. Each process of a run does its share."""
-        how: dict[str, Any] = {"how": self.recipe.prob, "progress": progress}
-        rows = processes.distribute(lambda own: predict_prob(self.model, self.encoder, own, **how).tolist(), texts)
+        """See `predict_prob`. Under `accelerate launch` the processes share the texts."""
+        options: dict[str, Any] = {"how": self.recipe.prob, "progress": progress}
+        rows = processes.distribute(
+            lambda share: predict_prob(self.model, self.encoder, share, **options).tolist(), texts
+        )
         return np.array(rows, dtype=np.float32).reshape(len(texts), len(self.label_set))
+
+
+class GeneratorLoader:
+    """Loads generative classifiers one after another.
+
+    The base model is loaded once as long as it stays the same; only the adapter on it changes. So a classifier can be
+    used until the next one is loaded.
+    """
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._base: tuple | None = None  # everything that the loaded base model depends on
+
+    def load(self, run: Path, recipe: Recipe) -> GenerativeClassifier:
+        """Load a run folder, or the untuned model of a recipe file.
+
+        Raises:
+            InputError, ModelError: something is missing or broken.
+        """
+        task = load_task(recipe)
+        location = locate(recipe.model_name, recipe.lm_config().model_revision)
+        adapter = run / ADAPTER if run.is_dir() else None
+        encoder = load_encoder(task, str(adapter or location))
+        return GenerativeClassifier(recipe, task.label_set, encoder, self._load_model(recipe, location, adapter))
+
+    def _load_model(self, recipe: Recipe, location: str, adapter: Path | None) -> "PreTrainedModel":
+        from emogen.model.loading import load_adapter, load_model, to_device
+        from emogen.model.onednn import use_onednn
+        from emogen.model.shared_prefix import share_prefix
+
+        config = recipe.lm_config()
+        base = (location, config.dtype, config.load_in_4bit, config.load_in_8bit, recipe.shared_prefix)
+        if base != self._base:
+            self._model = to_device(load_model(location, config, trust_remote_code=recipe.trusts_code))
+            self._base = base
+            if recipe.shared_prefix:
+                share_prefix(self._model)
+        elif hasattr(self._model, "unload"):
+            self._model = self._model.unload()  # removes the adapter of the previous run
+        if adapter:
+            self._model = load_adapter(self._model, adapter)
+        use_onednn(self._model)
+        return self._model

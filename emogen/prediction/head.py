@@ -1,4 +1,4 @@
-"""The classification head: texts -> a probability for each label, by a linear layer on an encoder or a decoder."""
+"""The classification head: texts -> label probabilities, by a linear layer on an encoder or a decoder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from emogen.task.recipe import Recipe
 
 @dataclass(frozen=True)
 class HeadClassifier:
-    """A model with a head that is ready to label texts; a `predict.Labeller`."""
+    """A model with a classification head."""
 
     recipe: Recipe
     label_set: LabelSet
@@ -37,7 +37,7 @@ class HeadClassifier:
     def predict(
         self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
     ) -> list[Prediction]:
-        """The labels with a probability above 0.5, as an answer that names them."""
+        """Predict the labels with a probability above 0.5."""
         n_cut = encode_texts(self.tokenizer, texts, self.recipe.max_length)["n_cut"]
         return predictions_from_prob(self._prob(texts, batch_size, progress), self.label_set, n_cut)
 
@@ -46,11 +46,11 @@ class HeadClassifier:
         return self._prob(texts, 32, progress)
 
     def _prob(self, texts: Sequence[str], batch_size: int, progress: Callable[[int], Any] | None) -> np.ndarray:
-        rows = processes.distribute(lambda own: self._prob_here(own, batch_size, progress).tolist(), texts)
+        rows = processes.distribute(lambda share: self._share_prob(share, batch_size, progress).tolist(), texts)
         return np.array(rows, dtype=np.float32).reshape(len(texts), len(self.label_set))
 
     @torch.inference_mode()
-    def _prob_here(self, texts: Sequence[str], batch_size: int, progress: Callable[[int], Any] | None) -> np.ndarray:
+    def _share_prob(self, texts: Sequence[str], batch_size: int, progress: Callable[[int], Any] | None) -> np.ndarray:
         rows = encode_texts(self.tokenizer, texts, self.recipe.max_length)["input_ids"]
         collate = DataCollatorWithPadding(self.tokenizer)
 
@@ -59,27 +59,31 @@ class HeadClassifier:
             return self.model(**inputs).logits.float().sigmoid().tolist()
 
         with evaluating(self.model):
-            found = in_batches(step, rows, batch_size, progress)
-        prob = np.array(found, dtype=np.float32).reshape(len(texts), len(self.label_set))
+            values = in_batches(step, rows, batch_size, progress)
+        prob = np.array(values, dtype=np.float32).reshape(len(texts), len(self.label_set))
         if np.isnan(prob).any():
             raise ModelError("the model computes NaN: its training has diverged (a lower learning_rate may help)")
         return prob
 
 
-def load_head(recipe: Recipe, label_set: LabelSet, run: Path | None) -> HeadClassifier:
-    """The model of a run folder. Raises ModelError if there is none: without tuning a head says nothing."""
-    if run is None:
-        raise ModelError(f"{recipe.path}: a head says nothing before it is trained; name a run folder")
-    tuned = run / (ADAPTER if recipe.lm_args["use_peft"] else MODEL)
-    tokenizer = load_tokenizer(str(tuned), trust_remote_code=recipe.trusts_code)
-    location = locate(recipe.model_name, recipe.lm_config().model_revision) if tuned.name == ADAPTER else tuned
+def load_head(run: Path, recipe: Recipe, label_set: LabelSet) -> HeadClassifier:
+    """Load the model of a run folder.
+
+    Raises:
+        ModelError: `run` is a recipe file, whose head is not trained, or a file of the model is missing or broken.
+    """
+    if not run.is_dir():
+        raise ModelError(f"{recipe.path}: a head predicts nothing before it is trained; name a run folder")
+    weights = run / (ADAPTER if recipe.lm_args["use_peft"] else MODEL)
+    tokenizer = load_tokenizer(str(weights), trust_remote_code=recipe.trusts_code)
+    location = locate(recipe.model_name, recipe.lm_config().model_revision) if weights.name == ADAPTER else weights
     verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # it would report that the base model has no head; the adapter brings that
+    hf_logging.set_verbosity_error()  # transformers would report that the base model has no head; the adapter has it
     try:
         model = to_device(load_head_model(str(location), recipe, label_set, tokenizer))
     finally:
         hf_logging.set_verbosity(verbosity)
-    if tuned.name == ADAPTER:
-        model = load_adapter(model, tuned)
+    if weights.name == ADAPTER:
+        model = load_adapter(model, weights)
     use_onednn(model)
     return HeadClassifier(recipe, label_set, tokenizer, model)

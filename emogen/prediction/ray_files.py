@@ -1,4 +1,4 @@
-"""Prediction on many machines, handed to Ray Data: the labelling of `predict`, mapped over the shards of a data set."""
+"""Prediction on a Ray cluster: Ray Data maps the rows of Parquet files over workers, each with its own model."""
 
 import os
 from contextlib import nullcontext
@@ -17,33 +17,33 @@ if TYPE_CHECKING:
 
 
 def predict_on_ray(runs: list[Path], source: Path, output: Path, overrides: list[str], *, batch_size: int = 32) -> int:
-    """Label Parquet files on a Ray cluster: on each of its GPUs with a model of its own, or without any on one process.
+    """Label Parquet files on a Ray cluster: one worker per GPU, or a single worker on a cluster without GPUs.
 
     Args:
-        runs, overrides: as for `predict.predict_file`; every machine has to see the folders.
+        runs, overrides: as for `predict_file`. Every machine of the cluster needs access to the folders.
         source: a Parquet file, or a folder of them.
-        output: a folder that is made: Parquet files with the columns of the source, a 0/1 column for each label,
-            `prob_<label>`, and with one model `raw`, what it answered. Columns of the source with these names are left
-            out.
+        output: the folder to create. Its Parquet files have the columns of the source, a 0/1 column and a
+            `prob_<label>` column per label and, with a single model, `raw` (the answer). Columns of the source with
+            these names are dropped.
 
     Returns:
-        How many rows were labelled.
+        The number of rows.
 
     Raises:
-        InputError: Ray is not installed, the output exists, or runs and source cannot be used.
+        InputError: Ray is not installed, the output exists, or the runs or the source cannot be used.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
     try:
         import ray
     except ImportError:
         raise InputError(f"--engine ray needs Ray: {install_hint('ray')}") from None
     if output.exists():
-        raise InputError(f"{output}: exists; name a folder that does not")
+        raise InputError(f"{output}: exists; name a new folder")
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
-    Ensemble(runs, overrides)  # what is wrong with the runs is said here, and not by each worker
+    Ensemble(runs, overrides)  # reports errors of the runs once, before any worker starts
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False)  # the cluster of RAY_ADDRESS, or one of this machine
+        ray.init(log_to_driver=False, include_dashboard=False)  # RAY_ADDRESS, or a cluster on this machine
     n_gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
     scratch = output.with_name(f".{output.name}.partial")
     data: Any = ray.data.read_parquet(str(source.resolve()))
@@ -60,33 +60,35 @@ def predict_on_ray(runs: list[Path], source: Path, output: Path, overrides: list
 
 
 class Worker:
-    """The models of some runs, in a process of their own, which label one table after another."""
+    """A process of the cluster that holds the models of some runs and labels one table after another."""
 
     def __init__(self, runs: list[Path], overrides: list[str], batch_size: int):
         self.ensemble, self.batch_size = Ensemble(runs, overrides), batch_size
 
     def __call__(self, table: "pyarrow.Table") -> "pyarrow.Table":
-        """Rows of the source -> the same rows, labelled."""
+        """Label the rows of a table; see `predict_on_ray` for the columns of the result."""
         import pyarrow
 
         recipe, label_set = self.ensemble.recipe, self.ensemble.label_set
         records = enumerate(table.to_pylist(), start=1)
         unlabelled = [name for name in table.column_names if name not in label_set.names]
-        found = rows_from_records(
-            "a shard", unlabelled, records, label_set, [],
-            text_column=recipe.text_column, id_column=recipe.id_column,
+        rows = checked(
+            rows_from_records(
+                "a shard", unlabelled, records, label_set, [],
+                text_column=recipe.text_column, id_column=recipe.id_column,
+            )
         )  # fmt: skip
-        done = self.ensemble.predict(
-            checked(found),
+        batch = self.ensemble.predict(
+            rows,
             with_prob=True,
             batch_size=self.batch_size,
-            bar=lambda what, n: nullcontext(lambda done: None),
+            bar=lambda title, n_rows: nullcontext(lambda n_done: None),
         )
-        assert done.prob is not None
-        added: dict[str, Any] = {name: done.pred[:, k] for k, name in enumerate(label_set.names)}
-        added |= {f"prob_{name}": done.prob[:, k] for k, name in enumerate(label_set.names)}
-        if done.predictions is not None:
-            added["raw"] = [prediction.raw for prediction in done.predictions]
+        assert batch.prob is not None
+        added: dict[str, Any] = {name: batch.pred[:, k] for k, name in enumerate(label_set.names)}
+        added |= {f"prob_{name}": batch.prob[:, k] for k, name in enumerate(label_set.names)}
+        if batch.predictions is not None:
+            added["raw"] = [prediction.raw for prediction in batch.predictions]
         table = table.select([name for name in table.column_names if name not in added])
         for name, values in added.items():
             table = table.append_column(name, pyarrow.array(values))

@@ -15,40 +15,47 @@ from emogen.task.recipe import Recipe
 
 
 def fit_tfidf(texts: Sequence[str], gold: np.ndarray) -> Callable[[Sequence[str]], np.ndarray]:
-    """Learn from texts and gold [n, L].
+    """Fit one logistic regression per label (C = 4) on TF-IDF features.
+
+    The features are words and pairs of words, and sequences of two to five characters within words. Both are
+    sublinear, and a feature counts if it occurs in two texts or more.
+
+    Args:
+        texts: n texts.
+        gold: 0/1, [n, L].
 
     Returns:
-        What gives the probability of each label for m texts, float32 [m, L]. A label that all rows have, or none, has
-        no regression: its probability is 1 or 0.
+        A function from m texts to the probability of each label, float32 [m, L]. A label that all training texts have,
+        or none, has no regression: its probability is 1 or 0.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_union
 
-    features = make_union(
+    vectorizer = make_union(
         TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
         TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True),
     )
-    learnt = features.fit_transform(texts)
-    models = [
-        None if truth.min() == truth.max() else LogisticRegression(C=4.0, max_iter=1000).fit(learnt, truth)
+    features = vectorizer.fit_transform(texts)
+    regressions = [
+        None if truth.min() == truth.max() else LogisticRegression(C=4.0, max_iter=1000).fit(features, truth)
         for truth in gold.T
     ]
 
-    def prob(new: Sequence[str]) -> np.ndarray:
-        asked = features.transform(new)
+    def predict_proba(new_texts: Sequence[str]) -> np.ndarray:
+        new_features = vectorizer.transform(new_texts)
         columns = [
-            np.full(len(new), truth[0]) if model is None else model.predict_proba(asked)[:, 1]
-            for truth, model in zip(gold.T, models, strict=True)
+            np.full(len(new_texts), truth[0]) if regression is None else regression.predict_proba(new_features)[:, 1]
+            for truth, regression in zip(gold.T, regressions, strict=True)
         ]
         return np.stack(columns, 1).astype(np.float32)
 
-    return prob
+    return predict_proba
 
 
 @dataclass(frozen=True)
 class TfidfClassifier:
-    """A baseline that is ready to label texts; a `predict.Labeller`. `fitted` is what `fit` returned."""
+    """The baseline. `fitted` is what `fit_tfidf` returned."""
 
     recipe: Recipe
     label_set: LabelSet
@@ -58,7 +65,7 @@ class TfidfClassifier:
     def predict(
         self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
     ) -> list[Prediction]:
-        """The labels with a probability above 0.5."""
+        """Predict the labels with a probability above 0.5."""
         return predictions_from_prob(self.predict_proba(texts, progress=progress), self.label_set, [0] * len(texts))
 
     def predict_proba(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:
@@ -70,7 +77,7 @@ class TfidfClassifier:
 
 
 def load_tfidf(folder: Path, recipe: Recipe, label_set: LabelSet) -> TfidfClassifier:
-    """Fit the baseline of a folder to all of its rows: that takes seconds, and no model has to be kept.
+    """Fit the baseline to all rows of its folder. This takes seconds, so no model is stored.
 
     Raises:
         InputError: the folder has no rows.

@@ -1,133 +1,121 @@
-"""What `report.read_run` says of a run -> its model card: Markdown, under the metadata that the Hub reads."""
+"""The model card of a run: Markdown below the metadata that the Hugging Face Hub reads."""
 
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from emogen.evaluation.run_folder import LABELS, PROMPT
-from emogen.evaluation.tables import SINGLES
+from emogen.evaluation.run_folder import CROSS_VALIDATION, LABELS, PROMPT
+from emogen.evaluation.tables import AGGREGATES
+from emogen.report.compare import ComparisonRow, f1_by_label
+from emogen.report.runs import Decision, Run, Scores, notes, resources
 
-# The folders of a path in a recipe or manifest. A card is for others: where files lie on this machine is not for them.
+# The folders of a path in a recipe or manifest. A card is published; the places of files on this machine are private.
 FOLDERS = re.compile(r"""(?<![\w:/.~])~?/(?:[^\n"'/\\]+/)+""")
 
 
-def model_card(run: dict[str, Any], *, published: Sequence[tuple[str, float]] = ()) -> ModelCard:
-    """The model card of a run or of a cross-validation.
+def model_card(run: Run, *, published: Sequence[ComparisonRow] = ()) -> ModelCard:
+    """Write the model card of a run or a cross-validation.
 
-    Its metadata name the base model (unless that is a folder, which nobody else has), the library, the task, the
-    dataset (if it is one of the Hub's), and in `model-index` macro-F1, micro-F1 and the F1 of each label, as they come
-    out by what the recipe's `predict_by` says.
+    The metadata name the base model (unless it is a local folder), the library, the task, the dataset (if it is on the
+    Hub), and in `model-index` macro-F1, micro-F1 and the F1 of each label, for labels decided by the recipe's
+    `predict_by`.
 
     Args:
-        run: as `report.read_run` gives it.
-        published: names and macro-F1 of systems to stand beside.
+        published: published systems for the table of results.
     """
-    recipe, head = run["recipe"], run["recipe"].get("answer") == "head"
-    base = None if Path(run["model"]).exists() or Path(run["model"]).is_absolute() else run["model"]
+    is_local = Path(run.model).exists() or Path(run.model).is_absolute()
+    dataset = run.recipe.get("dataset_name")
     data = ModelCardData(
-        base_model=base,
-        library_name="peft" if recipe.get("use_peft", True) else "transformers",
-        pipeline_tag="text-classification" if head else "text-generation",
-        datasets=[recipe["dataset_name"]] if recipe.get("dataset_name") else None,
+        base_model=None if is_local else run.model,
+        library_name="peft" if run.recipe.get("use_peft", True) else "transformers",
+        pipeline_tag="text-generation" if run.generates else "text-classification",
+        datasets=[dataset] if dataset else None,
         metrics=["f1"],
         tags=["emogen", "multi-label-classification"],
-        model_name=run["name"],
-        eval_results=_eval_results(run) if "systems" in run else None,
+        model_name=run.name,
+        eval_results=_eval_results(run, run.scores) if run.scores else None,
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, _sections(run, published))) + "\n")
 
 
-def _eval_results(run: dict[str, Any]) -> list[EvalResult]:
-    recipe = run["recipe"]
-    by = 0 if recipe.get("predict_by", "answer") == "answer" else -1
-    system = run["systems"][by]
-    hub, file = recipe.get("dataset_name"), recipe.get("eval_file") or recipe.get("train_file")
-    metrics = system["metrics"]
-    figures = {"macro-F1": metrics["f1_macro"], "micro-F1": metrics["f1_micro"]}
-    figures |= {f"F1 {name}": label["f1"] for name, label in metrics["per_label"].items()}
+def _eval_results(run: Run, scores: Scores) -> list[EvalResult]:
+    """The entries of `model-index`."""
+    dataset, file = run.recipe.get("dataset_name"), run.recipe.get("eval_file") or run.recipe.get("train_file")
+    decision = scores.decisions[0 if run.recipe.get("predict_by", "answer") == "answer" else -1]
+    values = {"macro-F1": decision.metrics["f1_macro"], "micro-F1": decision.metrics["f1_micro"]}
+    values |= {f"F1 {name}": f1 for name, f1 in f1_by_label(decision.metrics).items()}
     return [
         EvalResult(
             task_type="text-classification",
             task_name="multi-label text classification",
-            dataset_type=hub or "csv",
-            dataset_name=hub or Path(file or "held-out rows").stem,
+            dataset_type=dataset or "csv",
+            dataset_name=dataset or Path(file or "held-out rows").stem,
             metric_type="f1",
-            metric_name=f"{name} (by {system['title']})",
+            metric_name=f"{name} ({decision.title})",
             metric_value=round(value, 4),
         )
-        for name, value in figures.items()
+        for name, value in values.items()
     ]
 
 
-def _sections(run: dict[str, Any], published: Sequence[tuple[str, float]]) -> Iterable[str]:
-    recipe, names = run["recipe"], run["label_set"].names
-    yield f"# {run['name']}"
-    how = (
-        "a classification head" if recipe.get("answer") == "head" else "instruction generation, decoded under a grammar"
-    )
-    what = "The folds of a cross-validation of" if run["kind"] == "cross-validation" else "A tuned"
-    model = Path(run["model"]).name if Path(run["model"]).is_absolute() else run["model"]
+def _sections(run: Run, published: Sequence[ComparisonRow]) -> Iterable[str]:
+    """The paragraphs of the card; empty ones are dropped."""
+    method = "instruction generation with constrained decoding" if run.generates else "a classification head"
+    base = Path(run.model).name if Path(run.model).is_absolute() else run.model
+    folds = ", one model for each fold of a cross-validation" if run.kind == CROSS_VALIDATION else ""
+    yield f"# {run.name}"
     yield (
-        f"{what} `{model}` that names the labels of a text: {', '.join(names)}. "
-        f"Multi-label text classification by {how}, made with emogen."
+        f"`{base}`, fine-tuned with emogen for multi-label text classification by {method}{folds}. "
+        f"Labels: {', '.join(run.label_set.names)}."
     )
-    yield "\n".join(run["missing"])
-    yield _fenced(f"emogen predict {run['name']} YOUR.csv -o OUT.csv", "sh")
-    if "systems" in run:
-        yield from _figures(run, published)
-    if run["resources"]:
+    yield "\n".join(notes(run))
+    yield _fenced(f"emogen predict {run.name} YOUR.csv -o OUT.csv", "sh")
+    if run.scores:
+        yield from _results(run.scores, published)
+    if measured := resources(run):
         yield "## Speed and memory"
-        yield _table(("", ""), run["resources"])
-    yield "## How it was made"
-    for name, text in run["files"].items():
+        yield _table(("", ""), measured)
+    yield "## Configuration"
+    for name, text in run.files.items():
         yield f"`{name}`"
         yield _fenced(text if name in (PROMPT, LABELS) else FOLDERS.sub("", text), name.rpartition(".")[2])
 
 
-def _figures(run: dict[str, Any], published: Sequence[tuple[str, float]]) -> Iterable[str]:
-    systems, audit = run["systems"], run["audit"]
-    yield f"## Scores on {systems[0]['metrics']['n']:,} rows that were held out"
-    yield (
-        "With 95 % bootstrap intervals. Thresholds are nested: none has seen the row that it decides."
-        if len(systems) > 1
-        else "With 95 % bootstrap intervals."
-    )
-    headings = ("", *(f"by {of['title']}" for of in systems))
-    rows = [
-        (title, *(_with_interval(of, key) for of in systems))
-        for key, title in ({"f1_macro": "macro-F1"} | SINGLES).items()
-    ]
-    yield _table(headings, rows)
-    for of in systems:
-        yield f"By {of['title']}:"
-        labels = of["metrics"]["per_label"].items()
-        yield _table(
-            ("label", "rows", "precision", "recall", "F1", "95 %"),
-            [
-                (
-                    name,
-                    f"{label['support']:,}",
-                    *(f"{label[key]:.3f}" for key in ("precision", "recall", "f1")),
-                    "{:.3f} to {:.3f}".format(*of["interval"][f"f1/{name}"]),
-                )
-                for name, label in labels
-            ],
-        )
+def _results(scores: Scores, published: Sequence[ComparisonRow]) -> Iterable[str]:
+    decisions, audit = scores.decisions, scores.audit
+    yield f"## Results on {len(scores.rows.ids):,} held-out rows"
+    nested = " Nested thresholds: those of a row are tuned on the other folds." if len(decisions) > 1 else ""
+    yield f"Intervals are 95 % bootstrap intervals over the rows.{nested}"
+    titles = {"f1_macro": "macro-F1"} | AGGREGATES
+    rows = [(title, *(_with_interval(decision, key) for decision in decisions)) for key, title in titles.items()]
+    yield _table(("metric", *(decision.title for decision in decisions)), rows)
+    for decision in decisions:
+        yield f"By label, {decision.title}:"
+        yield _table(("label", "rows", "precision", "recall", "F1", "95 %"), _label_rows(decision))
     if published:
-        yield "Macro-F1 that others report on the same task, on rows of their own:"
-        yield _table(("system", "macro-F1"), [(name, f"{f1:.3f}") for name, f1 in published])
+        yield "Published macro-F1 on the same task, reported by the authors for other rows:"
+        yield _table(("system", "macro-F1"), [(row.name, f"{row.f1_macro:.3f}") for row in published])
     if audit:
-        yield "How the answers were read:"
-        statuses = [(status, f"{n:,}", f"{n / audit['n']:.1%}") for status, n, _ in audit["statuses"]]
+        yield "How the answers were parsed:"
+        statuses = [(status, f"{n:,}", f"{n / audit.n:.1%}") for status, n, _ in audit.statuses]
         yield _table(("status", "answers", "share"), statuses)
 
 
-def _with_interval(system: dict[str, Any], key: str) -> str:
-    value = f"{system['metrics'][key]:.3f}"
-    return "{} ({:.3f} to {:.3f})".format(value, *system["interval"][key]) if key in system["interval"] else value
+def _label_rows(decision: Decision) -> Iterable[Sequence[str]]:
+    for name, label in decision.metrics["per_label"].items():
+        values = [f"{label[key]:.3f}" for key in ("precision", "recall", "f1")]
+        low, high = decision.intervals[f"f1/{name}"]
+        yield name, f"{label['support']:,}", *values, f"{low:.3f} to {high:.3f}"
+
+
+def _with_interval(decision: Decision, key: str) -> str:
+    value = f"{decision.metrics[key]:.3f}"
+    if key not in decision.intervals:
+        return value
+    low, high = decision.intervals[key]
+    return f"{value} ({low:.3f} to {high:.3f})"
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -136,6 +124,6 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _fenced(text: str, language: str) -> str:
-    """A code block; its fence is longer than any that the text has."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    """A code block. Its fence is longer than any run of backticks in the text."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

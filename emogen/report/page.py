@@ -1,11 +1,12 @@
-"""Run folders -> what can be said of them -> one HTML page that needs nothing else, and the model card beside it.
+"""Run folders -> a report page: one HTML file that needs nothing else. A run also gets a model card.
 
-Everything is read from the folders and scored again; no model is loaded. What thresholds are worth is always said by
-nested ones, which never saw the row that they decide.
+Everything is read from the run folders and scored again; no model is loaded. Metrics of thresholds are always those of
+nested thresholds, which are tuned on other folds than the rows they decide.
 """
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,15 @@ from markupsafe import Markup
 from emogen import paths
 from emogen.distribution import __version__
 from emogen.errors import InputError
-from emogen.evaluation import results, run_folder
 from emogen.evaluation.metrics import discordant, interval, row_log_loss
-from emogen.evaluation.results import Scored
-from emogen.evaluation.run_folder import CARD, PAGE, label_set_of, read_json
-from emogen.evaluation.tables import SINGLES, footnote
+from emogen.evaluation.results import align_scored
+from emogen.evaluation.run_folder import BASELINE, CARD, PAGE, RUN, THRESHOLDS, read_json
+from emogen.evaluation.tables import AGGREGATES, footnote
 from emogen.report import figures
 from emogen.report.card import model_card
-from emogen.report.compare import compare, names_of, rows_of
-from emogen.report.pictures import Picture, draw_run, fold_rows
-from emogen.report.runs import others, read_run
+from emogen.report.compare import compare, names_of, published_rows_for, rows_of
+from emogen.report.pictures import Picture, draw_run
+from emogen.report.runs import Decision, Run, Scores, fold_table, notes, read_run, resources
 
 log = logging.getLogger(__name__)
 
@@ -34,202 +34,228 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def report(
-    runs: Sequence[Path], output: Path | None = None, *, pictures: Path | None = None, overwrite: bool = False
+    folders: Sequence[Path], output: Path | None = None, *, pictures: Path | None = None, overwrite: bool = False
 ) -> list[Path]:
-    """Write the report of a run, or of several beside each other.
+    """Write the report of a run, or a comparison of several runs.
 
     Args:
-        runs: folders of runs, cross-validations or baselines. The report of one is in its folder, with its model card
-            (a baseline has none); several must have been scored on the same rows.
-        output: the page, if not `report.html` in the folder, or of several `comparison.html` in the current one.
-        pictures: a folder for every picture of the page, as .svg and .png.
+        folders: runs, cross-validations or baselines. Several must have been scored on the same rows.
+        output: the page. By default `report.html` in the folder, or `comparison.html` in the current folder.
+        pictures: a folder for all pictures of the page, as .svg and .png.
         overwrite: replace files that emogen did not write.
 
     Returns:
-        The files that were written, the page first.
+        The files that were written: the page, the model card (of a single run or cross-validation) and the pictures.
 
     Raises:
-        InputError: a folder holds no run or cannot be read, or a file in the way is not emogen's.
+        InputError: a folder cannot be reported, or a file exists that emogen did not write.
     """
-    page = output or (runs[0] / PAGE if len(runs) == 1 else Path(COMPARISON))
-    if page != runs[0] / PAGE:
-        _make_sure_of(page, overwrite)
-    if len(runs) == 1:
-        run = read_run(runs[0])
-        context, drawn = page_of_run(run)
+    page = output or (folders[0] / PAGE if len(folders) == 1 else Path(COMPARISON))
+    if page != folders[0] / PAGE:
+        _check_replaceable(page, overwrite)
+    texts = {}
+    if len(folders) == 1:
+        run = read_run(folders[0])
+        context, drawn = run_page(run)
+        if run.kind != BASELINE:
+            texts[folders[0] / CARD] = str(model_card(run, published=published_rows_for(run.label_set.names)))
     else:
-        run = None
-        context, drawn = page_of_comparison(runs)
-    files = [(p.figure, pictures / f"{p.name}.{kind}") for p in drawn for kind in ("svg", "png")] if pictures else []
-    for _, path in files:
-        _make_sure_of(path, overwrite)
-    written = {page: render(context, drawn)}
-    if run and run["kind"] != "baseline":
-        written[runs[0] / CARD] = str(model_card(run, published=[row[:2] for row in others(run["label_set"].names)]))
-    for path, text in written.items():
+        context, drawn = comparison_page(folders)
+    files = {pictures / f"{p.name}.{kind}": p.figure for p in drawn for kind in ("svg", "png")} if pictures else {}
+    for path in files:
+        _check_replaceable(path, overwrite)
+    texts = {page: render(context, drawn)} | texts
+    for path, text in texts.items():
         with paths.writing(path) as file:
             file.write(text)
-    for figure, path in files:
+    for path, figure in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         figures.save(figure, path)
-    return [*written, *(path for _, path in files)]
+    return [*texts, *files]
 
 
 def report_finished(folder: Path) -> None:
-    """The report of what has just ended. A run is not lost by a report that cannot be written: that is only said."""
+    """Write the report of a run that has just finished. If that fails, only log a warning: the run is complete."""
     try:
         report([folder])
     except Exception as error:
-        log.warning(f"The report was not written: {error!r}. `emogen report {folder}` tries again")
+        log.warning(f"The report was not written: {error!r}. To try again: emogen report {folder}")
 
 
-def _make_sure_of(path: Path, overwrite: bool) -> None:
+def _check_replaceable(path: Path, overwrite: bool) -> None:
     if not overwrite and path.is_file() and figures.GENERATOR.encode() not in path.read_bytes()[:2000]:
-        raise InputError(f"{path}: it exists, and emogen did not write it; add --overwrite to replace it")
+        raise InputError(f"{path}: the file exists and emogen did not write it; add --overwrite to replace it")
 
 
-def page_of_run(run: dict[str, Any]) -> tuple[dict[str, Any], list[Picture]]:
-    """What the page of one folder says, and its pictures."""
-    label_set, recipe = run["label_set"], run["recipe"]
-    context = {
-        "title": run["name"],
-        "kind": run["kind"],
-        "facts": [
-            ("model", run["model"]),
-            *([] if run["kind"] == "baseline" else [("answer", recipe.get("answer", "list"))]),
-            ("labels", f"{len(label_set)} ({label_set.name})"),
-        ],
-        "missing": run["missing"],
-        "resources": run["resources"],
-        "files": run["files"],
-        "folds": fold_rows(run),
+def run_page(run: Run) -> tuple[dict[str, Any], list[Picture]]:
+    """Prepare the page of a run, a cross-validation or a baseline.
+
+    Returns:
+        The variables of the template, and the pictures.
+    """
+    scores = run.scores
+    facts = [("model", run.model)]
+    if run.kind != BASELINE:
+        facts.append(("answer", run.recipe.get("answer", "list")))
+    facts.append(("labels", f"{len(run.label_set)} ({run.label_set.name})"))
+    if scores:
+        facts.append(("held-out rows", f"{len(scores.rows.ids):,}"))
+    context: dict[str, Any] = {
+        "title": run.name,
+        "kind": run.kind,
+        "facts": facts,
+        "notes": notes(run),
+        "folds": fold_table(run),
+        "scores": scores,
+        "resources": resources(run),
+        "files": run.files,
     }
-    drawn = draw_run(run)
-    if "scored" not in run:
-        return context, drawn
-    scored, systems = run["scored"], run["systems"]
-    context["facts"].append(("scored", f"{len(scored.ids):,} rows"))
-    context |= {
-        "systems": systems,
-        "singles": {"precision_macro": "macro precision", "recall_macro": "macro recall"} | SINGLES,
-        "narrow": len(label_set) <= figures.WRITTEN,
-        "footnote": footnote(systems[0]["metrics"]),
-        "calibration": run["calibration"],
-        "audit": run["audit"],
-        "thresholds": read_json(Path(run["folder"]) / run_folder.THRESHOLDS),
-        "data": browser([run], scored),
-    }
-    if len(systems) > 1:
-        difference = systems[1]["resampled"]["f1_macro"] - systems[0]["resampled"]["f1_macro"]
-        context["gain"] = (
-            systems[1]["metrics"]["f1_macro"] - systems[0]["metrics"]["f1_macro"],
-            interval(difference),
-        )
-    return context, drawn
+    if scores:
+        context |= {
+            "aggregates": {"precision_macro": "macro precision", "recall_macro": "macro recall"} | AGGREGATES,
+            "gain": _gain(scores.decisions),
+            "footnote": footnote(scores.decisions[0].metrics),
+            "thresholds": read_json(run.folder / THRESHOLDS),
+            "is_narrow": len(run.label_set) <= figures.MAX_WRITTEN,
+            "data": browser_data([run], [scores]),
+        }
+    return context, draw_run(run)
 
 
-def page_of_comparison(folders: Sequence[Path]) -> tuple[dict[str, Any], list[Picture]]:
-    """What the page of several folders says, and its pictures.
+def _gain(decisions: Sequence[Decision]) -> tuple[float, tuple[float, float]] | None:
+    """The change of macro-F1 by nested thresholds and its 95 % interval; None without nested thresholds."""
+    if len(decisions) < 2:
+        return None
+    answer, nested = decisions
+    change = nested.metrics["f1_macro"] - answer.metrics["f1_macro"]
+    return change, interval(nested.resampled["f1_macro"] - answer.resampled["f1_macro"])
+
+
+def comparison_page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[Picture]]:
+    """Prepare the page that compares several runs.
+
+    Returns:
+        The variables of the template, and the pictures.
 
     Raises:
-        InputError: they were not scored on the same rows and folds.
+        InputError: the runs have different labels, or were not scored on the same rows and folds.
     """
-    label_set = label_set_of(folders[0])
-    names = label_set.names
-    runs = [read_run(folder) | {"name": name} for folder, name in zip(folders, names_of(folders), strict=True)]
-    for run in runs:
-        if run["label_set"].names != names:
-            raise InputError(f"{run['folder']}: its labels are not those of {folders[0]}")
-        if "scored" not in run:
-            raise InputError(f"{run['folder']}: nothing to compare. {' '.join(run['missing'])}")
-    aligned = results.aligned([run["scored"] for run in runs])
-    thresholds = len(np.unique(aligned[0].folds)) > 1
-    decisions = [("nested thresholds", "thresholds")] * thresholds + [("answer", "answer")]
-    compared = {title: compare(folders, label_set, by=by) for title, by in decisions}
-    best = decisions[0][0]
-    for run, scored in zip(runs, aligned, strict=True):
-        where = {row_id: i for i, row_id in enumerate(run["scored"].ids)}
-        order = [where[row_id] for row_id in scored.ids]
-        run["scored"], run["records"] = scored, [run["records"][i] for i in order]
-        for system in run["systems"]:
-            system |= {key: system[key][order] for key in ("pred", "thresholds") if key in system}
-    preds = [run["systems"][-1 if thresholds else 0]["pred"] for run in runs]
-    keys = dict.fromkeys(key for run in runs for key in run["recipe"])
-    whats = dict.fromkeys(what for run in runs for what, _ in run["resources"])
+    runs, scores = _read_comparable(folders)
+    label_set, rows = runs[0].label_set, scores[0].rows
+    decisions = {"answer": "answer"}
+    if len(np.unique(rows.folds)) > 1:
+        decisions = {"nested thresholds": "thresholds"} | decisions
+    compared = {title: compare(folders, label_set, by=by) for title, by in decisions.items()}
+    best = next(iter(decisions))
+    measured = [dict(resources(run)) for run in runs]
+    titles = dict.fromkeys(title for values in measured for title in values)
     context = {
-        "title": " · ".join(run["name"] for run in runs),
+        "title": " · ".join(run.name for run in runs),
         "kind": "comparison",
-        "facts": [("rows", f"{len(aligned[0].ids):,}"), ("labels", f"{len(label_set)} ({label_set.name})")],
-        "missing": [f"{run['name']}: {sentence}" for run in runs for sentence in run["missing"]],
+        "facts": [("rows", f"{len(rows.ids):,}"), ("labels", f"{len(label_set)} ({label_set.name})")],
+        "notes": [f"{run.name}: {note}" for run in runs for note in notes(run)],
+        "runs": runs,
         "compared": compared,
         "best": best,
-        "names": names,
-        "discordant": discordant(aligned[0].gold, preds).tolist(),
-        "runs": runs,
-        "resources_of": {what: [dict(run["resources"]).get(what, "") for run in runs] for what in whats},
-        "differing": {
-            key: [run["recipe"].get(key) for run in runs]
-            for key in keys
-            if len({str(run["recipe"].get(key)) for run in runs}) > 1 and key != "output_dir"
-        },
-        "data": browser(runs, aligned[0]),
+        "discordant": discordant(rows.gold, [own.decisions[-1].pred for own in scores]).tolist(),
+        "resources_of_runs": {title: [values.get(title, "") for values in measured] for title in titles},
+        "recipe_differences": _recipe_differences(runs),
+        "data": browser_data(runs, scores),
     }
-    caption = f"Macro-F1 with its 95 % interval, and F1 by label; by {best}."
-    if beside := others(names):
-        caption += " Grey: published figures, their authors' own, on rows of their own."
-    rows = [*rows_of(compared[best]), *beside]
-    return context, [Picture("comparison", "headline", caption, figures.draw_comparison(rows))]
+    caption = f"Macro-F1 with its 95 % interval, and F1 by label ({best})."
+    if published := published_rows_for(label_set.names):
+        caption += " Grey: published systems, with the values that their authors report for other rows."
+    figure = figures.draw_comparison([*rows_of(compared[best]), *published])
+    return context, [Picture("comparison", "headline", caption, figure)]
 
 
-def browser(runs: Sequence[dict[str, Any]], scored: Scored) -> dict[str, Any]:
-    """What the error browser of a page knows of each row, as lists in the order of the rows.
+def _read_comparable(folders: Sequence[Path]) -> tuple[list[Run], list[Scores]]:
+    """Read runs that were scored on the same rows, and put the rows of all into the order of the first."""
+    runs = [replace(read_run(folder), name=name) for folder, name in zip(folders, names_of(folders), strict=True)]
+    scores = []
+    for run in runs:
+        if run.label_set.names != runs[0].label_set.names:
+            raise InputError(f"{run.folder}: its labels are not those of {folders[0]}")
+        if run.scores is None:
+            raise InputError(f"{run.folder}: nothing to compare. {' '.join(notes(run))}")
+        scores.append(run.scores)
+    align_scored([own.rows for own in scores])
+    return runs, [own.in_order_of(scores[0].rows.ids) for own in scores]
+
+
+def _recipe_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The recipe keys that differ, with the value of each run."""
+    keys = dict.fromkeys(key for run in runs for key in run.recipe if key != "output_dir")
+    values = {key: [run.recipe.get(key) for run in runs] for key in keys}
+    return {key: of_runs for key, of_runs in values.items() if len({str(value) for value in of_runs}) > 1}
+
+
+def browser_data(runs: Sequence[Run], scores: Sequence[Scores]) -> dict[str, Any]:
+    """The data of the row browser, as lists over the n rows. The script in the template reads it.
 
     Args:
-        runs: as `read_run` gives them, their rows in the order of `scored`.
+        runs: one run, or several that are compared.
+        scores: the scores of each run, with the rows in the same order.
+
+    Returns:
+        `names` of the labels; `ids`, `texts`, `gold` (strings of 0 and 1), `folds` (None if there are none) of the
+        rows; `runs` (see `_run_data`); and `decisions` (see `_decision_data`), which are the ways to decide labels.
     """
-
-    def vectors(matrix: np.ndarray) -> list[str]:
-        return ["".join(map(str, row)) for row in matrix.tolist()]
-
-    folds, first = np.unique(scored.folds, return_index=True)
-    several = len(runs) > 1
+    rows = scores[0].rows
+    decisions = []
+    for k, (run, own) in enumerate(zip(runs, scores, strict=True)):
+        if len(runs) == 1:
+            decisions += [_decision_data(decision, decision.title, k, rows.folds) for decision in own.decisions]
+        else:  # nested thresholds first
+            decisions += [
+                _decision_data(decision, f"{run.name}: {decision.title}", k, rows.folds)
+                for decision in reversed(own.decisions)
+            ]
     return {
-        "names": list(runs[0]["label_set"].names),
-        "ids": [str(row_id) for row_id in scored.ids],
-        "texts": [record["text"] for record in runs[0]["records"]],
-        "gold": vectors(scored.gold),
-        "folds": scored.folds.tolist() if len(folds) > 1 else None,
-        "trained_in_folds": runs[0]["kind"] != "run",
-        "runs": [
-            {
-                "name": run["name"],
-                "prob": np.round(run["scored"].prob * 1000).astype(int).tolist(),  # per mille
-                "loss": np.round(row_log_loss(scored.gold, run["scored"].prob), 3).tolist(),
-                "raw": [record["raw"] for record in run["records"]] if run["audit"] else None,
-                "status": [record["status"] for record in run["records"]] if run["audit"] else None,
-            }
-            for run in runs
-        ],
-        "systems": [
-            {
-                "title": f"{run['name']}: {system['title']}" if several else system["title"],
-                "run": k,
-                "pred": vectors(system["pred"]),
-                "thresholds": {
-                    int(fold): np.round(system["thresholds"][row] * 1000).astype(int).tolist()
-                    for fold, row in zip(folds, first, strict=True)
-                }
-                if "thresholds" in system
-                else None,
-            }
-            for k, run in enumerate(runs)
-            for system in (reversed(run["systems"]) if several else run["systems"])
-        ],
+        "names": list(runs[0].label_set.names),
+        "ids": [str(row_id) for row_id in rows.ids],
+        "texts": [record["text"] for record in scores[0].records],
+        "gold": _as_strings(rows.gold),
+        "folds": rows.folds.tolist() if len(np.unique(rows.folds)) > 1 else None,
+        "trained_in_folds": runs[0].kind != RUN,
+        "runs": [_run_data(run, own) for run, own in zip(runs, scores, strict=True)],
+        "decisions": decisions,
     }
+
+
+def _run_data(run: Run, scores: Scores) -> dict[str, Any]:
+    """The probabilities in per mille, the log losses, and the answers with their parse status, if there are answers."""
+    has_answers = scores.audit is not None
+    return {
+        "name": run.name,
+        "prob": _per_mille(scores.rows.prob),
+        "loss": np.round(row_log_loss(scores.rows.gold, scores.rows.prob), 3).tolist(),
+        "raw": [record["raw"] for record in scores.records] if has_answers else None,
+        "status": [record["status"] for record in scores.records] if has_answers else None,
+    }
+
+
+def _decision_data(decision: Decision, title: str, run: int, folds: np.ndarray) -> dict[str, Any]:
+    """The labels that a decision predicts and, for nested thresholds, the thresholds of each fold in per mille."""
+    thresholds = None
+    if decision.thresholds is not None:
+        numbers, first_rows = np.unique(folds, return_index=True)
+        of_folds = _per_mille(decision.thresholds[first_rows])
+        thresholds = dict(zip(numbers.tolist(), of_folds, strict=True))
+    return {"title": title, "run": run, "pred": _as_strings(decision.pred), "thresholds": thresholds}
+
+
+def _as_strings(matrix: np.ndarray) -> list[str]:
+    """A 0/1 matrix [n, L] as n strings of L digits."""
+    return ["".join(map(str, row)) for row in matrix.tolist()]
+
+
+def _per_mille(values: np.ndarray) -> list[list[int]]:
+    return np.round(values * 1000).astype(int).tolist()
 
 
 def render(context: dict[str, Any], pictures: Sequence[Picture]) -> str:
-    """The HTML page. The template escapes what comes from data; only pictures bring markup of their own."""
+    """Render the HTML page. The template escapes all data; only the pictures bring their own markup."""
     drawn: dict[str, list[dict[str, Any]]] = {}
     for picture in pictures:
         svg = figures.inline_svg(picture.figure, picture.name, picture.caption)

@@ -1,7 +1,8 @@
-"""A run folder -> everything that page and card say about it, scored again from its files."""
+"""A run folder -> its facts for the report page and the model card, with its predictions scored again."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,153 +10,319 @@ import numpy as np
 import yaml
 
 from emogen.evaluation import results, run_folder
-from emogen.evaluation.metrics import apply_thresholds, bootstrap, calibration, interval, nested_thresholds, score
-from emogen.evaluation.run_folder import LABELS, MANIFEST, PROMPT, RECIPE, kind_of, label_set_of, read_json, read_text
-from emogen.report.compare import Row, published, rows_of
+from emogen.evaluation.metrics import (
+    Metrics,
+    apply_thresholds,
+    bootstrap,
+    calibration,
+    interval,
+    nested_thresholds,
+    score,
+)
+from emogen.evaluation.results import ScoredRows
+from emogen.evaluation.run_folder import (
+    BASELINE,
+    LABELS,
+    MANIFEST,
+    METRICS,
+    PROMPT,
+    RECIPE,
+    RUN,
+    kind_of,
+    label_set_of,
+    read_json,
+    read_text,
+)
+from emogen.task.labels import LabelSet
 from emogen.task.parse import FAILED
 
 BASELINE_NAME = "TF-IDF and logistic regression"
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """What is in the folder of a run, of a cross-validation or of a baseline, scored again.
+@dataclass(frozen=True)
+class Decision:
+    """One way of deciding the labels of n rows, with its metrics.
 
-    Returns:
-        `name`; `kind` (run, cross-validation or baseline); `model`; `label_set`; `recipe` (the keys of its YAML file);
-        `files` (what makes the run, name -> text); `manifest` and `metrics` (of these JSON files; empty without them);
-        `folds` (the metrics of each fold of a cross-validation that is finished) of `n_folds`; `logs` (one for each
-        training); `resources` (see there); `missing` (sentences: what is not there, and how to come by it).
-        Where rows were scored, also `scored` (`results.Scored`), `records` (the lines of the predictions file), `audit`
-        (see there; None where no answer is generated), `calibration`, and `systems`: what decides the labels, first the
-        answer and then nested thresholds, each with `title`, `pred` [n, L], `metrics` (of `score.score`), `resampled`
-        and `interval` (figure -> what the bootstrap found, and its 95 %), and `thresholds` [n, L] of the latter.
+    Attributes:
+        title: `answer`, `threshold 0.5` or `nested thresholds`.
+        pred: int8 [n, L].
+        thresholds: the thresholds of each row, [n, L]; None unless they are nested.
+        metrics: the result of `metrics.score`.
+        resampled: the result of `metrics.bootstrap`: F1 by name, each [n_resamples].
+        intervals: the 95 % interval of each of these.
+    """
+
+    title: str
+    pred: np.ndarray
+    thresholds: np.ndarray | None
+    metrics: Metrics
+    resampled: dict[str, np.ndarray]
+    intervals: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class ParseAudit:
+    """How the n answers of a run were parsed.
+
+    Attributes:
+        statuses: (status, number of answers, whether it is a failure), the most frequent first.
+        unknown: (word, number of answers) for the most frequent words that are not labels.
+        n_failed: number of answers that could not be parsed.
+        n_cut: number of texts that were shortened to fit.
+    """
+
+    n: int
+    statuses: list[tuple[str, int, bool]]
+    unknown: list[tuple[str, int]]
+    n_failed: int
+    n_cut: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The held-out rows of a run, scored again.
+
+    Attributes:
+        rows: the n rows.
+        records: the n lines of the predictions file.
+        decisions: by answer (or threshold 0.5), and by nested thresholds unless there are too few rows.
+        calibration: the result of `metrics.calibration`.
+        audit: None if the classifier generates no answers.
+    """
+
+    rows: ScoredRows
+    records: list[dict[str, Any]]
+    decisions: list[Decision]
+    calibration: dict[str, Any]
+    audit: ParseAudit | None
+
+    def in_order_of(self, ids: Sequence[str]) -> "Scores":
+        """The same scores, with the rows in the order of the given ids."""
+        order = self.rows.positions(ids)
+        decisions = [
+            replace(
+                decision,
+                pred=decision.pred[order],
+                thresholds=None if decision.thresholds is None else decision.thresholds[order],
+            )
+            for decision in self.decisions
+        ]
+        return replace(self, rows=self.rows.take(order), records=[self.records[i] for i in order], decisions=decisions)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The facts of a run, a cross-validation or a baseline.
+
+    Attributes:
+        name: the name of its folder.
+        kind: see `run_folder.kind_of`.
+        model: the base model, or the method of a baseline.
+        generates: whether it generates answers, rather than probabilities alone.
+        recipe: the keys of its recipe.
+        files: name -> text of the files that configure it.
+        manifest, metrics: the contents of these files; empty if they are missing.
+        fold_metrics: the metrics of each finished fold of a cross-validation, by number.
+        n_folds: the number of folds; 0 for a run.
+        logs: the log of the trainer, or of each fold's trainer.
+        scores: None if no rows were scored.
+    """
+
+    name: str
+    folder: Path
+    kind: str
+    model: str
+    generates: bool
+    label_set: LabelSet
+    recipe: dict[str, Any]
+    files: dict[str, str]
+    manifest: dict[str, Any]
+    metrics: Metrics
+    fold_metrics: dict[int, Metrics]
+    n_folds: int
+    logs: list[list[dict[str, Any]]]
+    scores: Scores | None
+
+
+@dataclass(frozen=True)
+class FoldTable:
+    """Macro-F1 and micro-F1 (`f1_macro`, `f1_micro`) of each fold, by the title of the decision.
+
+    Attributes:
+        numbers: the numbers of the folds.
+        values: decision -> metric -> the value of each fold.
+        mean, sd: decision -> metric -> mean and standard deviation; empty until all folds are finished.
+    """
+
+    numbers: list[int]
+    values: dict[str, dict[str, list[float]]]
+    mean: dict[str, dict[str, float]]
+    sd: dict[str, dict[str, float]]
+
+
+def read_run(folder: Path) -> Run:
+    """Read the folder of a run, a cross-validation or a baseline, and score its predictions again.
 
     Raises:
-        InputError: it is no such folder, or a file in it cannot be read.
+        InputError: the folder is none of these, or one of its files is not valid.
     """
-    label_set = label_set_of(folder)
+    label_set, kind = label_set_of(folder), kind_of(folder)
     files = {name: text for name in (RECIPE, PROMPT, LABELS, MANIFEST) if (text := read_text(folder / name))}
     recipe = yaml.safe_load(files.get(RECIPE, "{}")) or {}
+    generates = kind != BASELINE and recipe.get("answer") != "head"
     fold_folders = sorted(folder.glob("fold-*/"))
-    kind = kind_of(folder)
-    folds = {
-        int(f.name[5:]): read_json(f / run_folder.METRICS) for f in fold_folders if (f / run_folder.METRICS).is_file()
-    }
-    run: dict[str, Any] = {
-        "name": folder.resolve().name,
-        "folder": str(folder),
-        "kind": kind,
-        "model": BASELINE_NAME if kind == "baseline" else recipe.get("model_name_or_path", "a model that is not named"),
-        "label_set": label_set,
-        "recipe": recipe,
-        "files": files,
-        "manifest": read_json(folder / MANIFEST),
-        "metrics": read_json(folder / run_folder.METRICS),
-        "folds": folds,
-        "n_folds": _n_folds(folder),
-        "logs": [entries for f in fold_folders or [folder] if (entries := results.read_log(f))],
-        "missing": [],
-    }
-    if not run["metrics"]:
-        run["missing"].append(_unfinished(run))
-    if (folder / run_folder.PREDICTIONS).is_file():
-        run |= _scored_again(folder, run)
-    elif run["metrics"]:
-        run["missing"].append(
-            "No rows were scored, for the recipe names none: eval_file=FILE or eval_fraction=0.1 holds rows out and "
-            "scores them at the end of a run; emogen cv scores all."
-        )
-    return run | {"resources": resources(run)}
+    has_predictions = (folder / run_folder.PREDICTIONS).is_file()
+    return Run(
+        name=folder.resolve().name,
+        folder=folder,
+        kind=kind,
+        model=BASELINE_NAME if kind == BASELINE else recipe.get("model_name_or_path", "unnamed model"),
+        generates=generates,
+        label_set=label_set,
+        recipe=recipe,
+        files=files,
+        manifest=read_json(folder / MANIFEST),
+        metrics=read_json(folder / METRICS),
+        fold_metrics={
+            int(fold.name.removeprefix("fold-")): read_json(fold / METRICS)
+            for fold in fold_folders
+            if (fold / METRICS).is_file()
+        },
+        n_folds=_n_folds(folder),
+        logs=[entries for trained in fold_folders or [folder] if (entries := results.read_log(trained))],
+        scores=_score(folder, label_set, generates) if has_predictions else None,
+    )
 
 
 def _n_folds(folder: Path) -> int:
-    """How many folds the rows of a cross-validation are in."""
     lines = (read_text(folder / run_folder.FOLDS) or "").split("\n")[1:]
     return len({line.rpartition(",")[2] for line in lines if line})
 
 
-def _unfinished(run: dict[str, Any]) -> str:
-    said = f"It has not ended: there is no {run_folder.METRICS}. The command that began it goes on with it"
-    if run["kind"] == "run":
-        return f"{said}, with resume_from_checkpoint=true."
-    return f"{said}; {len(run['folds'])} of {run['n_folds']} folds are finished."
+def _score(folder: Path, label_set: LabelSet, generates: bool) -> Scores:
+    rows = results.read_scored(folder, label_set)
+    records = results.read_records(rows.path)
+    titles = decision_titles(generates)
+    decided: list[tuple[str, np.ndarray, np.ndarray | None]] = [(titles["answer"], rows.pred, None)]
+    if len(np.unique(rows.folds)) > 1:
+        thresholds = nested_thresholds(rows.gold, rows.prob, rows.folds)
+        decided.append((titles["thresholds"], apply_thresholds(rows.prob, thresholds), thresholds))
+    resampled = bootstrap(rows.gold, [pred for _, pred, _ in decided], label_set.names)
+    return Scores(
+        rows=rows,
+        records=records,
+        decisions=[
+            Decision(
+                title=title,
+                pred=pred,
+                thresholds=thresholds,
+                metrics=score(rows.gold, pred, label_set.names),
+                resampled=values,
+                intervals={name: interval(f1) for name, f1 in values.items()},
+            )
+            for (title, pred, thresholds), values in zip(decided, resampled, strict=True)
+        ],
+        calibration=calibration(rows.gold, rows.prob, label_set.names),
+        audit=audit_answers(records) if generates else None,
+    )
 
 
-def _scored_again(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """What `read_run` says of the rows that were scored."""
-    names = run["label_set"].names
-    scored = results.read_scored(folder, run["label_set"])
-    records = results.read_records(scored.path)
-    systems: list[dict[str, Any]] = [{"title": titles_of(run)["answer"], "pred": scored.pred}]
-    if len(np.unique(scored.folds)) > 1:
-        thresholds = nested_thresholds(scored.gold, scored.prob, scored.folds)
-        pred = apply_thresholds(scored.prob, thresholds)
-        systems.append({"title": titles_of(run)["thresholds"], "pred": pred, "thresholds": thresholds})
-    resampled = bootstrap(scored.gold, [system["pred"] for system in systems], names)
-    for system, values in zip(systems, resampled, strict=True):
-        system["metrics"] = score(scored.gold, system["pred"], names)
-        system["resampled"] = values
-        system["interval"] = {key: interval(of) for key, of in values.items()}
-    return {
-        "scored": scored,
-        "records": records,
-        "audit": audit(records) if generates(run) else None,
-        "systems": systems,
-        "calibration": calibration(scored.gold, scored.prob, names),
-    }
+def decision_titles(generates: bool) -> dict[str, str]:
+    """The titles of the decisions, by their keys in metrics.json."""
+    return {"answer": "answer" if generates else "threshold 0.5", "thresholds": "nested thresholds"}
 
 
-def generates(run: dict[str, Any]) -> bool:
-    """Whether there are answers, and not probabilities alone."""
-    return run["kind"] != "baseline" and run["recipe"].get("answer") != "head"
-
-
-def titles_of(run: dict[str, Any]) -> dict[str, str]:
-    """What decides the labels, in words, by its name in metrics.json."""
-    return {"answer": "answer" if generates(run) else "threshold 0.5", "thresholds": "nested thresholds"}
-
-
-def audit(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """How answers were read: `statuses` (status, rows, whether it is a failure), the commonest `unknown` words with
-    their rows, and how many texts were `cut`."""
+def audit_answers(records: Sequence[dict[str, Any]]) -> ParseAudit:
+    """Count how the answers of a predictions file were parsed."""
     statuses = Counter(record["status"] for record in records)
     unknown = Counter(word for record in records for word in record["unknown"])
-    return {
-        "n": len(records),
-        "statuses": [(status, n, status in FAILED) for status, n in statuses.most_common()],
-        "failed": sum(statuses[status] for status in FAILED),
-        "unknown": unknown.most_common(20),
-        "cut": sum("tokens_cut" in record for record in records),
-    }
+    return ParseAudit(
+        n=len(records),
+        statuses=[(status, count, status in FAILED) for status, count in statuses.most_common()],
+        unknown=unknown.most_common(20),
+        n_failed=sum(statuses[status] for status in FAILED),
+        n_cut=sum("tokens_cut" in record for record in records),
+    )
 
 
-def resources(run: dict[str, Any]) -> list[tuple[str, str]]:
-    """Time, speed and memory of a run, as far as they are known: what, and how much with its unit."""
-    parts = list(run["folds"].values()) or [run["metrics"]]
-    over = f" of {len(parts)} folds" if len(parts) > 1 else ""
-    rows: list[tuple[str, str]] = []
+def notes(run: Run) -> list[str]:
+    """Sentences about what is missing in a run folder, and how to get it."""
+    missing = []
+    if not run.metrics:
+        note = f"Not finished: there is no {METRICS}. The command that started it resumes it"
+        if run.kind == RUN:
+            missing.append(f"{note}, with resume_from_checkpoint=true.")
+        else:
+            missing.append(f"{note}; {len(run.fold_metrics)} of {run.n_folds} folds are finished.")
+    elif run.scores is None:
+        missing.append(
+            "No rows were scored: the recipe names none. With eval_file=FILE or eval_fraction=0.1, a run scores "
+            "held-out rows at its end; emogen cv scores all rows."
+        )
+    return missing
 
-    def total(key: str) -> float:
-        return sum(part.get(key, 0) for part in parts)
 
-    def last(key: str) -> list[float]:
-        return [entries[-1][key] for entries in run["logs"] if key in entries[-1]]
+def fold_table(run: Run) -> FoldTable | None:
+    """The metrics of the folds; of an unfinished cross-validation, of the finished folds by their answers.
 
-    if seconds := total("train_seconds"):
-        rows.append((f"training{over}", _duration(seconds)))
-    if trained := parts[0].get("train_rows"):
-        rows.append(("training rows" + (" of a fold" if over else ""), f"{trained:,}"))
-    if speed := last("train_samples_per_second"):
-        rows.append(("training speed", f"{np.mean(speed):.1f} rows/s"))
-    for key, what in (("answer_seconds", "answers"), ("prob_seconds", "probabilities")):
-        if seconds := total(key):
-            rows.append((f"{what}{over}", f"{_duration(seconds)}, {total('n') / seconds:.1f} rows/s"))
-    if memory := max((part.get("peak_memory_bytes", 0) for part in parts), default=0):
-        rows.append(("peak memory", f"{memory / 2**30:.1f} GiB"))
-    if hardware := run["manifest"].get("hardware"):
+    Returns:
+        None for a run, or if no fold is finished.
+    """
+    if run.kind == RUN:
+        return None
+    titles = decision_titles(run.generates)
+    if "folds" in run.metrics:
+        values, mean, sd = (
+            {titles[decision]: by_metric for decision, by_metric in run.metrics[key].items()}
+            for key in ("folds", "mean", "sd")
+        )
+        return FoldTable(list(range(len(values[titles["answer"]]["f1_macro"]))), values, mean, sd)
+    if not run.fold_metrics:
+        return None
+    numbers = sorted(run.fold_metrics)
+    by_metric = {key: [run.fold_metrics[k].get(key, float("nan")) for k in numbers] for key in ("f1_macro", "f1_micro")}
+    return FoldTable(numbers, {titles["answer"]: by_metric}, {}, {})
+
+
+def resources(run: Run) -> list[tuple[str, str]]:
+    """The time, speed and memory of a run: (what was measured, value with unit), as far as they are known."""
+    return [*_training(run), *_inference(run), *_machine(run)]
+
+
+def _training(run: Run) -> Iterable[tuple[str, str]]:
+    parts = _parts(run)
+    speeds = [log[-1]["train_samples_per_second"] for log in run.logs if "train_samples_per_second" in log[-1]]
+    if seconds := sum(part.get("train_seconds", 0) for part in parts):
+        yield f"training{_of_folds(parts)}", _duration(seconds)
+    if n_rows := parts[0].get("train_rows"):
+        yield "training rows per fold" if len(parts) > 1 else "training rows", f"{n_rows:,}"
+    if speeds:
+        yield "training speed", f"{np.mean(speeds):.1f} rows/s"
+
+
+def _inference(run: Run) -> Iterable[tuple[str, str]]:
+    parts = _parts(run)
+    for key, title in (("answer_seconds", "answers"), ("prob_seconds", "probabilities")):
+        if seconds := sum(part.get(key, 0) for part in parts):
+            n_rows = sum(part.get("n", 0) for part in parts)
+            yield f"{title}{_of_folds(parts)}", f"{_duration(seconds)}, {n_rows / seconds:.1f} rows/s"
+
+
+def _machine(run: Run) -> Iterable[tuple[str, str]]:
+    if memory := max(part.get("peak_memory_bytes", 0) for part in _parts(run)):
+        yield "peak memory", f"{memory / 2**30:.1f} GiB"
+    if hardware := run.manifest.get("hardware"):
         gpus = ", ".join(f"{n} × {gpu}" for gpu, n in Counter(hardware["gpus"]).items())
-        rows.append(("hardware", gpus or f"{hardware['threads']} threads of a CPU ({hardware['machine']})"))
-    return rows
+        yield "hardware", gpus or f"CPU, {hardware['threads']} threads ({hardware['machine']})"
+
+
+def _parts(run: Run) -> list[Metrics]:
+    """The metrics of the folds, or of the run itself."""
+    return list(run.fold_metrics.values()) or [run.metrics]
+
+
+def _of_folds(parts: Sequence[Metrics]) -> str:
+    return f" of {len(parts)} folds" if len(parts) > 1 else ""
 
 
 def _duration(seconds: float) -> str:
@@ -163,8 +330,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
-
-
-def others(names: Sequence[str]) -> list[Row]:
-    """The published systems, if these are their labels."""
-    return rows_of([], with_published=True) if set(names) == set(published()["labels"]) else []

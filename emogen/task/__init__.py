@@ -1,1 +1,1 @@
-"""What a recipe names: labels, prompt, answer style, rows. No torch."""
+"""The parts that a recipe names: label set, prompt, answer style and rows. Loads no torch."""

@@ -1,8 +1,8 @@
-"""Label names -> the text of an answer, in one of four styles. `parse.py` is the way back.
+"""Label names -> answer text, in one of four styles. `parse.py` is the inverse.
 
-An answer is put together from pieces, always in one order of the labels (`LabelSet.answer_order`). The same pieces make
-the training target, the few-shot answers in a prompt, and (as token ids) the grammar of constrained decoding, so that
-the three cannot disagree.
+An answer is built from pieces, which always name the labels in the same order (`LabelSet.answer_order`). The training
+target, the few-shot answers of a prompt and the grammar of constrained decoding use the same pieces, so they cannot
+disagree.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,10 @@ YES, NO = "yes", "no"
 
 @dataclass(frozen=True)
 class Pieces:
-    """A set-valued answer: `first[i]`, `following[j]` for each label named later, `close`; or `empty` alone."""
+    """The pieces of an answer that lists its labels.
+
+    An answer is `first[i]`, then `following[j]` for each further label, then `close`; or `empty` alone.
+    """
 
     first: tuple[str, ...]
     following: tuple[str, ...]
@@ -25,27 +28,31 @@ class Pieces:
 
 
 def pieces(label_set: LabelSet, style: str) -> Pieces:
-    """The pieces of a `list` answer (`anger, joy` or `none`) or a `json` answer (`["anger", "joy"]` or `[]`)."""
+    """The pieces of a `list` answer (`anger, joy` or `none`) or a `json` answer (`["anger", "joy"]` or `[]`).
+
+    Raises:
+        ValueError: the style has no pieces.
+    """
     names = label_set.names
     if style == "list":
         return Pieces(names, tuple(f", {name}" for name in names), "", label_set.empty)
     if style == "json":
-        # Cut where tokenizers cut (`["` `anger` `", "` `joy` `"]`), so that the tokens are those of the whole text.
+        # Split where tokenizers split (`["` `anger` `", "` `joy` `"]`), so that the tokens are those of the whole text.
         return Pieces(tuple(f'["{name}' for name in names), tuple(f'", "{name}' for name in names), '"]', "[]")
-    raise ValueError(f"a {style!r} answer is not built from pieces; the styles that are: list, json")
+    raise ValueError(f"a {style!r} answer is not built from pieces; use list or json")
 
 
 def answer_text(names: Iterable[str], label_set: LabelSet, style: str) -> str:
     """The canonical answer for a set of labels.
 
     Args:
-        names: names of the set, in any order.
-        style: `list` -> `anger, joy`; `count` -> `2: anger, joy`; `json` -> `["anger", "joy"]`; `yes_no` -> a line
-            `label: yes` or `label: no` for every label. (In `yes_no` the model answers one question a label; the lines
-            are what those answers add up to.)
+        names: label names, in any order.
+        style: `list` -> `anger, joy`; `count` -> `2: anger, joy`; `json` -> `["anger", "joy"]`; `yes_no` -> one line
+            `label: yes` or `label: no` per label. (A `yes_no` model answers one question per label; the lines combine
+            its answers.)
 
     Raises:
-        ValueError: a name that is not in the set, or an unknown style.
+        ValueError: a name is not in the label set, or the style is unknown.
     """
     present = label_set.sort(names)
     if style == "yes_no":

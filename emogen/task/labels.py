@@ -1,4 +1,4 @@
-"""A label set as data: names in canonical order, with definitions and aliases; names <-> 0/1 vector."""
+"""Label sets: names in canonical order with definitions and aliases, and conversion to and from 0/1 vectors."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -16,7 +16,7 @@ Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pat
 
 
 class Label(BaseModel):
-    """One label: its name, what it means, and the other words that stand for it in free text."""
+    """One label: its name, its definition, and other words for it that may occur in free text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -26,9 +26,13 @@ class Label(BaseModel):
 
 
 class LabelSet(BaseModel):
-    """The labels of a task in canonical order. `empty` is the answer for a text with no label.
+    """The labels of a task.
 
-    `order` names them in the order in which prompts and answers do, where that is another one.
+    Attributes:
+        name: name of the label set, for messages.
+        empty: the answer for a text without labels.
+        labels: the labels in canonical order, which is the order of vectors and columns.
+        order: the label names in the order of prompts and answers, if that differs from the canonical order.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,50 +51,65 @@ class LabelSet(BaseModel):
                     raise ValueError(f"{word!r} stands for both {owner[word.casefold()]} and {label.name!r}")
                 owner[word.casefold()] = repr(label.name)
         if self.order and sorted(self.order) != sorted(label.name for label in self.labels):
-            raise ValueError("order has to name each label once")
+            raise ValueError("order must name each label once")
         return self
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The names in canonical order."""
+        """The label names in canonical order."""
         return tuple(label.name for label in self.labels)
 
     @cached_property
     def answer_order(self) -> tuple[int, ...]:
-        """The positions of the labels, in the order in which prompts and answers name them."""
+        """The position of each label, in the order of prompts and answers."""
         return tuple(self.names.index(name) for name in self.order or self.names)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def sort(self, names: Iterable[str]) -> tuple[str, ...]:
-        """The given names in canonical order, each once. Raises ValueError on a name that is not in the set."""
+        """The given names in canonical order, each once.
+
+        Raises:
+            ValueError: a name is not in the label set.
+        """
         wanted = set(names)
         if unknown := sorted(wanted - set(self.names)):
             raise ValueError(f"not in the label set {self.name!r}: {', '.join(unknown)}")
         return tuple(name for name in self.names if name in wanted)
 
     def vector(self, names: Iterable[str]) -> tuple[int, ...]:
-        """Names to a 0/1 tuple of length L. Raises ValueError on a name that is not in the set."""
+        """The 0/1 vector of length L of the given names.
+
+        Raises:
+            ValueError: a name is not in the label set.
+        """
         present = set(self.sort(names))
         return tuple(int(name in present) for name in self.names)
 
     def names_of(self, vector: Sequence[int]) -> tuple[str, ...]:
-        """A 0/1 vector of length L to names in canonical order."""
+        """The names, in canonical order, of a 0/1 vector of length L.
+
+        Raises:
+            ValueError: the vector has another length.
+        """
         if len(vector) != len(self.labels):
             raise ValueError(f"a vector of {len(vector)} values for {len(self.labels)} labels")
         return tuple(name for name, value in zip(self.names, vector, strict=True) if value)
 
     def to_yaml(self) -> str:
-        """The file that `load_label_set` reads."""
+        """The text of a file that `load_label_set` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def load_label_set(name_or_path: str | Path) -> LabelSet:
-    """Load a label set by the name of a shipped one (`semeval2018`) or by the path of a YAML file.
+    """Load a label set.
+
+    Args:
+        name_or_path: name of a shipped label set, such as `semeval2018`, or path of a YAML file.
 
     Raises:
-        InputError: no such file and no shipped label set of that name; or the file is not valid, and why.
+        InputError: there is no such file or shipped label set, or the file is not valid.
     """
     path = paths.find(name_or_path)
     if not path.is_file():

@@ -1,23 +1,25 @@
-"""A generated answer -> labels, and how it was read. The way back from `answer.py`; it never raises on any string.
+"""A generated answer -> labels, and how it was read. The inverse of `answer.py`.
 
-A text is read in four steps: keep the first answer of what the model wrote (`_first_answer`), cut it into
-items at commas, line breaks and the like (`_items`), read each item (`_read_item`), and sum up (`_tolerant`).
-Quotes, brackets and other punctuation carry no meaning, so JSON, whole or cut off, needs no reader of its own.
+A text is read in four steps: keep the first answer in it (`_first_answer`), split it into items at commas, line breaks
+and the like (`_items`), read each item (`_read_item`), and combine the items (`_read_tolerantly`). Quotes, brackets and
+other punctuation carry no meaning, so JSON needs no reader of its own, whether it is complete or cut off.
 
 The rules:
 
-* Words: a name, an alias or the empty answer counts as a whole word only, in any case, longest first. A hyphen joins
-  (`self-love` is one word, and no label). A word that is also a label is a label (`neutral` in GoEmotions).
-* Yes and no: `yes true 1` after a label and a colon let it count, `no false 0 null none not` do not; a number between
-  is a probability and counts from 0.5. Without a colon the value must end the item (`joy no,`, `Joy? No.`). The first
-  verdict on a label outweighs all else. Among verdicts, a last label without one was cut off, and does not count.
-* Negation stays within an item. `not no never without neither nor isn't ...` deny the next label, across filler words
-  (`any`, `a sign of`) only: any other word ends it (`not only joy`). `or` hands it on (`no anger or joy`). Emotions
-  denied as such (`no clear emotion`) are the empty set. It never reaches back (`joy is not there`); English words only.
-* Cut-off: the last item, if nothing closes it and a separator opens it (or it is the whole text), is taken for the one
-  label name that starts with it, from 3 letters on; not among verdicts.
-* Unknown: an item of one to three words without a label. Longer ones are chatter and are dropped, and so are headings
-  (`Reason: ...`) and what is denied.
+* Words: a name, an alias or the empty answer counts only as a whole word, in any case; the longest match wins. A hyphen
+  joins (`self-love` is one word and not a label). A word that is also a label is a label (`neutral` in GoEmotions).
+* Yes and no: after a label and a colon, `yes true 1` select the label, and `no false 0 null none not` do not. A number
+  between 0 and 1 is a probability and selects the label from 0.5. Without a colon, the value must end the item
+  (`joy no,`, `Joy? No.`). The first verdict on a label overrides everything else. If there are verdicts, a last label
+  without one was cut off and does not count.
+* Negation is English only and ends with the item. `not no never without neither nor isn't ...` deny the next label,
+  with only filler words (`any`, `a sign of`) in between; any other word ends the negation (`not only joy`). `or`
+  continues it (`no anger or joy`). It never applies backwards (`joy is not there`). Denying emotions in general
+  (`no clear emotion`) is the empty answer.
+* Cut-off: the last item, if nothing closes it and it follows a separator (or is the whole text), is completed to the
+  only label name that starts with it, given at least 3 letters. This does not apply among verdicts.
+* Unknown: an item of one to three words without a label. Longer items are chatter and are dropped, as are headings
+  (`Reason: ...`) and denied words.
 """
 
 import re
@@ -30,12 +32,12 @@ from emogen.task.answer import NO, STYLES, YES, answer_text
 from emogen.task.labels import LabelSet
 
 MODES = ("strict", "tolerant")
-MAX_CHARS = 10_000  # an answer is short: what a tolerant reading has to look at is bounded
+FAILED = ("unknown", "empty")  # the statuses that count as parse failures
+MAX_CHARS = 10_000  # answers are short; this bounds the time of a tolerant reading
 
-
-# Words (folded). They only matter where the label set does not claim them.
-_NOTHING = ("none", "none of the above", "none of these", "no emotion", "no emotions", "no label", "no labels")
-_EMPTY = (*_NOTHING, "neutral", "n/a")
+# Folded words. A label or an alias of the same spelling takes precedence.
+_NO_LABELS = ("none of the above", "none of these", "no emotion", "no emotions", "no label", "no labels")
+_EMPTY = ("none", "neutral", "n/a", *_NO_LABELS)
 _YES = (YES, "true", "1")
 _NO = (NO, "false", "0", "null", "none", "not", "n/a")
 _NEGATOR = re.compile("not|no|never|without|neither|nor|cannot|lack(s|ing)?|(is|are|was|were|do|does|did)nt|.*n['’]t")
@@ -44,21 +46,19 @@ _FILLER = re.compile(
     "|longer|clear|strong|these|those|express(es|ed|ing)?|feel(s|ing|ings)?|show(s|n|ing)?|convey(s|ing)?|contain(s|ing)?"
     "|ha(ve|s|ving)|see|seems?|to|about|sense|signs?|hint|trace"
 )
-
-
 _EMOTION = frozenset({"emotion", "emotions", "label", "labels"})
 _COURTESY = frozenset({"yes", "sure", "ok", "okay", "certainly", "well"})
 
-
-# A word is letters, digits and the marks of scripts that write vowels as marks (which `\w` leaves out).
+# A word consists of letters, digits, and the combining marks that write vowels in some scripts (`\w` excludes them).
 _MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u109f"
 _LETTER = rf"(?:[^\W_]|(?!\w)[{_MARKS}])"
 _BEFORE = rf"(?<![^\W_])(?<![{_MARKS}])(?<![^\W_][-_])"
 _AFTER = rf"(?!{_LETTER}|[-_][^\W_])"
 _HEAD = "(?:the|my|final|predicted|detected|expressed|emotions?|feelings?|labels?|answer|output|result|response)"
 
-
-# What is not matched is punctuation, and skipped. Every repetition is bounded or cannot overlap with what follows it.
+# The kinds of tokens: skip (numbering, code fences), known (words of the label set), empty ([] or {}), lead (such as
+# "Emotions:"), word, colon (or what takes its place before a verdict), sep and stop (which end an item). Anything else
+# is punctuation. No repetition can backtrack far: each one is bounded, or cannot match the beginning of what follows.
 _TOKEN = rf"""
     (?P<skip>   (?:^[^\w\n]{{0,8}} | (?<=[,;]\s)\(?) \d{{1,2}}[.):](?!\d) | ```(?:json|text|plaintext|python)\b )
   | (?P<known>  {_BEFORE}(?:%s){_AFTER} )
@@ -70,27 +70,28 @@ _TOKEN = rf"""
   | (?P<stop>   [.!?。…] )
 """
 
-
 _SPECIAL = re.compile(
     r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>\s]{1,40}｜>|</?s>|<(?:bos|eos|pad|start_of_turn|end_of_turn)>|\[/?INST\]"
 )
-
-
 _NEW_TURN = re.compile(
     r"\n[ \t\r]{0,9}\n\W{0,9}(?:tweet|text|input|question|example|instruction|user|human|assistant|system"
     r"|explanation|reason|reasoning|note)\b\W{0,3}\d{0,4}\W{0,3}:"
     r"|\n\W{0,9}(?:tweet|user|human|assistant|system)\W{0,3}:",
     re.IGNORECASE,
 )
-
-
-_ESCAPE = re.compile(r"\\u(?!d[89a-f])([0-9a-f]{4})", re.IGNORECASE)  # as json.dumps writes "Ärger"; no lone surrogates
-FAILED = ("unknown", "empty")  # of the ways in which an answer is read, those that are failures
+_ESCAPE = re.compile(r"\\u(?!d[89a-f])([0-9a-f]{4})", re.IGNORECASE)  # as json.dumps writes "Ä"; no lone surrogates
 
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """What was read: `labels` in canonical order, the same as a 0/1 `vector`, how it was read, and what is no label."""
+    """The result of reading an answer.
+
+    Attributes:
+        labels: label names in canonical order.
+        vector: the same as a 0/1 vector of length L.
+        status: how the answer was read; see `parse_answer`.
+        unknown: words in place of a label that are not in the label set.
+    """
 
     labels: tuple[str, ...]
     vector: tuple[int, ...]
@@ -99,32 +100,32 @@ class ParsedAnswer:
 
     @property
     def failed(self) -> bool:
-        """True where nothing could be read; `labels` is then empty for want of an answer, not as an answer."""
+        """Whether nothing could be read. `labels` is then empty, which is not the same as the empty answer."""
         return self.status in FAILED
 
 
 def parse_answer(text: str, label_set: LabelSet, mode: str = "tolerant", style: str = "list") -> ParsedAnswer:
-    """Read a generated answer back into labels, by the rules at the top of this module.
+    """Read a generated answer, by the rules at the top of this module. No text raises an error.
 
     Args:
-        text: what the model wrote. Any string will do; a tolerant reading looks at its first 10,000 characters only,
-            not counting a closed `<think>` block at its start.
-        label_set: the labels that it may name.
-        mode: `strict` takes the canonical answer of the style and nothing else; `tolerant` whatever can be read.
-        style: whose canonical answer counts as exact. The others are read just as well.
+        text: the generated text. A tolerant reading considers its first 10,000 characters, after a closed `<think>`
+            block at its start.
+        label_set: the labels that the answer may name.
+        mode: `strict` accepts only the canonical answer of the style; `tolerant` reads whatever it can.
+        style: the style whose canonical answer is `exact`. Answers in other styles are read too.
 
     Returns:
-        The labels and how they were read, as `status`:
+        The labels, and one of these as `status`:
 
-        * `exact`: the canonical answer, but for whitespace around it.
-        * `normalised`: says the same; only case, order, quotes, separators, numbering, a lead-in and the like differ.
-        * `repaired`: something was dropped or mended: chatter, repeated, unknown or denied labels, aliases, a cut-off
-          last label, labels beside the empty answer, a run-on into the next turn.
-        * `unknown`: words, but neither a label nor the empty answer. They are in `unknown`, which is never empty then.
+        * `exact`: the canonical answer, apart from surrounding whitespace.
+        * `normalised`: equivalent to it; only case, order, quotes, separators, numbering, a lead-in or the like differ.
+        * `repaired`: something was dropped or corrected: chatter; repeated, unknown or denied labels; aliases; a
+          cut-off last label; labels beside the empty answer; a continuation with the next turn.
+        * `unknown`: words, but neither a label nor the empty answer. They are in `unknown`, which is then not empty.
         * `empty`: no words at all.
 
     Raises:
-        ValueError: an unknown mode or style. Never on account of the text.
+        ValueError: the mode or the style is unknown.
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; it must be one of: {', '.join(MODES)}")
@@ -135,7 +136,7 @@ def parse_answer(text: str, label_set: LabelSet, mode: str = "tolerant", style: 
     if names is not None:
         return _parsed(names, "exact", label_set)
     if mode == "tolerant":
-        return _tolerant(text, label_set)
+        return _read_tolerantly(text, label_set)
     return _parsed((), "unknown", label_set, (text,)) if text else _parsed((), "empty", label_set)
 
 
@@ -145,7 +146,10 @@ def _parsed(names: Iterable[str], status: str, label_set: LabelSet, unknown: Ite
 
 
 def _canonical_names(text: str, label_set: LabelSet, style: str) -> list[str] | None:
-    """The names in a canonical answer, or None where it is none: take it apart, and see if that is how it is made."""
+    """The names in a canonical answer, or None for any other text.
+
+    The text is split as if it were canonical, and compared with the canonical answer for the resulting names.
+    """
     if style == "list":
         names = [] if text == label_set.empty else text.split(", ")
     elif style == "count":
@@ -160,44 +164,61 @@ def _canonical_names(text: str, label_set: LabelSet, style: str) -> list[str] | 
 
 @dataclass
 class _Found:
-    """What the items read so far have come to."""
+    """The findings in all items read so far."""
 
+    mended: bool  # something was dropped or corrected, apart from what the other fields record
     named: list[str] = field(default_factory=list)
     verdicts: dict[str, bool] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
-    last: str = ""  # the label that the last item ends with
-    empty: bool = False
-    denied: bool = False
-    words: bool = False  # any that are not part of the answer
+    last: str = ""  # the label that ends the last item
+    empty: bool = False  # the empty answer
+    denied: bool = False  # a label with a negation
+    words: bool = False  # words that are not part of the answer
 
 
-def _tolerant(text: str, label_set: LabelSet) -> ParsedAnswer:
+@dataclass
+class _Item:
+    """The state of reading one item, between two of its tokens."""
+
+    label: str = ""  # the label that the previous token names
+    known: bool = False  # a token names a label or the empty answer
+    negated: bool = False  # the next label is denied
+    continues: bool = False  # the last label was denied, and `or` would deny the next one
+    loose: list[re.Match[str]] = field(default_factory=list)  # words that may be an unknown label
+
+
+def _read_tolerantly(text: str, label_set: LabelSet) -> ParsedAnswer:
     answer, open_ended, mended = _first_answer(text)
     pattern, meaning = _compiled(label_set)
-    found = _Found()
+    found = _Found(mended)
     for before, tokens in _items(answer, pattern):
         cut_off = _cut_off_name(before, tokens, label_set) if open_ended and not found.verdicts else None
         if cut_off:
             found.named.append(cut_off)
-            mended = True
+            found.mended = True
         else:
-            mended |= _read_item(tokens, meaning, found)
+            _read_item(tokens, meaning, found)
 
     if not (found.named or found.verdicts or found.empty or found.denied):
         if not found.words:
             return _parsed((), "empty", label_set)
         return _parsed((), "unknown", label_set, found.unknown or [answer.strip()])
+    mended = found.mended or found.words or found.denied or len(set(found.named)) < len(found.named)
     if found.verdicts and found.last and found.last not in found.verdicts:
+        found.verdicts[found.last] = False  # cut off before its verdict
         mended = True
-        found.verdicts[found.last] = False
     names = {name for name in found.named if found.verdicts.get(name, True)}
     names |= {name for name, verdict in found.verdicts.items() if verdict}
-    mended |= found.words or found.denied or len(set(found.named)) < len(found.named) or bool(found.empty and names)
+    mended |= bool(found.empty and names)
     return _parsed(names, "repaired" if mended else "normalised", label_set, found.unknown)
 
 
 def _first_answer(text: str) -> tuple[str, bool, bool]:
-    """The first answer alone; whether it may have been cut off at its end; whether more than end tokens was dropped."""
+    """Drop everything but the first answer.
+
+    Returns:
+        The answer; whether its end may be cut off; whether anything other than end tokens was dropped.
+    """
     open_ended, mended = True, False
     if text.startswith("<think>") and "</think>" in text:
         text = text.partition("</think>")[2]
@@ -216,17 +237,17 @@ def _first_answer(text: str) -> tuple[str, bool, bool]:
 
 
 def _fold(text: str) -> str:
-    """Words that differ in case, whitespace or Unicode composition only are the same word."""
+    """The form in which words are compared: case, whitespace and Unicode composition do not matter."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 @lru_cache(maxsize=32)
 def _compiled(label_set: LabelSet) -> tuple[re.Pattern[str], dict[str, str]]:
-    """The token pattern of a label set, and what its words mean: folded word -> label name, or "" for the empty set."""
+    """The token pattern of a label set, and the meaning of its words: folded word -> label name, or "" for no label."""
     meaning = dict.fromkeys((*_EMPTY, _fold(label_set.empty)), "")
     meaning |= {_fold(alias): label.name for label in label_set.labels for alias in label.aliases}
-    meaning |= {_fold(label.name): label.name for label in label_set.labels}  # a name outranks an alias
-    # Folding may change more than case ("Spaß" -> "spass"), so the words are also looked for as they are written.
+    meaning |= {_fold(label.name): label.name for label in label_set.labels}  # a name takes precedence over an alias
+    # Folding may change more than case ("Spaß" -> "spass"), so the pattern also contains the words as written.
     written = {label_set.empty, *(word for label in label_set.labels for word in (label.name, *label.aliases))}
     words = set(meaning) | {unicodedata.normalize("NFC", word) for word in written}
     longest_first = sorted(words, key=lambda word: (-len(word), word))
@@ -235,7 +256,11 @@ def _compiled(label_set: LabelSet) -> tuple[re.Pattern[str], dict[str, str]]:
 
 
 def _items(text: str, pattern: re.Pattern[str]) -> list[tuple[str, list[re.Match[str]]]]:
-    """The items of a text that have tokens, each with what stands before it: "" (nothing), "sep", "stop" or "lead"."""
+    """Split a text into items.
+
+    Returns:
+        The tokens of each item that has any, after the kind of token before it: "sep", "stop", "lead", or "" for none.
+    """
     items: list[tuple[str, list[re.Match[str]]]] = [("", [])]
     for token in pattern.finditer(text):
         kind = "sep" if token.lastgroup == "word" and _fold(token[0]) == "and" else str(token.lastgroup)
@@ -247,7 +272,7 @@ def _items(text: str, pattern: re.Pattern[str]) -> list[tuple[str, list[re.Match
 
 
 def _cut_off_name(before: str, tokens: list[re.Match[str]], label_set: LabelSet) -> str | None:
-    """The one name that an item at the very end of the text is the beginning of."""
+    """The only label name that starts with this item, if the item ends the text; else None."""
     text = tokens[0].string
     if before == "stop" or tokens[-1].end() < len(text) or any(token.lastgroup != "word" for token in tokens):
         return None
@@ -256,64 +281,75 @@ def _cut_off_name(before: str, tokens: list[re.Match[str]], label_set: LabelSet)
     return names[0] if len(names) == 1 and len(start) >= 3 else None
 
 
-def _read_item(tokens: list[re.Match[str]], meaning: dict[str, str], found: _Found) -> bool:
-    """Add what one item says to `found`. True if it had to be mended: an alias, a cut-off value, a probability."""
-    mended = known = negated = handed_on = colon = False
-    label = ""  # the label that the token before this one names
-    loose: list[re.Match[str]] = []  # words that may be an unknown label
+def _read_item(tokens: list[re.Match[str]], meaning: dict[str, str], found: _Found) -> None:
+    """Read the tokens of one item, and add the findings to `found`."""
+    item = _Item()
+    after_colon = False
     for token in tokens:
-        word = _fold(token[0])
         if token.lastgroup == "colon":
-            colon = True
+            after_colon = True
             continue
-        verdict = _verdict(word) if colon else None
-        if colon and not label and (not verdict or "." in word):
-            loose.clear()  # "Reason: ..." is a heading, and "gratitude: no" says nothing; "gratitude: yes" stays
-        colon = False
+        word = _fold(token[0])
+        verdict = _verdict(word) if after_colon else None
+        if after_colon and not item.label and (not verdict or "." in word):
+            item.loose.clear()  # drop the heading "Reason: ..." and the denied "gratitude: no"; keep "gratitude: yes"
+        after_colon = False
+        label = meaning.get(word) if token.lastgroup == "known" else None
         if verdict is not None:
-            if label:
-                found.verdicts.setdefault(label, verdict)
-            else:
-                found.words = True
-            mended |= word not in (*_YES, *_NO)
-            negated, label = not verdict, ""
-            continue
-
-        label = ""
-        means = "" if token.lastgroup == "empty" else meaning.get(word) if token.lastgroup == "known" else None
-        if means:
-            label, known = means, True
-            mended |= word != _fold(label)
-            if negated:
-                found.denied = True
-            else:
-                found.named.append(label)
-            negated, handed_on = False, negated
-        elif means == "" and not negated:
-            found.empty = known = True
+            _add_verdict(verdict, word, item, found)
+        elif label:
+            _add_label(label, word, item, found)
+        elif (label == "" or token.lastgroup == "empty") and not item.negated:
+            item.label = ""
+            item.known = found.empty = True
         else:
-            found.words = True
-            if _NEGATOR.fullmatch(word):
-                negated = True
-            elif word == "or":
-                negated = handed_on
-            elif negated and word in _EMOTION:
-                found.empty = known = True
-            elif not (negated and _FILLER.fullmatch(word)):
-                if not negated and word not in _COURTESY:
-                    loose.append(token)
-                negated = handed_on = False
+            _add_word(token, word, item, found)
 
-    if colon and not label:
-        loose.clear()
-    if loose and not known and len(loose) <= 3:
-        found.unknown.append(token.string[loose[0].start() : loose[-1].end()])
-    found.last = label
-    return mended
+    if after_colon and not item.label:
+        item.loose.clear()
+    if item.loose and not item.known and len(item.loose) <= 3:
+        found.unknown.append(tokens[0].string[item.loose[0].start() : item.loose[-1].end()])
+    found.last = item.label
+
+
+def _add_verdict(verdict: bool, word: str, item: _Item, found: _Found) -> None:
+    if item.label:
+        found.verdicts.setdefault(item.label, verdict)
+    else:
+        found.words = True
+    found.mended |= word not in (*_YES, *_NO)  # a probability, or a cut-off value
+    item.label = ""
+    item.negated = not verdict
+
+
+def _add_label(label: str, word: str, item: _Item, found: _Found) -> None:
+    if item.negated:
+        found.denied = True
+    else:
+        found.named.append(label)
+    found.mended |= word != _fold(label)  # an alias
+    item.label, item.known = label, True
+    item.negated, item.continues = False, item.negated
+
+
+def _add_word(token: re.Match[str], word: str, item: _Item, found: _Found) -> None:
+    """Read a token that is neither a verdict nor a label."""
+    found.words = True
+    item.label = ""
+    if _NEGATOR.fullmatch(word):
+        item.negated = True
+    elif word == "or":
+        item.negated = item.continues
+    elif item.negated and word in _EMOTION:
+        item.known = found.empty = True
+    elif not (item.negated and _FILLER.fullmatch(word)):
+        if not item.negated and word not in _COURTESY:
+            item.loose.append(token)
+        item.negated = item.continues = False
 
 
 def _verdict(word: str) -> bool | None:
-    """Whether a value says yes or no, or neither. A value may be cut off at the end of a text (`{"joy": tr`)."""
+    """True for yes, False for no, None for other words. A value may be cut off at the end of a text (`{"joy": tr`)."""
     if re.fullmatch(r"0\.\d+|1\.0+", word):
         return float(word) >= 0.5
     if any(yes.startswith(word) for yes in _YES):

@@ -17,6 +17,10 @@ from emogen.task.rows import DataError, Problem, Rows, checked
 
 log = logging.getLogger(__name__)
 
+Records = Iterator[tuple[int, dict[str, Any]]]  # each with the line on which it begins
+_UNREADABLE = (OSError, ValueError, csv.Error, LookupError)
+_LOOK_AHEAD = 1000  # records of a streamed JSONL file that are searched for columns
+
 
 def read_rows(
     source: str | Path,
@@ -32,13 +36,13 @@ def read_rows(
     """Read a data file.
 
     Args:
-        source: a .csv, .tsv, .txt, .jsonl, .json or .parquet file.
-        text_column, id_column, separator, encoding: given instead of detected.
-        need_labels: a file without labels is an error.
-        need_text: a file without a text column is an error (a file of predictions has none).
+        source: a .csv, .tsv, .txt, .jsonl, .ndjson, .json or .parquet file.
+        text_column, id_column, separator, encoding: detected by default.
+        need_labels: report missing labels as an error.
+        need_text: report a missing text column as an error. (A file of predictions has none.)
 
     Returns:
-        The rows that could be read, and every problem. If a problem is an error, use `checked`, which raises.
+        The rows that could be read, and every problem. `checked` raises the errors among them.
     """
     path = paths.find(source)
     problems: list[Problem] = []
@@ -48,8 +52,8 @@ def read_rows(
             str(source), columns, records, label_set, problems,
             text_column=text_column, id_column=id_column, need_labels=need_labels, need_text=need_text,
         )  # fmt: skip
-    except UNREADABLE as error:
-        return no_rows(path), [*problems, _unreadable(source, path, error)]
+    except _UNREADABLE as error:
+        return no_rows(str(path)), [*problems, _unreadable(source, path, error)]
 
 
 def stream_rows(
@@ -57,28 +61,28 @@ def stream_rows(
     label_set: LabelSet,
     *,
     size: int,
-    skip: int = 0,
     text_column: str | None = None,
     id_column: str | None = None,
     separator: str | None = None,
     encoding: str | None = None,
 ) -> Iterator[Rows]:
-    """Read a data file of any size, so many rows at a time; see `read_rows`. Warnings are logged. A file without rows
-    makes one chunk without rows.
+    """Read a data file of any size in chunks. Warnings are logged.
 
     Args:
-        size: the most rows at once.
-        skip: how many of the first rows are passed over.
+        source, text_column, id_column, separator, encoding: see `read_rows`.
+        size: maximum number of rows in a chunk.
+
+    Yields:
+        Chunks of rows. A file without rows yields one empty chunk.
 
     Raises:
-        DataError: everything that is wrong with the rows that come next. The ones before them have been given.
+        DataError: every error in the next chunk. All chunks before it have been yielded.
     """
     path = paths.find(source)
     problems: list[Problem] = []
     n_rows = 0
     try:
-        columns, records = _read_table(path, separator, encoding, problems, 1000)
-        n_rows = sum(1 for _ in islice(records, skip))
+        columns, records = _read_table(path, separator, encoding, problems, _LOOK_AHEAD)
         while True:
             rows = checked(
                 rows_from_records(
@@ -96,26 +100,33 @@ def stream_rows(
             n_rows += len(rows)
             if not len(rows):
                 return
-    except UNREADABLE as error:
+    except _UNREADABLE as error:
         raise DataError([_unreadable(source, path, error)]) from None
 
 
 def read_hub(
     name: str, config: str | None, split: str, label_set: LabelSet, **columns: Any
 ) -> tuple[Rows, list[Problem]]:
-    """Read a split of a dataset on the Hugging Face Hub, or of a local folder that `datasets.load_dataset` knows."""
+    """Read a split of a dataset on the Hugging Face Hub, or of a local folder that `datasets.load_dataset` reads.
+
+    Args:
+        name: name of the dataset, or path of the folder.
+        config: configuration of the dataset.
+        split: name of the split, such as `train`.
+        columns: `text_column`, `id_column` and `need_labels`, as in `read_rows`.
+
+    Returns:
+        As `read_rows`. Lines are row numbers from 1.
+    """
     import datasets
 
     where = f"{name}[{split}]"
     try:
         dataset = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # the Hub fails in many ways; each is the user's to read
-        return no_rows(Path(where)), [Problem("error", where, f"cannot be loaded: {error}")]
+    except Exception as error:  # load_dataset documents no common class of its many errors
+        return no_rows(where), [Problem("error", where, f"cannot be loaded: {error}")]
     records = ((i, dict(record)) for i, record in enumerate(dataset, start=1))
     return rows_from_records(where, list(dataset.column_names), records, label_set, [], **columns)
-
-
-UNREADABLE = (OSError, ValueError, csv.Error, LookupError)
 
 
 def _unreadable(source: str | Path, path: Path, error: Exception) -> Problem:
@@ -128,16 +139,17 @@ def _no_such_file(path: Path) -> str:
     return "no such file" + (f"; did you mean {path.with_name(near[0])}?" if near else "")
 
 
-Records = Iterator[tuple[int, dict[str, Any]]]  # each with the line that it begins on
-
-
 def _read_table(
     path: Path, separator: str | None, encoding: str | None, problems: list[Problem], ahead: int | None
 ) -> tuple[list[str], Records]:
-    """A file -> its column names and its records, which are read as they are asked for.
+    """Open a file as a table.
 
     Args:
-        ahead: how many records of a JSONL file are looked at for its columns; None for all.
+        problems: new problems are appended, also later, while the records are read.
+        ahead: number of records of a JSONL file to search for columns; None for all.
+
+    Returns:
+        The column names, and the records, which are read lazily.
     """
     if path.suffix == ".parquet":
         import pyarrow.parquet
@@ -152,9 +164,9 @@ def _read_table(
 
 
 def _lines(path: Path, encoding: str | None, problems: list[Problem]) -> Iterator[str]:
-    """The lines of a text file, each with the newline that ends it; nothing else ends one."""
-    encoding = encoding or _encoding_of(path, problems)
-    if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):  # where a newline is no single byte
+    """The lines of a text file with their line ends. Only a newline ends a line, unlike in `str.splitlines`."""
+    encoding = encoding or _detect_encoding(path, problems)
+    if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):  # where a newline is more than one byte
         with path.open(encoding=encoding, newline="\n") as file:
             yield from file
         return
@@ -166,8 +178,8 @@ def _lines(path: Path, encoding: str | None, problems: list[Problem]) -> Iterato
                 raise ValueError(f"line {number} is not {encoding}: {error.reason}") from None
 
 
-def _encoding_of(path: Path, problems: list[Problem]) -> str:
-    """UTF-8 if all of the file is, else Windows-1252, which is said; UTF-16 if it begins like that."""
+def _detect_encoding(path: Path, problems: list[Problem]) -> str:
+    """UTF-16 if the file begins with its byte order mark, UTF-8 if all lines are; else Windows-1252, with a warning."""
     with path.open("rb") as raw:
         for number, line in enumerate(raw, start=1):
             if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -175,7 +187,7 @@ def _encoding_of(path: Path, problems: list[Problem]) -> str:
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError:
-                message = "not UTF-8; read as Windows-1252 (set `encoding` in the recipe to choose)"
+                message = "not UTF-8; read as Windows-1252 (set `encoding` in the recipe to choose another)"
                 problems.append(Problem("warning", f"{path}:{number}", message))
                 return "cp1252"
     return "utf-8-sig"
@@ -184,6 +196,8 @@ def _encoding_of(path: Path, problems: list[Problem]) -> str:
 def _read_json(
     path: Path, lines: Iterator[str], problems: list[Problem], ahead: int | None
 ) -> tuple[list[str], Records]:
+    """One JSON object per line, or one array of objects."""
+
     def parsed(first: str) -> Iterator[tuple[int, Any]]:
         if first.lstrip().startswith("["):
             yield from enumerate(json.loads("".join([first, *lines])), start=1)
@@ -210,28 +224,29 @@ def _read_json(
 def _read_delimited(
     path: Path, lines: Iterator[str], separator: str | None, problems: list[Problem]
 ) -> tuple[list[str], Records]:
+    """A header line, then one record per line, or per several lines if a quoted cell contains newlines."""
     header = next(lines, "")
     if not header.strip():
         empty = not any(line.strip() for line in lines)
         raise ValueError("the file is empty" if empty else "the first line is empty; it must name the columns")
     separator = separator or max("\t,;|", key=header.count)
-    # SemEval's TSV knows no quoting: a tweet may begin with a quotation mark that is never closed. CSV does.
+    # SemEval's TSV has no quoting: a tweet may begin with a quotation mark that is never closed. CSV has.
     quoting: Any = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
     reader = csv.reader(chain([header], lines), delimiter=separator, quoting=quoting)
     csv.field_size_limit(10_000_000)
     columns = [name.strip() for name in next(reader)]
 
     def records() -> Records:
-        begins = reader.line_num + 1
+        begin = reader.line_num + 1
         for cells in reader:
             if cells and any(cell.strip() for cell in cells):
-                if len(cells) != len(columns):
-                    message = f"{len(cells)} columns where the header has {len(columns)}"
-                    if reader.line_num - begins > 20:
-                        message += f"; a quotation mark opened here is closed only on line {reader.line_num}"
-                    problems.append(Problem("error", f"{path}:{begins}", message))
+                if len(cells) == len(columns):
+                    yield begin, dict(zip(columns, cells, strict=True))
                 else:
-                    yield begins, dict(zip(columns, cells, strict=True))
-            begins = reader.line_num + 1
+                    message = f"{len(cells)} columns where the header has {len(columns)}"
+                    if reader.line_num - begin > 20:
+                        message += f"; a quotation mark opened here is closed only on line {reader.line_num}"
+                    problems.append(Problem("error", f"{path}:{begin}", message))
+            begin = reader.line_num + 1
 
     return columns, records()

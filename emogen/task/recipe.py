@@ -1,28 +1,27 @@
-"""One flat YAML file, and `key=value` overrides, -> a validated run. Every error is reported at once, with its line.
+"""A flat YAML file and `key=value` overrides -> a validated recipe. All errors are reported together, with their lines.
 
-The keys are TRL's and transformers' own (every field of `SFTConfig` and `ModelConfig`), beside emogen's few, which
-are the fields of `Recipe`.
+The keys are every field of TRL's `SFTConfig` and `ModelConfig`, and emogen's own, which are the fields of `Recipe`.
 """
 
 import dataclasses
 import difflib
-import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from emogen import paths
 from emogen.errors import InputError
+from emogen.task.yaml_files import read_keys, read_value
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
 
-# Names from other tools and older versions that people have in their fingers.
+# Names of the same settings in other tools and in older versions of TRL.
 OLD_NAMES = {
     "max_seq_length": "max_length",
     "cutoff_len": "max_length",
@@ -35,24 +34,22 @@ OLD_NAMES = {
     "load_in_nf4": "load_in_4bit",
 }
 
-
-# Fields of SFTConfig that emogen settles itself: a recipe that sets one expects something that would not happen.
+# Fields of SFTConfig that emogen decides itself. A recipe that sets one would expect an effect that it does not have.
 SETTLED = {
     "packing": "rows share their instruction instead (`shared_prefix`)",
     "padding_free": "rows share their instruction instead (`shared_prefix`)",
-    "assistant_only_loss": "the loss is always on the answer alone",
-    "completion_only_loss": "the loss is always on the answer alone",
-    "dataset_text_field": "`text_column` names the text",
+    "assistant_only_loss": "the loss is always computed on the answer",
+    "completion_only_loss": "the loss is always computed on the answer",
+    "dataset_text_field": "use `text_column`",
     "truncation_mode": "a text that is too long is shortened inside the prompt",
-    "chat_template_path": "the model's own chat template is used, or a plain one for a base model",
-    "eos_token": "the chat template says how an answer ends",
-    "label_names": "`labels` names the label set",
+    "chat_template_path": "the chat template of the model is used, or a plain one for a base model",
+    "eos_token": "the chat template determines the end of an answer",
+    "label_names": "use `labels` to name the label set",
     "remove_unused_columns": "emogen encodes the rows itself",
-    "hub_token": "a recipe is kept, and no place for secrets: set HF_TOKEN, or log in with `hf auth login`",
+    "hub_token": "a recipe is no place for secrets, as run folders keep it; set HF_TOKEN, or run `hf auth login`",
 }
 
-
-# Where emogen's default differs from TRL's. bf16 and gradient checkpointing are for GPUs, and wanted only by some.
+# Defaults that differ from TRL's. bf16 and gradient checkpointing are useful on some GPUs only.
 DEFAULTS = {
     "report_to": "none",
     "bf16": False,
@@ -68,7 +65,7 @@ DEFAULTS = {
 
 
 class RecipeError(InputError):
-    """A recipe that cannot be used. `problems` are lines such as `demo.yaml:7: lora_rr: no such key; ...`."""
+    """An invalid recipe. `problems` are lines such as `demo.yaml:7: lora_rr: no such key; did you mean lora_r?`."""
 
     def __init__(self, problems: Sequence[str]):
         self.problems = list(problems)
@@ -76,9 +73,16 @@ class RecipeError(InputError):
 
 
 class SelectBest(BaseModel):
-    """Which checkpoint a run ends with: of those within a tolerance of the best metric, the one with the lowest loss.
+    """How to choose the final checkpoint: the lowest loss among those whose metric is close to the best.
 
-    The rows that this is judged by are held out from the training rows, never those that are scored in the end.
+    The checkpoints are compared on rows held out from the training rows, never on the rows of the final evaluation.
+
+    Attributes:
+        metric: metric to maximise.
+        within: maximum distance from its best value.
+        then: metric to minimise among the checkpoints within that distance.
+        fraction: share of the training rows to hold out.
+        patience: number of evaluations without a new choice after which training stops; None for no early stopping.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -91,69 +95,72 @@ class SelectBest(BaseModel):
 
     @field_validator("metric")
     @classmethod
-    def _by_its_name(cls, value: str) -> str:
+    def _own_name(cls, value: str) -> str:
         return {"macro_f1": "f1_macro", "micro_f1": "f1_micro"}.get(value, value)
 
 
 class Recipe(BaseModel):
-    """A validated recipe: emogen's own keys, and TRL's in two dictionaries."""
+    """A validated recipe: emogen's own keys as fields, and TRL's in `sft_args` and `lm_args`."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    train_file: str | None = Field(None, description="CSV, TSV, JSONL or Parquet file to learn from")
-    eval_file: str | None = Field(None, description="labelled file to score on, during training and at its end")
+    train_file: str | None = Field(None, description="training data: a CSV, TSV, JSONL or Parquet file")
+    eval_file: str | None = Field(None, description="labelled file to evaluate on, during training and at its end")
     eval_fraction: float = Field(
-        0.0, ge=0, lt=1, description="without eval_file: the share of the training rows to hold out, stratified"
+        0.0, ge=0, lt=1, description="without eval_file: share of the training rows to hold out, stratified by label"
     )
     eval_samples: int | None = Field(
-        200, ge=1, description="how many rows are generated for at each evaluation during training; null for all"
+        200, ge=1, description="number of rows to generate answers for in each evaluation during training; null for all"
     )
-    dataset_name: str | None = Field(None, description="a dataset on the Hugging Face Hub, instead of train_file")
-    dataset_config: str | None = Field(None, description="its configuration, such as subtask5.english")
-    dataset_train_split: str = Field("train", description="its split to learn from")
-    dataset_test_split: str | None = Field(None, description="its split to score on")
-    text_column: str | None = Field(None, description="the column of the text, where it is not detected")
-    id_column: str | None = Field(None, description="the column of the id, where it is not detected")
-    separator: str | None = Field(None, description="the character between columns, where it is not detected")
-    encoding: str | None = Field(None, description="the files' encoding, where it is not detected")
-    labels: str = Field("semeval2018", description="a shipped label set, or the path of a YAML file")
-    prompt: str = Field("prompts/list.jinja", description="the template of the chat")
-    examples: int = Field(0, ge=0, description="few-shot examples drawn from the training rows for the template")
+    dataset_name: str | None = Field(None, description="dataset on the Hugging Face Hub, instead of train_file")
+    dataset_config: str | None = Field(None, description="configuration of the dataset, such as subtask5.english")
+    dataset_train_split: str = Field("train", description="split of the dataset to train on")
+    dataset_test_split: str | None = Field(None, description="split of the dataset to evaluate on")
+    text_column: str | None = Field(None, description="name of the text column; detected by default")
+    id_column: str | None = Field(None, description="name of the id column; detected by default")
+    separator: str | None = Field(None, description="character between columns; detected by default")
+    encoding: str | None = Field(None, description="encoding of the files; detected by default")
+    labels: str = Field("semeval2018", description="label set: name of a shipped one, or path of a YAML file")
+    prompt: str = Field("prompts/list.jinja", description="path of the prompt template")
+    examples: int = Field(0, ge=0, description="number of few-shot examples to draw from the training rows")
     answer: Literal["list", "count", "json", "yes_no", "head"] = Field(
-        "list", description="the style of the answer; head: none is generated, a classification head is trained"
+        "list", description="style of the answer; head: train a classification head instead of generating answers"
     )
     order: Literal["canonical", "frequent_first", "rare_first"] = Field(
         "canonical",
-        description="in which answers name the labels: the label set's, or by their number in training rows",
+        description="order of the labels in answers: the label set's own order, or by frequency in the training rows",
     )
-    decode: Literal["constrained", "free"] = Field("constrained", description="allow valid answers only, or anything")
+    decode: Literal["constrained", "free"] = Field(
+        "constrained", description="constrained: generate valid answers only; free: generate any text"
+    )
     prob: Literal["marginal", "maximum"] = Field(
         "marginal",
-        description="a label's probability: over all answers, or the most it had at a step of the greedy one",
+        description="probability of a label: marginal over all answers, or maximum over the steps of the greedy answer",
     )
     predict_by: Literal["answer", "thresholds", "stack"] = Field(
         "answer",
-        description="labels are those of the generated answer, or those more probable than their threshold; stack: "
-        "of several runs, weighed for each label by a regression",
+        description="predict the labels of the generated answer, or those with a probability above their threshold; "
+        "stack: combine several runs by a regression per label",
     )
     label_weights: Literal["none", "within", "across"] = Field(
         "none",
-        description="what the tokens that name a label count in the loss: 1; its negatives over its positives; or by "
-        "its rarity among the labels",
+        description="loss weight of the tokens that name a label: none: 1; within: negatives over positives of the "
+        "label; across: rarity of the label among all labels",
     )
-    sampling: Literal["none", "rare"] = Field("none", description="rare: rows with rare labels are repeated")
+    sampling: Literal["none", "rare"] = Field("none", description="rare: repeat training rows that have rare labels")
     text_loss_weight: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="what the tokens of the text count in the loss, beside the answer's; .01 to .1, or 0",
+        description="loss weight of the text's tokens, relative to the answer's: 0, or .01 to .1",
     )
     select_best: SelectBest | None = Field(
         None,
-        description="end with the checkpoint that `metric` (within a tolerance, `within`) and `then` the lowest loss "
-        "choose, judged by a `fraction` of the training rows; stop after `patience` evaluations without a new one",
+        description="choose the final checkpoint: of those within a tolerance (`within`) of the best `metric`, the one "
+        "with the lowest `then` (a loss), on a held-out `fraction` of the training rows; stop after `patience` "
+        "evaluations without a new choice",
     )
-    init_adapter: str | None = Field(None, description="a run folder whose adapter this run goes on with")
+    init_adapter: str | None = Field(None, description="run folder whose adapter is the starting point of training")
     shared_prefix: bool = Field(True, description="compute the instruction once for all rows of a batch")
 
     path: Path = Field(exclude=True)
@@ -163,6 +170,7 @@ class Recipe(BaseModel):
 
     @property
     def name(self) -> str:
+        """The name of the recipe file, without its suffix."""
         return self.path.stem
 
     @property
@@ -172,33 +180,43 @@ class Recipe(BaseModel):
 
     @property
     def model_name(self) -> str:
+        """The name of the base model on the Hub, or its folder."""
         return str(self.lm_args["model_name_or_path"])
 
     @property
     def max_length(self) -> int | None:
+        """The maximum number of tokens of a row."""
         return self.sft_args["max_length"]
 
     @property
     def trusts_code(self) -> bool:
-        """Whether the model repository's own code may run on this machine."""
+        """Whether code from the model repository may run on this machine."""
         return bool(self.sft_args.get("trust_remote_code"))
 
     @property
     def seed(self) -> int:
+        """The random seed."""
         return int(self.sft_args.get("seed", 42))
 
     def find(self, path: str) -> Path:
-        """Resolve a path of this recipe: beside the recipe, in the current folder, or among the shipped files."""
+        """Resolve a path in this recipe: beside the recipe, in the current folder, or among the shipped files."""
         return paths.find(path, self.path.parent)
 
     def sft_config(self, **changes: Any) -> "SFTConfig":
-        """TRL's configuration of the trainer. Raises RecipeError if this machine cannot do what it asks for."""
+        """TRL's configuration of the trainer.
+
+        Args:
+            changes: keys to override.
+
+        Raises:
+            RecipeError: this machine does not support a setting.
+        """
         from trl import SFTConfig
 
         try:
             return SFTConfig(**(self.sft_args | changes))
         except ValueError as error:
-            raise RecipeError([f"{self.path}: not on this machine: {error}"]) from None
+            raise RecipeError([f"{self.path}: not possible on this machine: {error}"]) from None
 
     def lm_config(self) -> "ModelConfig":
         """TRL's configuration of the model and its adapter."""
@@ -207,95 +225,53 @@ class Recipe(BaseModel):
         return ModelConfig(**self.lm_args)
 
     def to_yaml(self, **changes: Any) -> str:
-        """The resolved recipe as YAML: every key that is not at TRL's default, and all of emogen's."""
+        """The resolved recipe as YAML: all of emogen's keys, and TRL's keys that the recipe or a default sets.
+
+        Args:
+            changes: keys to override.
+        """
         flat = self.model_dump() | self.lm_args | self.sft_args | changes
         return yaml.safe_dump(flat, sort_keys=False, allow_unicode=True)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and apply `key=value` overrides, whose values are YAML.
+    """Read and validate a recipe.
+
+    Args:
+        path: the recipe file.
+        overrides: `key=value` strings, whose values are YAML.
 
     Raises:
-        RecipeError: everything that is wrong with it.
+        RecipeError: every error in the recipe and the overrides.
     """
     found = paths.find(path)
     if not found.is_file():
-        shipped = [
-            f"recipes/{p.relative_to(paths.shipped('recipes'))}" for p in paths.shipped("recipes").rglob("*.yaml")
-        ]
-        near = difflib.get_close_matches(str(path), shipped, 1)
-        hint = f"did you mean {near[0]}?" if near else f"the shipped ones are: {', '.join(sorted(shipped))}"
-        raise RecipeError([f"{path}: no such recipe; {hint}"])
-    problems: list[str] = []
-    values, where = _read_yaml(found, str(path), problems)
+        raise RecipeError([_no_such_recipe(str(path))])
+    try:
+        values, where, problems = read_keys(path)
+    except InputError as error:
+        raise RecipeError([str(error)]) from None
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             problems.append(f"{override!r}: expected key=value")
             continue
-        try:
-            values[key] = yaml.load(value, _Loader)  # noqa: S506 - _Loader is a SafeLoader
-        except yaml.YAMLError:
-            values[key] = value
-        where[key] = repr(override if key != "hub_token" else "hub_token=...")  # messages repeat no secret
+        values[key] = read_value(value)
+        where[key] = repr(override if key != "hub_token" else "hub_token=...")  # messages must not repeat secrets
     return _validate(found, values, where, problems)
 
 
-def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """A YAML file of `key: value` lines -> its values, and where each key stands. Raises RecipeError."""
-    problems: list[str] = []
-    values, where = _read_yaml(paths.find(path), str(path), problems)
-    if problems:
-        raise RecipeError(problems)
-    return values, where
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars, which is how people read them: `2e-4` is a number, and `no` (eval_strategy: no) is a word."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^([Tt]rue|TRUE|[Ff]alse|FALSE)$"), list("tTfF"))
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _read_yaml(path: Path, shown: str, problems: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A YAML file -> its values, and where each key stands (`file:line`)."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise RecipeError([f"{shown}{line}: not valid YAML: {getattr(error, 'problem', error)}"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{shown}: cannot be read: {error}"]) from None
-    if node is None:
-        return {}, {}
-    if not isinstance(node, yaml.MappingNode):
-        raise RecipeError([f"{shown}:1: expected `key: value` lines"])
-    where: dict[str, str] = {}
-    for key, _ in node.value:
-        here = f"{shown}:{key.start_mark.line + 1}"
-        if key.value in where:
-            problems.append(f"{here}: {key.value}: stands twice (first at {where[key.value]})")
-        where[key.value] = here
-    loaded = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
-    return {str(key): value for key, value in loaded.items()}, where
+def _no_such_recipe(path: str) -> str:
+    folder = paths.shipped("recipes")
+    shipped = [f"recipes/{file.relative_to(folder)}" for file in folder.rglob("*.yaml")]
+    near = difflib.get_close_matches(path, shipped, 1)
+    hint = f"did you mean {near[0]}?" if near else f"the shipped ones are: {', '.join(sorted(shipped))}"
+    return f"{path}: no such recipe; {hint}"
 
 
 @cache
 def field_types() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The types of the fields of TRL's two configurations."""
+    """The types of the fields of TRL's `SFTConfig` and `ModelConfig`."""
     from trl import ModelConfig, SFTConfig
 
     def types(config: type) -> dict[str, Any]:
@@ -305,87 +281,98 @@ def field_types() -> tuple[dict[str, Any], dict[str, Any]]:
     sft = types(SFTConfig)
     sft["resume_from_checkpoint"] = bool | str | None
     lm = types(ModelConfig)
-    lm["lora_target_modules"] = str | list[str] | None  # "all-linear" is a string, whatever the annotation says
+    lm["lora_target_modules"] = str | list[str] | None  # the annotation excludes the string "all-linear"
     return sft, lm
 
 
+class _Keys(NamedTuple):
+    """The values of a recipe, separated by the configuration that they belong to."""
+
+    own: dict[str, Any]
+    sft_args: dict[str, Any]
+    lm_args: dict[str, Any]
+    notices: list[str]
+
+
 def _validate(path: Path, values: dict[str, Any], where: dict[str, str], problems: list[str]) -> Recipe:
+    """Check the values of a recipe.
+
+    Args:
+        values: value of each key.
+        where: place of each key, for messages.
+        problems: messages found so far.
+
+    Raises:
+        RecipeError: there is a problem.
+    """
+    keys = _separate(values, where, problems)
+    keys.sft_args["output_dir"] = keys.sft_args.get("output_dir") or f"runs/{path.stem}"
+    if not keys.lm_args.get("model_name_or_path"):
+        problems.append(f"{path}: model_name_or_path: missing; name a model on the Hub or a folder")
+    if keys.own.get("select_best"):
+        # Any checkpoint may be the one that is chosen, so all of them are kept, unless the recipe sets a limit.
+        keys.sft_args["load_best_model_at_end"] = True
+        if "save_total_limit" not in values:
+            keys.sft_args["save_total_limit"] = None
+    recipe = None
+    try:
+        recipe = Recipe(**keys.own, path=path, sft_args=keys.sft_args, lm_args=keys.lm_args, notices=keys.notices)
+    except ValidationError as error:
+        for key, value in {str(e["loc"][0]): e["input"] for e in error.errors()}.items():
+            problems.append(f"{where.get(key, path)}: {key}: {_reasons(error, key)}, got {value!r}")
+    problems += _check_trl(path, keys, where)
+    if recipe is not None:
+        problems += _conflicts(recipe, where)
+    if recipe is None or problems:
+        raise RecipeError(problems)
+    return recipe
+
+
+def _separate(values: dict[str, Any], where: dict[str, str], problems: list[str]) -> _Keys:
+    """Assign each key to its configuration, after emogen's defaults. TRL's values are checked against their types."""
     sft_types, lm_types = field_types()
     own = {name for name, field in Recipe.model_fields.items() if not field.exclude}
-    own_values: dict[str, Any] = {}
-    sft_args: dict[str, Any] = {k: v for k, v in DEFAULTS.items() if k in sft_types}
-    lm_args: dict[str, Any] = {k: v for k, v in DEFAULTS.items() if k in lm_types}
-    notices = []
-
+    keys = _Keys(
+        own={},
+        sft_args={key: value for key, value in DEFAULTS.items() if key in sft_types},
+        lm_args={key: value for key, value in DEFAULTS.items() if key in lm_types},
+        notices=[],
+    )
     for key, value in values.items():
         here = where[key]
         if key in OLD_NAMES and key not in sft_types | lm_types:
-            notices.append(f"{here}: {key} is called {OLD_NAMES[key]} now; read as that")
+            keys.notices.append(f"{here}: {key} is now called {OLD_NAMES[key]}; it is read as that")
             key = OLD_NAMES[key]
         if key in SETTLED:
             problems.append(f"{here}: {key}: cannot be set: {SETTLED[key]}")
         elif key in own:
-            own_values[key] = value
-            where[key] = here
+            keys.own[key] = value
         elif key in sft_types or key in lm_types:
-            target, types = (sft_args, sft_types) if key in sft_types else (lm_args, lm_types)
+            target, types = (keys.sft_args, sft_types) if key in sft_types else (keys.lm_args, lm_types)
             try:
                 target[key] = TypeAdapter(types[key]).validate_python(value)
             except ValidationError as error:
                 problems.append(f"{here}: {key}: {_reasons(error)}, got {value!r}")
         else:
             near = difflib.get_close_matches(key, [*own, *sft_types, *lm_types, *OLD_NAMES], 1)
-            hint = f"; did you mean {near[0]}?" if near else "; `emogen train --help` says where the keys are listed"
-            problems.append(f"{here}: {key}: no such key{hint}")
-
-    sft_args.setdefault("output_dir", None)
-    sft_args["output_dir"] = sft_args["output_dir"] or f"runs/{path.stem}"
-    lm_args.setdefault("model_name_or_path", None)
-    if not lm_args["model_name_or_path"]:
-        problems.append(f"{path}: model_name_or_path: missing; name a model on the Hub or a folder")
-    if own_values.get("select_best"):
-        # Any checkpoint may turn out to be the one, so all are kept until the end, unless the recipe says otherwise.
-        sft_args["load_best_model_at_end"] = True
-        if "save_total_limit" not in values:
-            sft_args["save_total_limit"] = None
-    recipe: Recipe | None
-    try:
-        recipe = Recipe(**own_values, path=path, sft_args=sft_args, lm_args=lm_args, notices=notices)
-    except ValidationError as error:
-        for key, value in {str(e["loc"][0]): e["input"] for e in error.errors()}.items():
-            problems.append(f"{where.get(key, path)}: {key}: {_reasons(error, key)}, got {value!r}")
-        recipe = None
-    problems += _construct(path, sft_args, lm_args, where)
-    if recipe is None:
-        raise RecipeError(problems)
-    if not recipe.train_file and not recipe.dataset_name:
-        problems.append(f"{path}: train_file: missing; name a data file, or a Hub dataset with dataset_name")
-    if not lm_args["use_peft"] and recipe.answer != "head":
-        problems.append(
-            f"{where['use_peft']}: use_peft: cannot be false but with answer: head; a generator gets a LoRA adapter"
-        )
-    if recipe.train_file and recipe.dataset_name:
-        problems.append(f"{where['train_file']}: train_file: cannot stand beside dataset_name; choose one")
-    if recipe.eval_file and recipe.eval_fraction:
-        problems.append(f"{where['eval_fraction']}: eval_fraction: cannot stand beside eval_file; choose one")
-    if problems:
-        raise RecipeError(problems)
-    return recipe
+            hint = f"did you mean {near[0]}?" if near else "`emogen keys` lists all keys"
+            problems.append(f"{here}: {key}: no such key; {hint}")
+    return keys
 
 
-def _construct(path: Path, sft_args: dict[str, Any], lm_args: dict[str, Any], where: dict[str, str]) -> list[str]:
-    """What TRL's own constructors say of values that have the right type."""
+def _check_trl(path: Path, keys: _Keys, where: dict[str, str]) -> list[str]:
+    """The errors that TRL's own constructors raise for values of the right type."""
     import torch
     from trl import ModelConfig, SFTConfig
 
-    # A recipe for a GPU is checked on machines that have none; training on one says so when it starts.
+    # A recipe for a GPU can be checked on a machine without one. Training there fails when it starts.
     anywhere = {} if torch.cuda.is_available() else {"use_cpu": True}
     problems = []
-    for config, values in ((SFTConfig, sft_args | anywhere), (ModelConfig, lm_args)):
+    for config, values in ((SFTConfig, keys.sft_args | anywhere), (ModelConfig, keys.lm_args)):
         try:
             config(**values)
         except (ValueError, TypeError, ImportError) as error:
-            # These errors do not always name the key; they do name its value.
+            # The message does not always contain the key, but then it contains the value.
             message = str(error)
             key = next(
                 (k for k in where if k in message or (isinstance(v := values.get(k), str) and v in message)), None
@@ -394,7 +381,19 @@ def _construct(path: Path, sft_args: dict[str, Any], lm_args: dict[str, Any], wh
     return problems
 
 
+def _conflicts(recipe: Recipe, where: dict[str, str]) -> Iterator[str]:
+    """The errors of keys that are valid one by one."""
+    if not recipe.train_file and not recipe.dataset_name:
+        yield f"{recipe.path}: train_file: missing; name a data file, or a Hub dataset with dataset_name"
+    if not recipe.lm_args["use_peft"] and recipe.answer != "head":
+        yield f"{where['use_peft']}: use_peft: must be true, except with answer: head; a generator needs a LoRA adapter"
+    if recipe.train_file and recipe.dataset_name:
+        yield f"{where['train_file']}: train_file: cannot be combined with dataset_name; choose one"
+    if recipe.eval_file and recipe.eval_fraction:
+        yield f"{where['eval_fraction']}: eval_fraction: cannot be combined with eval_file; choose one"
+
+
 def _reasons(error: ValidationError, key: str | None = None) -> str:
-    """What pydantic says (of one key), once for each different reason: a union gives one for each member."""
+    """pydantic's messages (about one key), each once: a union type gives one for each member."""
     errors = [e for e in error.errors() if key is None or e["loc"][0] == key]
     return " or ".join(dict.fromkeys(e["msg"][:1].lower() + e["msg"][1:] for e in errors))

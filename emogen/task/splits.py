@@ -1,4 +1,4 @@
-"""A recipe's rows, split: held-out rows, folds, samples, few-shot examples."""
+"""The rows of a recipe, split: held-out rows, folds, samples and few-shot examples."""
 
 import logging
 from collections import defaultdict
@@ -10,16 +10,19 @@ import numpy as np
 from emogen.task.labels import LabelSet
 from emogen.task.readers import read_hub, read_rows
 from emogen.task.recipe import Recipe
-from emogen.task.rows import Problem, Rows, check_overlap, check_rows, errors_of, normalise_text
+from emogen.task.rows import Problem, Rows, check_overlap, check_rows, data_error, has_errors, normalise_text
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A recipe's rows: to learn from, to score on (if any), and those that the prompt shows as examples.
+    """The rows of a recipe.
 
-    Rows that stand in the prompt are not among the training rows: the model would be asked what it is shown.
+    Attributes:
+        train: training rows, without the few-shot examples: the prompt would contain their answers.
+        eval: rows to evaluate on, if the recipe has any.
+        examples: rows that the prompt shows as few-shot examples.
     """
 
     train: Rows
@@ -27,102 +30,108 @@ class Splits:
     examples: Rows
 
 
-def load_splits(recipe: "Recipe", label_set: LabelSet) -> tuple[Splits | None, list[Problem]]:
-    """Read a recipe's data, check it, and split it. The splits are None if an error makes them impossible."""
+def load_splits(recipe: Recipe, label_set: LabelSet) -> tuple[Splits | None, list[Problem]]:
+    """Read, check and split the data of a recipe.
+
+    Returns:
+        The splits, or None if an error makes them impossible; and every problem.
+    """
     columns: dict[str, Any] = {"text_column": recipe.text_column, "id_column": recipe.id_column, "need_labels": True}
-    form: dict[str, Any] = {"separator": recipe.separator, "encoding": recipe.encoding}
 
     def read(file: str | None, split: str | None) -> tuple[Rows, list[Problem]]:
         if file is not None:
+            form: dict[str, Any] = {"separator": recipe.separator, "encoding": recipe.encoding}
             return read_rows(recipe.find(file), label_set, **columns, **form)
         return read_hub(str(recipe.dataset_name), recipe.dataset_config, str(split), label_set, **columns)
 
     train, problems = read(recipe.train_file, recipe.dataset_train_split)
-    problems = problems + check_rows(train)
-    held = None
+    problems += check_rows(train)
+    eval_rows = None
     if recipe.eval_file or recipe.dataset_test_split:
-        held, more = read(recipe.eval_file, recipe.dataset_test_split)
-        problems += more + check_rows(held) + check_overlap(train, held)
-    if any(problem.level == "error" for problem in problems):
+        eval_rows, more = read(recipe.eval_file, recipe.dataset_test_split)
+        problems += more + check_rows(eval_rows) + check_overlap(train, eval_rows)
+    if has_errors(problems):
         return None, problems
     if recipe.eval_fraction:
         try:
-            kept, out = hold_out(train, recipe.eval_fraction, recipe.seed)
+            kept, held_out = hold_out(train, recipe.eval_fraction, recipe.seed)
         except ValueError as error:
             return None, [*problems, Problem("error", train.path, str(error))]
-        train, held = train.take(kept), train.take(out)
+        train, eval_rows = train.take(kept), train.take(held_out)
     shown = np.sort(np.random.default_rng(recipe.seed).permutation(len(train))[: recipe.examples])
     examples = train.take(shown)
     train = train.take(np.setdiff1d(np.arange(len(train)), shown))
     if not len(train):
-        problems.append(Problem("error", train.path, "no rows are left to learn from"))
-    return Splits(train, held, examples), problems
+        problems.append(Problem("error", train.path, "no training rows are left"))
+    return Splits(train, eval_rows, examples), problems
 
 
 def all_rows(recipe: Recipe, label_set: LabelSet) -> Rows:
-    """The training rows of a recipe, none held out. Raises DataError; warnings are logged."""
+    """All training rows of a recipe, with none held out. Warnings are logged.
+
+    Raises:
+        DataError: every error in the data.
+    """
     whole = recipe.model_copy(
         update={"eval_file": None, "eval_fraction": 0.0, "examples": 0, "dataset_test_split": None}
     )
     splits, problems = load_splits(whole, label_set)
     if splits is None:
-        raise errors_of(problems)
+        raise data_error(problems)
     for problem in problems:
         log.warning(str(problem))
     return splits.train
 
 
 def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of (kept, held-out) rows, stratified over the labels; the same text never stands on both sides.
+    """Split rows into two parts, stratified by label, with all rows of the same text in one part.
 
-    Uses iterative stratification (Sechidis et al. 2011). Needs gold labels.
+    Uses iterative stratification (Sechidis et al. 2011).
+
+    Returns:
+        Positions of the kept and of the held-out rows, ascending.
 
     Raises:
-        ValueError: fewer than two different texts, or no labels.
+        ValueError: the rows have no labels, or fewer than two different texts.
     """
     from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 
-    members, gold = _same_texts(rows)
-    if len(members) < 2:
+    groups, gold = _group_by_text(rows)
+    if len(groups) < 2:
         raise ValueError(f"{rows.path}: cannot hold out rows: fewer than two different texts")
     splitter = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
-    kept, held = next(splitter.split(np.zeros(len(members)), gold))
-    return tuple(np.sort([i for g in part for i in members[g]]) for part in (kept, held))  # type: ignore[return-value]
+    kept, held_out = next(splitter.split(np.zeros(len(groups)), gold))
+    return _positions(groups, kept), _positions(groups, held_out)
 
 
 def make_folds(rows: Rows, n_folds: int, seed: int) -> np.ndarray:
-    """The fold of each row, int64 [n], stratified over the labels; rows with the same text are in the same fold.
+    """Assign rows to folds, stratified by label, with all rows of the same text in one fold.
 
-    Uses iterative stratification (Sechidis et al. 2011). Needs gold labels.
+    Uses iterative stratification (Sechidis et al. 2011).
+
+    Returns:
+        The fold of each row, int64 [n].
 
     Raises:
-        ValueError: fewer different texts than folds, or no labels.
+        ValueError: the rows have no labels, or fewer different texts than folds.
     """
     from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
-    members, gold = _same_texts(rows)
-    if len(members) < n_folds:
-        raise ValueError(f"{rows.path}: cannot make {n_folds} folds of {len(members)} different texts")
+    groups, gold = _group_by_text(rows)
+    if len(groups) < n_folds:
+        raise ValueError(f"{rows.path}: cannot make {n_folds} folds of {len(groups)} different texts")
     splitter = MultilabelStratifiedKFold(n_splits=n_folds, shuffle=True, random_state=seed)
     folds = np.empty(len(rows), dtype=np.int64)
-    for k, (_, held) in enumerate(splitter.split(np.zeros(len(members)), gold)):
-        folds[[i for g in held for i in members[g]]] = k
+    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(groups)), gold)):
+        folds[_positions(groups, held_out)] = fold
     return folds
 
 
-def _same_texts(rows: Rows) -> tuple[list[list[int]], np.ndarray]:
-    """The positions of the rows of each different text, and the gold labels [groups, L] of its first row."""
-    if rows.gold is None:
-        raise ValueError(f"{rows.path}: no labels to stratify by")
-    groups: dict[str, list[int]] = defaultdict(list)
-    for i, text in enumerate(rows.texts):
-        groups[normalise_text(text)].append(i)
-    members = list(groups.values())
-    return members, rows.gold[[group[0] for group in members]]
-
-
 def sample_rows(rows: Rows, n: int, seed: int) -> Rows:
-    """A fixed stratified subset of n rows, or all of them if there are no more than n."""
+    """About n rows, stratified by label if the rows have labels; all rows if there are no more than n.
+
+    The same rows, n and seed give the same sample.
+    """
     if n >= len(rows):
         return rows
     if rows.gold is None:
@@ -130,3 +139,19 @@ def sample_rows(rows: Rows, n: int, seed: int) -> Rows:
     else:
         index = hold_out(rows, n / len(rows), seed)[1]
     return rows.take(index)
+
+
+def _group_by_text(rows: Rows) -> tuple[list[list[int]], np.ndarray]:
+    """The positions of the rows of each different text, and the gold labels of its first row, int8 [groups, L]."""
+    if rows.gold is None:
+        raise ValueError(f"{rows.path}: no labels to stratify by")
+    positions: dict[str, list[int]] = defaultdict(list)
+    for i, text in enumerate(rows.texts):
+        positions[normalise_text(text)].append(i)
+    groups = list(positions.values())
+    return groups, rows.gold[[group[0] for group in groups]]
+
+
+def _positions(groups: list[list[int]], chosen: np.ndarray) -> np.ndarray:
+    """The positions of all rows of the chosen groups, int64, ascending."""
+    return np.sort([i for k in chosen for i in groups[k]])

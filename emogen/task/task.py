@@ -1,4 +1,4 @@
-"""A recipe -> what it names, loaded: label set, prompt, rows, few-shot examples."""
+"""A recipe -> the parts that it names, loaded: label set, prompt, rows and few-shot examples."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from emogen import paths
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.prompt import Example, Prompt, load_prompt, make_examples
 from emogen.task.recipe import Recipe
-from emogen.task.rows import Problem, Rows, errors_of
+from emogen.task.rows import Problem, Rows, data_error
 from emogen.task.splits import Splits, load_splits
 
 EXAMPLES = "examples.jsonl"  # in a run folder
@@ -19,7 +19,7 @@ EXAMPLES = "examples.jsonl"  # in a run folder
 
 @dataclass(frozen=True)
 class Task:
-    """What a recipe names, except for its rows."""
+    """The parts that a recipe names, except for its rows."""
 
     recipe: Recipe
     label_set: LabelSet
@@ -28,13 +28,13 @@ class Task:
 
 
 def load_task(recipe: Recipe) -> Task:
-    """Load the label set, the prompt and the few-shot examples of a run or a recipe, for prediction.
+    """Load the parts of a recipe for prediction.
 
-    A run folder holds its own few-shot examples and its own label order. For any other recipe both come from the
+    A run folder contains its few-shot examples and its label order. For any other recipe they are taken from the
     training rows, which are read only if they are needed.
 
     Raises:
-        InputError: something is missing or wrong.
+        InputError: a part is missing or invalid.
     """
     label_set = load_label_set(recipe.find(recipe.labels))
     kept = recipe.path.parent / EXAMPLES
@@ -49,19 +49,19 @@ def load_task(recipe: Recipe) -> Task:
 
 
 def load_task_with_rows(recipe: Recipe) -> tuple[Task, Splits, list[Problem]]:
-    """Load everything that a recipe names, for training.
+    """Load the parts of a recipe and its rows for training.
 
     Returns:
-        The task; its rows; and the warnings about the rows.
+        The task, the rows, and the warnings about the rows.
 
     Raises:
-        InputError: something is missing or wrong.
+        InputError: a part is missing or invalid.
     """
     label_set = load_label_set(recipe.find(recipe.labels))
     prompt = load_prompt(recipe.find(recipe.prompt))
     splits, problems = load_splits(recipe, label_set)
     if splits is None:
-        raise errors_of(problems)
+        raise data_error(problems)
     if _needs_order(recipe, label_set):
         label_set = by_frequency(label_set, splits.train.truth, rare_first=recipe.order == "rare_first")
     examples = draw_examples(splits.examples, label_set, recipe.answer)
@@ -69,25 +69,30 @@ def load_task_with_rows(recipe: Recipe) -> tuple[Task, Splits, list[Problem]]:
 
 
 def _needs_order(recipe: Recipe, label_set: LabelSet) -> bool:
-    """Whether the label order has to be counted from the training rows."""
+    """Whether the label order depends on the training rows."""
     return recipe.order != "canonical" and not label_set.order
 
 
 def by_frequency(label_set: LabelSet, gold: np.ndarray, *, rare_first: bool) -> LabelSet:
-    """The label set with its order by how many rows of `gold` [n, L] have each label; equal ones stay as they were."""
+    """The label set, ordered by the number of rows with each label. Ties keep the canonical order.
+
+    Args:
+        gold: int8 [n, L].
+        rare_first: ascending order, instead of descending.
+    """
     count = gold.sum(axis=0) * (1 if rare_first else -1)
     order = [label_set.names[i] for i in np.argsort(count, kind="stable")]
     return LabelSet.model_validate(label_set.model_dump() | {"order": order})
 
 
 def draw_examples(rows: Rows, label_set: LabelSet, style: str) -> list[Example]:
-    """Labelled rows -> few-shot examples."""
+    """Few-shot examples from labelled rows."""
     named = [(text, label_set.names_of(vector)) for text, vector in zip(rows.texts, rows.truth, strict=True)]
     return make_examples(named, label_set, style)
 
 
 def write_examples(folder: Path, examples: Sequence[Example]) -> None:
-    """Keep a run's few-shot examples, so that prediction sees the prompt that was trained with."""
+    """Write few-shot examples to a run folder, so that prediction uses the prompt of the training."""
     with paths.writing(folder / EXAMPLES) as file:
         for example in examples:
             file.write(json.dumps({"text": example.text, "labels": example.labels}, ensure_ascii=False) + "\n")

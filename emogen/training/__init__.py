@@ -1,1 +1,1 @@
-"""A recipe -> a tuned model: checks, sampling, the trainers, scores during training."""
+"""A recipe -> a tuned model: checks, sampling, trainers, scores."""

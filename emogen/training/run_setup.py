@@ -1,4 +1,4 @@
-"""A run folder before and after training: claimed, resumed, and filled with what makes it self-contained."""
+"""The run folder before and after training: claim it, find its checkpoints, write what makes it self-contained."""
 
 import hashlib
 import json
@@ -19,10 +19,15 @@ log = logging.getLogger(__name__)
 
 
 def claim_folder(folder: Path, resume: bool, fingerprint: dict[str, str]) -> None:
-    """Make sure that a run may write here.
+    """Create the folder of a run, or make sure that the run in it can be resumed.
+
+    Args:
+        resume: whether the run in the folder is resumed.
+        fingerprint: see `fingerprint_of`.
 
     Raises:
-        RecipeError: the folder holds another run, or cannot be written to.
+        RecipeError: the folder cannot be written to; it is not empty (without `resume`); or the files that the run in
+            it depends on have changed (with `resume`).
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,43 +36,44 @@ def claim_folder(folder: Path, resume: bool, fingerprint: dict[str, str]) -> Non
         (folder / ".writable").unlink()
     except OSError as error:
         raise RecipeError([f"output_dir: {folder}: cannot be written to: {error.strerror}"]) from None
-    manifest = folder / MANIFEST
     if not resume:
         if any(path.name != "logs" for path in folder.iterdir()):
             raise RecipeError(
                 [
-                    f"output_dir: {folder}: not empty, and nothing is overwritten. Go on with that run: "
-                    "resume_from_checkpoint=true; start another one: output_dir=FOLDER; or remove the folder"
+                    f"output_dir: {folder}: not empty, and nothing is overwritten; resume that run with "
+                    "resume_from_checkpoint=true, name another folder with output_dir=FOLDER, or remove this one"
                 ]
             )
         return
+    manifest = folder / MANIFEST
     if manifest.is_file():
         before = json.loads(manifest.read_text(encoding="utf-8")).get("sha256", {})
         changed = [name for name, digest in fingerprint.items() if before.get(name, digest) != digest]
         if changed:
             raise RecipeError(
-                [f"output_dir: {folder}: cannot go on with this run: {', '.join(changed)} changed since it was started"]
+                [f"output_dir: {folder}: cannot resume this run: {', '.join(changed)} changed since it was started"]
             )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end. One that a kill cut short is passed over."""
+    """The newest complete checkpoint of a run, or None. A checkpoint is incomplete if the run was killed meanwhile."""
     numbered = [(int(p.name.rpartition("-")[2]), p) for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()]
     for _, path in sorted(numbered, reverse=True):
         try:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # the file that is written last
         except (OSError, ValueError):
-            log.warning(f"{path} is incomplete; passed over")
+            log.warning(f"{path}: an incomplete checkpoint; skipped")
             continue
         return path
     return None
 
 
 def split_rows(recipe: Recipe, splits: Splits) -> tuple[Rows, Rows | None]:
-    """The rows to learn from, and those that are looked at during training; at the end all of `splits.eval` are scored.
+    """The training rows, and the validation rows of the evaluations during training.
 
-    Where a checkpoint is chosen by them they are held out from the training rows: a choice by the rows that are scored
-    in the end would flatter the score. Otherwise they are a fixed part of the evaluation rows.
+    The validation rows are a fixed part of the evaluation rows, all of which are scored at the end. With `select_best`
+    they are held out from the training rows instead: if the rows of the final score chose the checkpoint, the score
+    would be too high.
     """
     if recipe.select_best:
         kept, held = hold_out(splits.train, recipe.select_best.fraction, recipe.seed)
@@ -78,7 +84,11 @@ def split_rows(recipe: Recipe, splits: Splits) -> tuple[Rows, Rows | None]:
 
 
 def fingerprint_of(recipe: Recipe) -> dict[str, str]:
-    """sha256 of everything besides the recipe that a run depends on."""
+    """The sha256 of each file that a run depends on, besides the recipe, by the role of the file.
+
+    Raises:
+        RecipeError: a file does not exist.
+    """
     files = {"data": recipe.train_file, "eval data": recipe.eval_file, "prompt": recipe.prompt}
     if recipe.init_adapter:
         files["init_adapter"] = f"{recipe.init_adapter}/{ADAPTER}/adapter_model.safetensors"
@@ -89,7 +99,12 @@ def fingerprint_of(recipe: Recipe) -> dict[str, str]:
 
 
 def write_run_files(task: Task, folder: Path, fingerprint: dict[str, str], argv: Sequence[str]) -> None:
-    """Write what makes the folder self-contained: the resolved recipe, prompt, labels, examples, and the manifest."""
+    """Write what makes a run folder self-contained: the resolved recipe, prompt, labels, examples and the manifest.
+
+    Args:
+        fingerprint: see `fingerprint_of`.
+        argv: the arguments of the command that started the run.
+    """
     import torch
 
     changes = {"prompt": PROMPT, "labels": LABELS, "output_dir": str(folder), "resume_from_checkpoint": None}
@@ -119,7 +134,7 @@ def write_run_files(task: Task, folder: Path, fingerprint: dict[str, str], argv:
 
 
 def name_base_model(adapter: Path, model_name: str) -> None:
-    """Let the saved adapter name its base model as the recipe does, not by the folder of this machine's cache."""
+    """Replace the base model in the configuration of an adapter, a folder of this machine, by its name."""
     path = adapter / "adapter_config.json"
     if path.is_file():
         config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": model_name}
@@ -128,12 +143,12 @@ def name_base_model(adapter: Path, model_name: str) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has had: of its GPU, where it has one, else of the machine."""
+    """The peak memory of this process: on its GPU, if it has one, otherwise on the machine."""
     import resource
 
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts in bytes there, and in KiB on Linux
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage returns bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

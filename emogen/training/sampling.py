@@ -1,15 +1,15 @@
-"""Rare labels: a weight for each label, and rows that are seen more than once."""
+"""Compensation for rare labels: loss weights of the labels, and repeated rows."""
 
 import numpy as np
 
-CAP = 10.0  # the most that a label weighs; beyond it a few rows would drown all others
+CAP = 10.0  # the highest weight of a label; a higher one would let a few rows dominate the loss
 
 
 def label_weights(gold: np.ndarray, how: str) -> np.ndarray:
-    """How much the tokens that name a label count in the loss, where other tokens of an answer count 1.
+    """The weight in the loss of the tokens that name each label. All other tokens of an answer have weight 1.
 
-    `within`: by each label's own balance, its negatives over its positives. `across`: by how rare it is among the
-    labels, the mean number of positives of a label over its own. Both between 1/10 and 10.
+    `within`: a label's number of negatives over its number of positives. `across`: the mean number of positives of all
+    labels over the label's own. Both are limited to between 1/10 and 10.
 
     Args:
         gold: 0/1, [n, L].
@@ -29,20 +29,20 @@ def label_weights(gold: np.ndarray, how: str) -> np.ndarray:
 
 
 def repeat_rare(gold: np.ndarray, seed: int) -> np.ndarray:
-    """Positions of the rows of an epoch, those with rare labels more than once.
+    """The rows of an epoch, with rows of rare labels repeated.
 
-    Repeat factor sampling (Gupta, Dollar and Girshick 2019, arXiv 1908.03195): a label of share f is repeated
-    max(1, sqrt(t / f)) times, with t the median share here, and a row as often as its rarest label. What is left over
-    of a whole number is drawn.
+    This is repeat factor sampling (Gupta, Dollár and Girshick 2019, arXiv 1908.03195): a label that a share f of the
+    rows have is repeated max(1, sqrt(t / f)) times, where t is the median share. A row is repeated as often as its
+    rarest label. The fractional part of that number is the probability of one repetition more.
 
     Args:
         gold: 0/1, [n, L].
 
     Returns:
-        int64 [m], ascending, m >= n.
+        int64 [m], positions of rows, ascending, m >= n.
     """
     share = np.maximum(gold.mean(axis=0), 1 / len(gold))
-    of_label = np.maximum(1.0, np.sqrt(np.median(share) / share))  # [L]
-    factor = np.where(gold, of_label, 1.0).max(axis=1)  # [n]
-    drawn = np.random.default_rng(seed).random(len(gold)) < factor % 1
-    return np.repeat(np.arange(len(gold)), factor.astype(int) + drawn)
+    label_factor = np.maximum(1.0, np.sqrt(np.median(share) / share))  # [L]
+    row_factor = np.where(gold, label_factor, 1.0).max(axis=1)  # [n]
+    is_repeated_once_more = np.random.default_rng(seed).random(len(gold)) < row_factor % 1
+    return np.repeat(np.arange(len(gold)), row_factor.astype(int) + is_repeated_once_more)

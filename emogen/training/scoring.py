@@ -1,4 +1,4 @@
-"""Scores during training and at its end: generated metrics at each evaluation, the best checkpoint, the log."""
+"""Scores during training and at its end: metrics of generated answers, the best checkpoint, the log file."""
 
 import json
 import logging
@@ -24,14 +24,16 @@ from emogen.task.splits import make_folds
 log = logging.getLogger(__name__)
 
 
-class Scoring:
-    """What a trainer of transformers' does at its evaluations here: score what the model says, and note the best step.
+class ScoringMixin:
+    """Adds to the evaluations of a transformers `Trainer`: metrics of the model's answers, and another best checkpoint.
 
-    `score`: called with the model; the figures that it returns are logged as `eval_...` beside the loss, and any of
-    them can be `metric_for_best_model`. `select_best`: how the best checkpoint is chosen, if not by one metric alone.
+    Attributes:
+        model_metrics: computes metrics of the model. They are logged as `eval_...` beside the loss, and each of them
+            can be `metric_for_best_model`. None for the loss alone.
+        select_best: how the best checkpoint is chosen; None for `metric_for_best_model`.
     """
 
-    score: Callable[[Any], dict[str, float]] | None
+    model_metrics: Callable[[Any], dict[str, float]] | None
     select_best: SelectBest | None
     state: Any
     control: Any
@@ -39,60 +41,64 @@ class Scoring:
     accelerator: Any
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The loss on the evaluation rows, then the score of what the model generates, logged together."""
+        """Compute the loss on the validation rows, then the metrics of the model's answers."""
         output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
-        if self.score is not None:
+        if self.model_metrics is not None:
             prefix = kwargs.get("metric_key_prefix", "eval")
-            figures = self.score(self.accelerator.unwrap_model(self.model))
-            output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
+            metrics = self.model_metrics(self.accelerator.unwrap_model(self.model))
+            output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
         return output
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Note which checkpoint is the best so far; called after each evaluation, before the checkpoint is saved."""
+        """Whether this step is the best so far. Called after each evaluation, before the checkpoint is saved."""
         if self.select_best is None:
             return bool(super()._determine_best_metric(metrics, trial))  # type: ignore[misc]
-        step, waited = best_step(self.state.log_history, self.select_best)
+        step, n_since = best_step(self.state.log_history, self.select_best)
         self.state.best_global_step = step
-        if self.select_best.patience and waited >= self.select_best.patience:
+        if self.select_best.patience and n_since >= self.select_best.patience:
             self.control.should_training_stop = True
         return step == self.state.global_step
 
 
 def best_step(history: list[dict[str, Any]], rule: SelectBest) -> tuple[int, int]:
-    """The best evaluation in a trainer's log, and how many came after it.
+    """The best evaluation in the log of a trainer.
 
-    Of those whose metric is no more than `within` below the best (or, for a loss, above it), the one whose `then` is
-    lowest; of equal ones the first.
+    Of the evaluations whose metric is within `within` of the best one, it is the one with the lowest `then`; of equal
+    ones the first. For a metric that is a loss, the best one is the lowest.
+
+    Returns:
+        Its step, and the number of evaluations since.
 
     Raises:
-        KeyError: an evaluation without these figures.
+        KeyError: an evaluation lacks one of the two metrics.
     """
     metric, then = (name if name.startswith("eval_") else f"eval_{name}" for name in (rule.metric, rule.then))
     sign = -1 if metric.endswith("loss") else 1
-    seen = [logs for logs in history if "eval_loss" in logs]
-    top = max(sign * logs[metric] for logs in seen)
-    k = min((k for k, logs in enumerate(seen) if sign * logs[metric] >= top - rule.within), key=lambda k: seen[k][then])
-    return int(seen[k]["step"]), len(seen) - 1 - k
+    evaluations = [logs for logs in history if "eval_loss" in logs]
+    top = max(sign * logs[metric] for logs in evaluations)
+    within = [k for k, logs in enumerate(evaluations) if sign * logs[metric] >= top - rule.within]
+    best = min(within, key=lambda k: evaluations[k][then])
+    return int(evaluations[best]["step"]), len(evaluations) - 1 - best
 
 
 class LogFile(TrainerCallback):
-    """Keeps what the trainer logs in a file, one JSON object a line, for whoever looks on and for the report.
+    """Writes what the trainer logs to a file, one JSON object per line, for progress tables and for the report.
 
-    Each has the `step` that it was logged at, and `max_steps`. A run that is resumed goes on after the checkpoint's.
+    Each object has its `step`, and `max_steps`. The log of a resumed run continues that of its checkpoint.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin with what the checkpoint remembers."""
+        """Start the file with the log of the checkpoint, if there is one."""
         if state.is_world_process_zero:
             self.path.write_text("", encoding="utf-8")
             for logs in state.log_history:
                 self._write(state, logs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Add what was logged."""
+        """Append one entry."""
         if state.is_world_process_zero and logs:
             self._write(state, {**logs, "step": state.global_step})
 
@@ -101,38 +107,47 @@ class LogFile(TrainerCallback):
             file.write(json.dumps({**logs, "max_steps": state.max_steps}) + "\n")
 
 
-def metrics_of(rows: Rows | None) -> Callable[[Classifier], dict[str, float]] | None:
-    """What is called at each evaluation: label the rows, and score what comes out."""
-    if rows is None:
+def make_compute_metrics(val_rows: Rows | None) -> Callable[[Classifier], dict[str, float]] | None:
+    """The function that labels the validation rows with a classifier and scores it; None without rows."""
+    if val_rows is None:
         return None
 
-    def figures(classifier: Classifier) -> dict[str, float]:
-        predictions = classifier.predict(rows.texts)
+    def compute_metrics(classifier: Classifier) -> dict[str, float]:
+        predictions = classifier.predict(val_rows.texts)
         pred, names = pred_matrix(predictions), classifier.label_set.names
-        metrics = score(rows.truth, pred, names)
-        warn_of_collapse(pred, names)
-        shown = {name: metrics[name] for name in ("f1_macro", "f1_micro", "jaccard_samples")}
-        shown["parse_failure"] = parse_audit(predictions)["parse_failure"]
-        return shown | {f"f1/{name}": label["f1"] for name, label in metrics["per_label"].items()}
+        scores = score(val_rows.truth, pred, names)
+        warn_of_constant_labels(pred, names)
+        metrics = {name: scores[name] for name in ("f1_macro", "f1_micro", "jaccard_samples")}
+        metrics["parse_failure"] = parse_audit(predictions)["parse_failure"]
+        return metrics | {f"f1/{name}": label["f1"] for name, label in scores["per_label"].items()}
 
-    return figures
+    return compute_metrics
 
 
-def warn_of_collapse(pred: np.ndarray, names: Sequence[str]) -> None:
-    """Say so if most labels are given to all rows of `pred` [n, L], or to none."""
-    stuck = constant_labels(pred, names)
-    if len(stuck) > len(names) / 2:
+def warn_of_constant_labels(pred: np.ndarray, names: Sequence[str]) -> None:
+    """Log a warning if most labels are predicted for all rows or for none.
+
+    Args:
+        pred: 0/1, [n, L].
+        names: the L label names.
+    """
+    constant = constant_labels(pred, names)
+    if len(constant) > len(names) / 2:
         log.warning(
-            f"{len(stuck)} of {len(names)} labels are given to every row or to none: {', '.join(stuck)}. The model "
-            "does not tell rows apart. Early in training that passes; if it stays, lower learning_rate, train longer, "
-            "or weigh the labels within themselves (label_weights: within)"
+            f"{len(constant)} of {len(names)} labels are given to every row or to none: {', '.join(constant)}. The "
+            "model does not tell rows apart. This is normal early in training. If it persists, lower learning_rate, "
+            "train longer, or weight the labels (label_weights: within)"
         )
 
 
 def final_score(classifier: Classifier, rows: Rows, batch_size: int) -> dict[str, Any]:
-    """Label all rows that are held out, keep what came out, print the table, and give the figures back.
+    """Label the evaluation rows, write predictions and thresholds to the run folder, and print the metrics.
 
-    All processes label; the main one does the rest."""
+    All processes take part in labelling; the rest is done by the main one.
+
+    Returns:
+        The metrics; nothing in processes other than the main one.
+    """
     recipe, label_set, gold = classifier.recipe, classifier.label_set, rows.truth
     times = [time.perf_counter()]
     with progress_bar("Answers", len(rows) * classifier.n_questions) as advance:
@@ -144,7 +159,7 @@ def final_score(classifier: Classifier, rows: Rows, batch_size: int) -> dict[str
         return {}
     pred = pred_matrix(predictions)
     try:
-        # The thresholds that are kept rest on all of these rows; what they are worth is said by nested ones.
+        # The thresholds of the run are tuned on all of these rows. Their score is that of thresholds nested in folds.
         folds = make_folds(rows, 5, recipe.seed)
     except ValueError:
         folds = None  # too few rows
@@ -153,7 +168,7 @@ def final_score(classifier: Classifier, rows: Rows, batch_size: int) -> dict[str
     results.write_thresholds(folder, tune_thresholds(gold, prob), label_set)
     metrics = evaluate(gold, pred, prob, folds, label_set.names)
     print_metrics(metrics)
-    warn_of_collapse(pred, label_set.names)
+    warn_of_constant_labels(pred, label_set.names)
     answer_seconds, prob_seconds = np.diff(times).round(2).tolist()
     return metrics | {
         "parse": parse_audit(predictions),

@@ -1,4 +1,4 @@
-"""What the model will see: rows of a recipe, rendered and encoded, with the supervised tokens marked."""
+"""Rows as the model reads them, rendered and encoded, with the supervised tokens marked."""
 
 import difflib
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ SUPERVISED = "bold green"
 SHARED = "dim"
 
 
-def show_rows(console: Console, encoder: "Encoder", rows: Rows, *, tokens: bool = False) -> None:
+def show_rows(console: Console, encoder: Encoder, rows: Rows, *, tokens: bool = False) -> None:
     """Print rows exactly as the model reads them.
 
-    The shared instruction is dim, the supervised answer green and between ⟦ ⟧, which also serve without colour.
+    The shared prefix is dim. The supervised answer is green, and between ⟦ ⟧ for terminals without colour.
 
     Args:
-        tokens: print one token a line: position, id, text, and whether it is supervised.
+        tokens: print one token per line instead: position, id, part of the row, and text.
     """
     n_prefix = len(encoder.prefix_ids)
     for i, text in enumerate(rows.texts):
@@ -45,42 +45,44 @@ def show_rows(console: Console, encoder: "Encoder", rows: Rows, *, tokens: bool 
 
 
 def show_templates(
-    console: Console, templates: Sequence[tuple[str, "Encoder"]], rows: Rows, *, tokens: bool = False
+    console: Console, templates: Sequence[tuple[str, Encoder]], rows: Rows, *, tokens: bool = False
 ) -> None:
-    """Print what the model sees of rows by each template; then what differs from the first one, for the first row.
+    """Print rows as the model reads them under each of several templates, then the differences of the first row.
 
     Args:
-        templates: their names, and their encoders.
-        tokens: as in `show_rows`.
+        templates: (name, encoder); the others are compared with the first one.
+        tokens: see `show_rows`.
     """
     for name, encoder in templates:
         encoded = [row for i, text in enumerate(rows.texts) for row in encoder.rows(text, _names(encoder, rows, i))]
-        text, answer = (sum(getattr(row, of) for row in encoded) / len(encoded) for of in ("n_text", "n_answer"))
-        rest = len(encoder.question_ids[0])
+        n_text = sum(row.n_text for row in encoded) / len(encoded)
+        n_answer = sum(row.n_answer for row in encoded) / len(encoded)
         console.print(
             f"[bold]{escape(name)}[/]: instruction {len(encoder.prefix_ids)} tokens, the same for all rows; then on "
-            f"average {text:.0f} of text, {rest} up to the answer, {answer:.0f} of answer",
+            f"average {n_text:.0f} of text, {len(encoder.question_ids[0])} up to the answer, {n_answer:.0f} of answer",
             highlight=False,
         )
         show_rows(console, encoder, rows, tokens=tokens)
-    first, *others = [(name, _as_seen(encoder, rows)) for name, encoder in templates]
-    for name, seen in others:
+    first, *others = [(name, _first_row(encoder, rows)) for name, encoder in templates]
+    for name, lines in others:
         console.rule(f"{first[0]} → {name}", style="cyan")
-        for line in difflib.unified_diff(first[1], seen, first[0], name, lineterm=""):
+        for line in difflib.unified_diff(first[1], lines, first[0], name, lineterm=""):
             colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[0], "")
             console.print(Text(line, style=colour), soft_wrap=True)
 
 
-def _as_seen(encoder: "Encoder", rows: Rows) -> list[str]:
+def _first_row(encoder: Encoder, rows: Rows) -> list[str]:
+    """The lines of the first row, answer included."""
     row = encoder.rows(rows.texts[0], _names(encoder, rows, 0))[0]
     return encoder.tokenizer.decode([*encoder.prefix_ids, *row.suffix_ids]).splitlines()
 
 
-def _names(encoder: "Encoder", rows: Rows, i: int) -> tuple[str, ...] | None:
+def _names(encoder: Encoder, rows: Rows, i: int) -> tuple[str, ...] | None:
+    """The label names of a row, if they are known."""
     return None if rows.gold is None else encoder.label_set.names_of(rows.gold[i])
 
 
-def _print_tokens(console: Console, encoder: "Encoder", ids: Sequence[int], n_prefix: int, n_prompt: int) -> None:
+def _print_tokens(console: Console, encoder: Encoder, ids: Sequence[int], n_prefix: int, n_prompt: int) -> None:
     for position, token in enumerate(ids):
         part = "shared" if position < n_prefix else "prompt" if position < n_prompt else "SUPERVISED"
         style = SHARED if position < n_prefix else SUPERVISED if position >= n_prompt else ""

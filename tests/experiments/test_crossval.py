@@ -1,129 +1,181 @@
 import csv
 import json
 import os
-import random
-import signal
-import subprocess
+import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import POSTS, write_posts
+from tiny import POSTS, kill_at, write_posts, write_recipe
+from typer.testing import CliRunner
 
+from emogen.cli.__main__ import app
 from emogen.errors import InputError, ModelError
-from emogen.experiments.crossval import cross_validate
-from emogen.experiments.jobs import RunProcess, failure
-from emogen.task.readers import read_rows
-from emogen.task.rows import normalise_text
-from emogen.task.splits import make_folds
+from emogen.experiments.crossval import cross_validate, cross_validate_baseline
+from emogen.task.recipe import load_recipe
+from emogen.task.splits import all_rows, make_folds
 
-BIN = Path(sys.executable).parent
-ENV = os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-MANY = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
+MANY = [(f"{text} {k}", names) for k in range(2) for text, names in POSTS]
 
 
-@pytest.fixture
-def recipe(tiny_recipe, tmp_path, labels):
-    """36 posts, so few steps a fold that five of them take seconds; a checkpoint after each."""
-    path = tiny_recipe(save_strategy="steps", save_steps=1)
-    write_posts(tmp_path / "train.csv", labels, MANY)
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, labels):
+    """24 posts, few steps, and a checkpoint after each step."""
+    folder = tmp_path_factory.mktemp("recipe")
+    path = write_recipe(folder, labels, max_steps=3, save_strategy="steps", save_steps=1)
+    write_posts(folder / "train.csv", labels, MANY)
     return path
 
 
-def cv(recipe, tmp_path, *words):
-    command = [BIN / "emogen", "cv", recipe, f"output_dir={tmp_path / 'cv'}", *words]
-    return subprocess.Popen(command, env=ENV, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    """The folder of an uninterrupted cross-validation of two folds, both at a time. Tests do not change it."""
+    folder = tmp_path_factory.mktemp("whole") / "cv"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        words = ["cv", recipe, "--folds", 2, "--jobs", 2, f"output_dir={folder}"]
+        done = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert f"The folds are in {folder}" in done.stdout.replace("\n", "")
+    return folder
 
 
-def test_folds_hold_all_rows_balanced_and_keep_equal_texts_together(tmp_path, labels):
-    posts = [*MANY, *[(f"  {text.upper()} 1", names) for text, names in POSTS]]
-    rows, _ = read_rows(write_posts(tmp_path / "t.csv", labels, posts), labels)
-    folds = make_folds(rows, 3, seed=1)
-    assert sorted(np.unique(folds)) == [0, 1, 2]
-    assert np.bincount(folds).min() >= 8
-    fold_of = {}
-    for text, fold in zip(rows.texts, folds, strict=True):
-        assert fold_of.setdefault(normalise_text(text), fold) == fold
-    assert (make_folds(rows, 3, seed=1) == folds).all()
-    assert (make_folds(rows, 3, seed=2) != folds).any()
-    with pytest.raises(ValueError, match="cannot make 40 folds of 36"):
-        make_folds(rows, 40, seed=1)
+def read_records(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def test_every_row_is_predicted_by_the_model_that_had_not_seen_it(recipe, tmp_path, labels):
-    process = cv(recipe, tmp_path, "--folds", "3", "--jobs", "2")
-    said = process.communicate()[0]
-    assert process.returncode == 0, said
-    folder = tmp_path / "cv"
-    # Two folds at once keep to their own half of the cores.
-    manifests = [json.loads((folder / f"fold-{k}" / "manifest.json").read_text()) for k in range(3)]
-    half = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert {manifest["hardware"]["threads"] for manifest in manifests} <= {half, half + 1}
-    fold_of = {row["id"]: int(row["fold"]) for row in csv.DictReader((folder / "folds.csv").open())}
-    records = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-    assert [record["id"] for record in records] == [f"p{i}" for i in range(36)]
+def test_every_row_is_predicted_by_the_model_that_was_not_trained_on_it(whole, labels):
+    with (whole / "folds.csv").open() as file:
+        fold_of = {row["id"]: int(row["fold"]) for row in csv.DictReader(file)}
+    assert set(fold_of.values()) == {0, 1}
+    records = read_records(whole / "predictions.jsonl")
+    assert [record["id"] for record in records] == [f"p{i}" for i in range(len(MANY))]
+    trained_on = [{row["id"] for row in read_records(whole / "data" / f"fold-{k}-train.jsonl")} for k in (0, 1)]
     for record in records:
-        own = folder / "data" / f"fold-{record['fold']}-train.jsonl"
         assert fold_of[record["id"]] == record["fold"]
-        assert record["id"] not in {json.loads(line)["id"] for line in own.read_text().splitlines()}
+        assert record["id"] not in trained_on[record["fold"]]
         assert record["gold"] == list(MANY[int(record["id"][1:])][1])
         assert set(record["prob"]) == set(labels.names)
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["n"] == 36
-    folds = metrics["folds"]["answer"]["f1_macro"]
-    each = [json.loads((folder / f"fold-{k}" / "metrics.json").read_text())["f1_macro"] for k in range(3)]
-    assert folds == pytest.approx(each)
-    assert metrics["mean"]["answer"]["f1_macro"] == pytest.approx(np.mean(each))
-    assert metrics["sd"]["answer"]["f1_macro"] == pytest.approx(np.std(each, ddof=1))
+    of_fold = {record["id"]: record for k in (0, 1) for record in read_records(whole / f"fold-{k}/predictions.jsonl")}
+    assert all(of_fold[record["id"]]["raw"] == record["raw"] for record in records)
+
+
+def test_folds_at_a_time_each_use_their_share_of_the_cores(whole):
+    manifests = [json.loads((whole / f"fold-{k}" / "manifest.json").read_text()) for k in (0, 1)]
+    half = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert {manifest["hardware"]["threads"] for manifest in manifests} <= {half, half + 1}
+
+
+def test_metrics_vary_over_the_folds_and_have_intervals(whole):
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert metrics["n"] == len(MANY)
+    by_fold = [json.loads((whole / f"fold-{k}" / "metrics.json").read_text())["f1_macro"] for k in (0, 1)]
+    assert metrics["folds"]["answer"]["f1_macro"] == pytest.approx(by_fold)
+    assert metrics["mean"]["answer"]["f1_macro"] == pytest.approx(np.mean(by_fold))
+    assert metrics["sd"]["answer"]["f1_macro"] == pytest.approx(np.std(by_fold, ddof=1))
     low, high = metrics["interval"]["answer"]["f1_macro"]
     assert low <= metrics["f1_macro"] <= high
-    assert "mean ± sd" in (folder / "report.html").read_text()
+    assert "mean ± sd" in (whole / "report.html").read_text()
+    assert json.loads((whole / "manifest.json").read_text())["kind"] == "cross-validation"
 
-    # The folder predicts as an ensemble, by thresholds and by vote.
-    posts = write_posts(tmp_path / "new.csv", labels)
-    for by in ("answer", "thresholds"):
-        command = [BIN / "emogen", "predict", folder, posts, "-o", tmp_path / f"{by}.csv", f"predict_by={by}"]
-        done = subprocess.run(command, env=ENV, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert len((tmp_path / f"{by}.csv").read_text().splitlines()) == 13
 
+@pytest.mark.parametrize("by", ["answer", "thresholds"])
+def test_a_cross_validation_predicts_as_an_ensemble(whole, tmp_path, labels, by):
+    words = [
+        "predict",
+        whole,
+        write_posts(tmp_path / "new.csv", labels),
+        "-o",
+        tmp_path / "out.csv",
+        f"predict_by={by}",
+    ]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 13
+
+
+def test_a_changed_cross_validation_is_not_resumed(recipe, whole):
     with pytest.raises(InputError, match="lora_r changed"):
-        cross_validate(recipe, 3, [f"output_dir={folder}", "lora_r=2"])
+        cross_validate(recipe, 2, [f"output_dir={whole}", "lora_r=2"])
     with pytest.raises(InputError, match=r"folds\.csv changed"):
-        cross_validate(recipe, 4, [f"output_dir={folder}"])
+        cross_validate(recipe, 3, [f"output_dir={whole}"])
 
 
-def test_killed_at_any_moment_and_started_again_it_says_the_same(recipe, tmp_path):
-    whole = cv(recipe, tmp_path, "--folds", "2", f"output_dir={tmp_path / 'whole'}")
-    assert whole.wait() == 0
-    moments = random.Random(7)
-    for _ in range(4):
-        process = cv(recipe, tmp_path, "--folds", "2")
-        try:
-            process.wait(moments.uniform(3, 15))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    last = cv(recipe, tmp_path, "--folds", "2")
-    assert last.wait() == 0, last.stdout.read()
-    expected = (tmp_path / "whole" / "predictions.jsonl").read_bytes()
-    assert (tmp_path / "cv" / "predictions.jsonl").read_bytes() == expected
+def test_a_finished_cross_validation_is_not_computed_again(recipe, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "cv")
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("fold-*/adapter/*")}
+    _, metrics = cross_validate(recipe, 2, [f"output_dir={folder}"])
+    assert before == {path: path.stat().st_mtime_ns for path in folder.glob("fold-*/adapter/*")}
+    assert metrics == json.loads((whole / "metrics.json").read_text())
 
 
-def test_a_fold_that_fails_is_named_with_what_it_said(recipe, tmp_path):
+def test_after_kills_in_every_phase_the_predictions_are_those_of_an_uninterrupted_call(
+    recipe, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "cv"
+    words = ["cv", recipe, "--folds", "2", "--jobs", "2", f"output_dir={folder}"]
+    phases = {
+        "a fold has started": "fold-1",
+        "a fold has a checkpoint": "fold-*/checkpoint-*/trainer_state.json",
+        "a fold has been scored": "fold-*/predictions.jsonl",
+    }
+    with (tmp_path / "log").open("w") as log:
+        for pattern in phases.values():
+            kill_at(
+                lambda pattern=pattern: any(folder.glob(pattern)),
+                [sys.executable, "-m", "emogen.cli", *words],
+                stdout=log,
+                stderr=log,
+            )
+            assert not (folder / "predictions.jsonl").exists()
+    cross_validate(recipe, 2, [f"output_dir={folder}"], jobs=2)
+    assert "Resuming from" in "".join(file.read_text() for file in folder.glob("fold-*.log"))
+    assert (folder / "predictions.jsonl").read_bytes() == (whole / "predictions.jsonl").read_bytes()
+    assert (folder / "thresholds.json").read_bytes() == (whole / "thresholds.json").read_bytes()
+
+
+def test_a_failed_fold_is_named_with_the_end_of_its_log(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match=r"(?s)fold-0 failed.*fold-0\.log.*leaves no room"):
         cross_validate(recipe, 2, [f"output_dir={tmp_path / 'cv'}", "max_length=40"])
 
 
-def test_the_log_of_a_run_has_the_whole_name_of_its_folder(tmp_path):
-    for name in ("rate-0.03", "rate-0.1"):
-        (tmp_path / f"{name}.log").write_text(f"this is {name}")
-    assert failure(RunProcess(0, tmp_path / "rate-0.03")).endswith("this is rate-0.03")
-
-
-def test_it_refuses_a_folder_that_holds_something_else(recipe, tmp_path):
+def test_a_folder_that_holds_something_else_is_refused(recipe, tmp_path):
     (tmp_path / "cv").mkdir()
     (tmp_path / "cv" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
         cross_validate(recipe, 2, [f"output_dir={tmp_path / 'cv'}"])
+    assert [path.name for path in (tmp_path / "cv").iterdir()] == ["thesis.txt"]
+
+
+def test_too_many_folds_are_refused(recipe, tmp_path):
+    with pytest.raises(InputError, match="cannot make 25 folds of 24"):
+        cross_validate(recipe, 25, [f"output_dir={tmp_path / 'cv'}"])
+
+
+def test_adapters_that_were_trained_on_held_out_rows_are_refused(recipe, whole, tmp_path):
+    """`init_adapter` of a cross-validation is another cross-validation with the same folds."""
+    for other in (whole / "fold-0", shutil.copytree(whole, tmp_path / "other")):
+        overrides = [f"output_dir={tmp_path / 'cv'}", f"init_adapter={other}", "seed=7"]
+        with pytest.raises(InputError, match="not a cross-validation with the same rows and folds"):
+            cross_validate(recipe, 2, overrides)
+    assert not (tmp_path / "cv").exists()
+
+
+def test_the_baseline_has_the_folds_of_the_recipe(tmp_path, labels):
+    path = write_recipe(tmp_path, labels)
+    words = ["one", "two", "three"] * 3
+    posts = [(f"{word} number {k} {name}", (name,)) for k, word in enumerate(words) for name in labels.names]
+    write_posts(tmp_path / "train.csv", labels, posts)
+    n_done = []
+    folder, metrics = cross_validate_baseline(path, 3, [], n_done.append)
+    assert folder == tmp_path / "run-baseline"
+    assert sum(n_done) == 3
+    recipe = load_recipe(path)
+    folds = make_folds(all_rows(recipe, labels), 3, recipe.seed)
+    assert [record["fold"] for record in read_records(folder / "predictions.jsonl")] == folds.tolist()
+    assert metrics["by_thresholds"]["f1_macro"] > 0.9  # each post contains the name of its label
+    assert metrics["mean"]["thresholds"]["f1_macro"] > 0.9
+    assert "TF-IDF" in (folder / "report.html").read_text()
+    assert json.loads((folder / "manifest.json").read_text())["kind"] == "baseline"

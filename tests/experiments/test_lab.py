@@ -1,64 +1,77 @@
-import os
 import socket
-import subprocess
-import sys
 import urllib.request
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
-from tiny import POSTS, write_posts
+from tiny import POSTS, write_posts, write_recipe
+from typer.testing import CliRunner
 
+from emogen.cli.__main__ import app
 from emogen.errors import InputError
-from emogen.experiments.lab import Lab
+from emogen.experiments.lab import Lab, serve
 from emogen.experiments.prompts import load_generator, open_benchmark
 
 MANY = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
 SOURCE = "{% user %}\nFeelings ({{ names | join(' ') }})?\n{{ text }}\n"
 
 
-@pytest.fixture
-def recipe(tiny_recipe, tmp_path, labels, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tiny_recipe()
-    write_posts(tmp_path / "train.csv", labels, MANY)
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, labels):
+    """A recipe with 36 posts. Tests do not change its files."""
+    folder = tmp_path_factory.mktemp("recipe")
+    path = write_recipe(folder, labels)
+    write_posts(folder / "train.csv", labels, MANY)
     return path
 
 
+@pytest.fixture(scope="module")
+def benchmark(recipe):
+    return open_benchmark(recipe, limit=20)
+
+
+@pytest.fixture(scope="module")
+def generator(benchmark):
+    return load_generator(benchmark)
+
+
 @pytest.fixture
-def lab(recipe):
-    bench = open_benchmark(recipe, limit=20)
-    return Lab(bench, load_generator(bench))
+def lab(benchmark, generator, tmp_path, monkeypatch):
+    """A lab in an empty folder, without a history."""
+    monkeypatch.chdir(tmp_path)
+    return Lab(replace(benchmark, folder=tmp_path / "scores"), generator)
 
 
-def test_every_token_is_shown_as_what_it_is(lab):
-    text = lab.bench.rows.texts[0]
+def test_every_token_is_shown_with_its_part(lab):
+    text = lab.benchmark.rows.texts[0]
     template = lab.template(SOURCE, "mine")
-    labels = lab.bench.task.label_set
-    (row,) = template.encoder.rows(text, labels.names_of(lab.bench.rows.truth[0]))
-    shown = lab.see(SOURCE, "mine", text).partition("</p>")[2]
-    assert shown.count('class="shared"') == len(template.encoder.prefix_ids)
+    labels = lab.benchmark.task.label_set
+    (row,) = template.encoder.rows(text, labels.names_of(lab.benchmark.rows.truth[0]))
+    n_shared = len(template.encoder.prefix_ids)
+    counts, _, shown = lab.see(SOURCE, "mine", text).partition("</p>")
+    assert shown.count('class="shared"') == n_shared
     assert shown.count('class="text"') == row.n_text
     assert shown.count('class="answer"') == row.n_answer
-    assert shown.count("<span") == len(template.encoder.prefix_ids) + len(row)
+    assert shown.count("<span") == n_shared + len(row)
+    assert counts.startswith(f'<div class="seen"><p>{n_shared + len(row)} tokens: {n_shared} ')
     unknown = lab.see(SOURCE, "mine", "a text of my own")
     assert 'class="answer" title' not in unknown  # its answer is not known
 
 
-def test_a_text_stays_text(lab):
+def test_a_text_is_escaped_and_stays_text(lab):
     shown = lab.see(SOURCE, "mine", "<b>{{ names }}</b><|im_end|>").partition("</p>")[2]
     assert "<b>" not in shown
     assert "{{" in "".join(part.split(">")[1] for part in shown.split("</span>")[:-1])
     assert shown.count("title") > 60
 
 
-def test_an_answer_comes_with_a_probability_for_each_label(lab):
-    said, prob = lab.answer(SOURCE, "mine", "so happy")
-    assert said.endswith("(exact)")
-    assert list(prob) == list(lab.bench.task.label_set.names)
+def test_an_answer_comes_with_the_probability_of_each_label(lab):
+    answer, prob = lab.answer(SOURCE, "mine", "so happy")
+    assert answer.endswith("(exact)")
+    assert list(prob) == list(lab.benchmark.task.label_set.names)
     assert all(0 <= value <= 1 for value in prob.values())
 
 
-def test_what_is_scored_is_history_and_what_is_saved_is_a_file(lab, tmp_path):
+def test_scored_templates_are_the_history_and_saved_templates_are_files(lab, tmp_path):
     assert lab.history() == []
     assert "macro-F1" in lab.score(SOURCE, "mine")
     lab.score(SOURCE + "Answer:", "mine")
@@ -72,47 +85,58 @@ def test_what_is_scored_is_history_and_what_is_saved_is_a_file(lab, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "name", "said"),
+    ("source", "name", "message"),
     [
         ("{% user %}\n{{ txt }}{{ text }}", "mine", r"mine\.jinja:2: undefined variable"),
         ("{% user %}{{ text }}{{ ''.__class__.__mro__ }}", "mine", "Security"),
-        (SOURCE, "../evil", "the name of a template is made of"),
-        (SOURCE, "", "the name of a template is made of"),
+        (SOURCE, "../evil", "the name of a template consists of"),
+        (SOURCE, "", "the name of a template consists of"),
     ],
 )
-def test_what_cannot_be_saved(lab, tmp_path, source, name, said):
-    with pytest.raises(InputError, match=said):
+def test_invalid_templates_and_names_are_not_saved(lab, tmp_path, source, name, message):
+    with pytest.raises(InputError, match=message):
         lab.save(source, name)
     assert not (tmp_path / "prompts").exists()
     assert not (tmp_path.parent / "evil.jinja").exists()
 
 
-@pytest.fixture
-def address(recipe, tmp_path):
+def test_a_port_that_is_taken_is_an_error(benchmark):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"--port {port}"):
+            serve(benchmark, port)
+
+
+def test_the_page_in_a_browser(recipe, visit, tmp_path, monkeypatch):
+    """`emogen lab`, used in the place where it waits for Ctrl-C."""
+    import gradio as gr
+
+    monkeypatch.chdir(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).parent / "emogen", "lab", recipe, "--limit", "20", "--port", str(port)]
-    with (tmp_path / "lab.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log)  # fmt: skip
     address = f"http://127.0.0.1:{port}/"
-    while True:
-        try:
-            urllib.request.urlopen(address)
-            break
-        except OSError:
-            assert process.poll() is None, (tmp_path / "lab.log").read_text()
-            try:
-                process.wait(0.2)
-            except subprocess.TimeoutExpired:
-                continue
-    yield address
-    process.terminate()
-    process.wait()
+
+    def use(blocks):
+        with urllib.request.urlopen(address) as page:
+            assert page.status == 200
+        page = visit(address)
+        use_page(page, tmp_path)
+        page.close()  # before the server is: a page reports that its server is gone
+
+    monkeypatch.setattr(gr.Blocks, "block_thread", use)
+    words = ["lab", recipe, "--limit", 20, "--port", port, f"output_dir={tmp_path / 'out'}"]
+    try:
+        done = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+    finally:
+        gr.close_all()
+    assert done.exit_code == 0, done.output
+    assert f"emogen lab on {address.rstrip('/')}" in done.output
 
 
-def test_the_page_in_a_browser(address, visit, tmp_path):
-    page = visit(address)
+def use_page(page, folder):
     seen = page.locator("#seen")
     seen.locator("span.text").first.wait_for()
     page.get_by_label("Text", exact=True).fill("<script>document.title = 'evil'</script> so happy")
@@ -141,10 +165,10 @@ def test_the_page_in_a_browser(address, visit, tmp_path):
     page.get_by_label("Name").fill("kept")
     page.get_by_role("button", name="Save to prompts/").click()
     page.wait_for_function("[...document.querySelectorAll('textarea')].some(e => e.value.startsWith('Saved as'))")
-    assert (tmp_path / "prompts" / "kept.jinja").read_text() == SOURCE
+    assert (folder / "prompts" / "kept.jinja").read_text() == SOURCE
 
     page.get_by_label("Start from").click()
     page.get_by_role("option", name="definitions").click()
     editor.get_by_text("The labels with their definitions").wait_for()
-    line.click()  # what was scored comes back
+    line.click()  # the template that was scored comes back
     editor.get_by_text("Feelings").wait_for()

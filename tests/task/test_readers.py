@@ -1,32 +1,33 @@
+import codecs
 import json
+import logging
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from tiny import POSTS, write_posts
+from tiny import write_posts
 
-from emogen.task.readers import read_rows
-from emogen.task.rows import DataError, align, check_overlap, check_rows, checked
-from emogen.task.splits import hold_out, sample_rows
+from emogen.task.readers import read_hub, read_rows, stream_rows
+from emogen.task.rows import DataError, checked
 
 HEADER = "ID,Tweet,anger,anticipation,disgust,fear,joy,love,optimism,pessimism,sadness,surprise,trust"
 ROW = "1,hello,1,0,0,0,0,0,0,0,0,0,0"
 
 
-def write(tmp_path, text, name="d.csv", encoding="utf-8"):
-    path = tmp_path / name
+def write_file(path, text, encoding="utf-8"):
     path.write_bytes(text.encode(encoding))
     return path
 
 
-def errors(result):
+def errors_in(result):
     return [str(problem) for problem in result[1] if problem.level == "error"]
 
 
 def test_kaggle_csv(tmp_path, labels):
-    path = write(
-        tmp_path, f'{HEADER}\n{ROW}\n2,"two\nlines, ""quoted""",0,0,0,0,1,1,0,0,0,0,0\n3,x,0,0,0,0,0,0,0,0,0,0,0\n'
+    path = write_file(
+        tmp_path / "d.csv",
+        f'{HEADER}\n{ROW}\n2,"two\nlines, ""quoted""",0,0,0,0,1,1,0,0,0,0,0\n3,x,0,0,0,0,0,0,0,0,0,0,0\n',
     )
     rows = checked(read_rows(path, labels))
     assert rows.ids == ["1", "2", "3"]
@@ -36,132 +37,168 @@ def test_kaggle_csv(tmp_path, labels):
     assert rows.gold.sum(1).tolist() == [1, 2, 0]
 
 
-def test_semeval_tsv_knows_no_quoting_and_ends_lines_with_crlf(tmp_path, labels):
+def test_semeval_tsv_has_no_quoting_and_ends_lines_with_crlf(tmp_path, labels):
     tabbed = HEADER.replace(",", "\t")
     line = '2018-1\t"an open quote\t' + "\t".join("0" * 11)
-    rows = checked(read_rows(write(tmp_path, f"{tabbed}\r\n{line}\r\n{line.replace('-1', '-2')}\r\n", "d.txt"), labels))
+    path = write_file(tmp_path / "d.txt", f"{tabbed}\r\n{line}\r\n{line.replace('-1', '-2')}\r\n")
+    rows = checked(read_rows(path, labels))
     assert rows.ids == ["2018-1", "2018-2"]
     assert rows.texts == ['"an open quote'] * 2
 
 
-def test_test_files_with_none_for_labels_have_no_gold(tmp_path, labels):
-    rows = checked(read_rows(write(tmp_path, f"{HEADER}\n1,hello{',NONE' * 11}\n"), labels))
-    assert rows.gold is None
-    with pytest.raises(DataError, match="no row has labels"):
-        checked(read_rows(write(tmp_path, f"{HEADER}\n1,hello{',NONE' * 11}\n"), labels, need_labels=True))
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_encodings_are_detected(tmp_path, labels, encoding):
-    rows = checked(
-        read_rows(write(tmp_path, f"{HEADER}\n{ROW}\n".replace("hello", "héllo 😀"), encoding=encoding), labels)
-    )
-    assert rows.texts == ["héllo 😀"]
+    path = write_file(tmp_path / "d.csv", f"{HEADER}\n{ROW}\n".replace("hello", "héllo 😀"), encoding)
+    assert checked(read_rows(path, labels)).texts == ["héllo 😀"]
 
 
 def test_windows_1252_is_read_with_a_warning(tmp_path, labels):
-    rows, problems = read_rows(
-        write(tmp_path, f"{HEADER}\n{ROW}\n".replace("hello", "héllo"), encoding="cp1252"), labels
-    )
+    path = write_file(tmp_path / "d.csv", f"{HEADER}\n{ROW}\n".replace("hello", "héllo"), "cp1252")
+    rows, problems = read_rows(path, labels)
     assert rows.texts == ["héllo"]
     assert [p.level for p in problems] == ["warning"]
     assert ":2" in problems[0].where
 
 
-def test_jsonl_parquet_and_a_labels_column(tmp_path, labels):
-    lines = [{"id": "a", "text": "x", "labels": ["joy", "anger"]}, {"id": "b", "text": "y", "labels": []}]
-    jsonl = checked(read_rows(write(tmp_path, "\n".join(map(json.dumps, lines)), "d.jsonl"), labels))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines), tmp_path / "d.parquet")
-    parquet = checked(read_rows(tmp_path / "d.parquet", labels))
-    semicolons = checked(read_rows(write(tmp_path, "id;text;emotions\na;x;joy, anger\nb;y;none\n"), labels))
-    for rows in (jsonl, parquet, semicolons):
+def test_a_given_encoding_is_used_and_must_be_right(tmp_path, labels):
+    text = f"{HEADER}\n{ROW}\n".replace("hello", "héllo")
+    latin, utf = write_file(tmp_path / "l.csv", text, "latin-1"), write_file(tmp_path / "u.csv", text)
+    rows, problems = read_rows(latin, labels, encoding="latin-1")
+    assert (rows.texts, problems) == (["héllo"], [])
+    assert read_rows(utf, labels, encoding="latin-1")[0].texts == ["hÃ©llo"]
+    assert "cannot be read: line 2 is not ascii" in errors_in(read_rows(utf, labels, encoding="ascii"))[0]
+    assert "cannot be read: unknown encoding: utf-9" in errors_in(read_rows(utf, labels, encoding="utf-9"))[0]
+
+
+def test_only_a_newline_ends_a_line(tmp_path, labels):
+    """A text may contain characters that `str.splitlines` takes for line ends."""
+    separators = "a\u2028b\u0085c\x0bd"
+    path = write_file(tmp_path / "d.csv", f"{HEADER}\n{ROW}\n".replace("hello", separators))
+    assert checked(read_rows(path, labels)).texts == [separators]
+
+
+def test_jsonl_parquet_and_csv_with_a_labels_column(tmp_path, labels):
+    records = [{"id": "a", "text": "x", "labels": ["joy", "anger"]}, {"id": "b", "text": "y", "labels": []}]
+    jsonl = write_file(tmp_path / "d.jsonl", "\n".join(map(json.dumps, records)))
+    array = write_file(tmp_path / "d.json", json.dumps(records))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "d.parquet")
+    semicolons = write_file(tmp_path / "d.csv", "id;text;emotions\na;x;joy, anger\nb;y;none\n")
+    for path in (jsonl, array, tmp_path / "d.parquet", semicolons):
+        rows = checked(read_rows(path, labels))
         assert rows.ids == ["a", "b"]
         assert rows.gold.tolist() == [list(labels.vector(["anger", "joy"])), [0] * 11]
 
 
+def test_a_given_separator_is_used(tmp_path, labels):
+    path = write_file(tmp_path / "d.csv", "text^labels\na, b; c^joy\n")
+    assert checked(read_rows(path, labels, separator="^")).texts == ["a, b; c"]
+
+
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        (f"{HEADER}\n1,hello,2,0,0,0,0,0,0,0,0,0,0\n", "d.csv:2: label 'anger' is '2'; expected 0 or 1"),
         (f"{HEADER}\n1,hello,1,0\n", "d.csv:2: 4 columns where the header has 13"),
-        (f"{HEADER}\n{ROW}\n2,x{',NONE' * 11}\n", "d.csv:3: no labels here"),
-        (
-            f"{HEADER.replace('surprise', 'suprise')}\n{ROW}\n",
-            "no column for the label 'surprise'; is 'suprise' misspelt?",
-        ),
-        (f"{HEADER.replace('Tweet', 'Stuff')}\n{ROW}\n", "no text column"),
+        (f'{HEADER}\n1,"hello{ROW}' + f"\n{ROW}" * 30, "d.csv:2: 2 columns where the header has 13; a quotation mark opened here is closed only on line 32"),
         ("", "the file is empty"),
-        (f"{HEADER}\n", "no rows"),
+        ("\n\n", "the file is empty"),
+        (f"\n{HEADER}\n{ROW}\n", "the first line is empty; it must name the columns"),
     ],
-)
-def test_what_is_wrong_is_named_with_file_and_line(tmp_path, labels, text, said):
-    assert said in "\n".join(errors(read_rows(write(tmp_path, text), labels, need_labels=True)))
+)  # fmt: skip
+def test_errors_in_delimited_files_name_file_and_line(tmp_path, labels, text, message):
+    result = read_rows(write_file(tmp_path / "d.csv", text), labels, need_labels=True)
+    assert message in "\n".join(errors_in(result))
 
 
-def test_a_label_misspelt_in_a_labels_column(tmp_path, labels):
-    text = '{"text": "x", "labels": ["joyy"]}\n{"text": "y", "labels": ["joy"]}\nnot json\n'
-    said = "\n".join(errors(read_rows(write(tmp_path, text, "d.jsonl"), labels)))
-    assert "d.jsonl:1: 'joyy' is not a label of 'semeval2018'; did you mean 'joy'?" in said
-    assert "d.jsonl:3: not valid JSON" in said
+def test_errors_in_json_files_name_file_and_line(tmp_path, labels):
+    text = '{"text": "x", "labels": ["joyy"]}\n{"text": "y", "labels": ["joy"]}\nnot json\n["a"]\n'
+    messages = "\n".join(errors_in(read_rows(write_file(tmp_path / "d.jsonl", text), labels)))
+    assert "d.jsonl:1: 'joyy' is not a label of 'semeval2018'; did you mean 'joy'?" in messages
+    assert "d.jsonl:3: not valid JSON" in messages
+    assert "d.jsonl:4: not a JSON object" in messages
 
 
-def test_missing_file_suggests_its_neighbour(tmp_path, labels):
-    write(tmp_path, "x", "train.csv")
-    assert "did you mean" in errors(read_rows(tmp_path / "trian.csv", labels))[0]
+def test_a_missing_file_suggests_a_similar_name(tmp_path, labels):
+    write_file(tmp_path / "train.csv", "x")
+    assert "did you mean" in errors_in(read_rows(tmp_path / "trian.csv", labels))[0]
+    assert errors_in(read_rows(tmp_path / "nowhere" / "x.csv", labels))[0].endswith("x.csv: no such file")
 
 
-def test_a_wrong_column_name_lists_the_columns(tmp_path, labels):
-    result = read_rows(write(tmp_path, f"{HEADER}\n{ROW}\n"), labels, text_column="tweet")
-    assert "did you mean 'Tweet'?" in errors(result)[0]
+def test_streaming_gives_the_rows_of_reading_in_chunks(tmp_path, labels):
+    path = write_posts(tmp_path / "d.csv", labels)
+    whole = checked(read_rows(path, labels))
+    chunks = list(stream_rows(path, labels, size=5))
+    assert [len(chunk) for chunk in chunks] == [5, 5, 2]
+    assert [row_id for chunk in chunks for row_id in chunk.ids] == whole.ids
+    assert [line for chunk in chunks for line in chunk.lines] == whole.lines
+    assert np.array_equal(np.concatenate([chunk.gold for chunk in chunks]), whole.gold)
 
 
-def test_checks_within_a_file(tmp_path, labels):
-    body = [
-        ROW,
-        ROW.replace("1,hello", "1,other"),
-        "3,Hello ,0,0,0,0,1,0,0,0,0,0,0",
-        "4,,0,0,0,0,1,0,0,0,0,0,0",
-        ROW.replace("1,hello", "5,itâ€™s"),
-    ]
-    problems = check_rows(checked(read_rows(write(tmp_path, "\n".join([HEADER, *body])), labels)))
-    said = {problem.level: "" for problem in problems}
-    for problem in problems:
-        said[problem.level] += str(problem) + "\n"
-    assert "d.csv:2, 3: the id '1' occurs 2 times" in said["error"]
-    assert "d.csv:2, 4: the same text with different labels" in said["warning"]
-    assert "d.csv:5: the text is empty" in said["warning"]
-    assert "d.csv:6: the text looks wrongly decoded" in said["warning"]
+def test_streaming_a_file_without_rows_gives_one_empty_chunk(tmp_path, labels, caplog):
+    (chunk,) = stream_rows(write_file(tmp_path / "d.csv", f"{HEADER}\n"), labels, size=5)
+    assert len(chunk) == 0
+    assert "no rows below the header" in caplog.text
 
 
-def test_texts_shared_with_evaluation_are_named(tmp_path, labels):
-    train = checked(read_rows(write(tmp_path, f"{HEADER}\n{ROW}\n"), labels))
-    other = checked(
-        read_rows(write(tmp_path, f"{HEADER}\n{ROW.replace('hello', 'x')}\n{ROW.replace('hello', ' HELLO')}\n"), labels)
-    )
-    (problem,) = check_overlap(train, other)
-    assert "1 texts" in problem.message
-    assert problem.where.endswith(":3")
-    assert not check_overlap(train, other.take([0]))
+def test_streaming_yields_all_chunks_before_an_error(tmp_path, labels, caplog):
+    text = f"{HEADER}\n{ROW}\n{ROW}\n2,hello\n".replace("hello", "héllo")
+    chunks = stream_rows(write_file(tmp_path / "d.csv", text, "cp1252"), labels, size=2)
+    with caplog.at_level(logging.WARNING):
+        assert next(chunks).ids == ["1", "1"]
+    assert "not UTF-8; read as Windows-1252" in caplog.text
+    with pytest.raises(DataError, match=r"d\.csv:4: 2 columns where the header has 13"):
+        next(chunks)
 
 
-def test_hold_out_is_stratified_and_keeps_the_same_text_together(tmp_path, labels):
-    posts = [(f"{text} {k}", names) for k in range(20) for text, names in POSTS] + POSTS * 2
-    rows = checked(read_rows(write_posts(tmp_path / "d.csv", labels, posts), labels))
-    kept, held = hold_out(rows, 0.25, seed=1)
-    assert sorted([*kept, *held]) == list(range(len(rows)))
-    assert not {rows.texts[i] for i in kept} & {rows.texts[i] for i in held}
-    np.testing.assert_allclose(rows.gold[held].mean(0), rows.gold.mean(0), atol=0.05)
-    again = hold_out(rows, 0.25, seed=1)
-    assert np.array_equal(held, again[1])
-    assert len(sample_rows(rows, 60, 1)) == pytest.approx(60, abs=5)
-    assert sample_rows(rows, 10_000, 1) is rows
+def test_streaming_a_missing_file_is_an_error(tmp_path, labels):
+    with pytest.raises(DataError, match="no such file"):
+        next(stream_rows(tmp_path / "d.csv", labels, size=2))
 
 
-def test_align_matches_by_id(tmp_path, labels):
-    gold = checked(read_rows(write_posts(tmp_path / "g.csv", labels), labels))
-    shuffled = gold.take([3, 1, 0, 2, *range(4, 12)])
-    assert align(gold, shuffled).ids == gold.ids
-    with pytest.raises(DataError, match="no row for 1 ids"):
-        align(gold, gold.take(range(11)))
-    with pytest.raises(DataError, match="more than once"):
-        align(gold, gold.take([*range(12), 0]))
+@pytest.fixture
+def offline_datasets(tmp_path, monkeypatch):
+    """Keeps what `datasets` caches in the folder of the test, and keeps it off the network."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "posts"
+    folder.mkdir()
+    return folder
+
+
+def test_a_local_dataset_folder_of_csv_files(offline_datasets, labels):
+    train = write_posts(offline_datasets / "train.csv", labels)
+    write_posts(offline_datasets / "test.csv", labels, [("only this", ("trust",))])
+    rows = checked(read_hub(str(offline_datasets), None, "train", labels, need_labels=True))
+    whole = checked(read_rows(train, labels))
+    assert (rows.ids, rows.texts) == (whole.ids, whole.texts)
+    assert np.array_equal(rows.gold, whole.gold)
+    assert rows.lines == list(range(1, 13))  # row numbers, not lines
+    assert rows.path == f"{offline_datasets}[train]"
+    assert checked(read_hub(str(offline_datasets), None, "test", labels)).texts == ["only this"]
+
+
+def test_a_local_dataset_folder_of_parquet_files(offline_datasets, labels):
+    columns = {name: [name == "joy"] for name in labels.names}  # booleans, as on the Hub
+    table = pyarrow.table({"number": ["7"], "body": ["hello"]} | columns)
+    pyarrow.parquet.write_table(table, offline_datasets / "train.parquet")
+    result = read_hub(str(offline_datasets), None, "train", labels, text_column="body", id_column="number")
+    rows = checked(result)
+    assert (rows.ids, rows.texts, rows.text_column) == (["7"], ["hello"], "body")
+    assert [labels.names_of(vector) for vector in rows.gold] == [("joy",)]
+
+
+def test_a_dataset_that_cannot_be_loaded_is_an_error(offline_datasets, labels):
+    write_posts(offline_datasets / "train.csv", labels)
+    for name, split in ((str(offline_datasets), "dev"), (str(offline_datasets / "nowhere"), "train")):
+        rows, problems = read_hub(name, None, split, labels)
+        assert len(rows) == 0
+        (problem,) = problems
+        assert (problem.level, problem.where) == ("error", f"{name}[{split}]")
+        assert problem.message.startswith("cannot be loaded: ")
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path, labels):
+    path = tmp_path / "d.csv"
+    path.write_bytes(codecs.BOM_UTF8 + f"{HEADER}\n{ROW}\n".encode())
+    assert checked(read_rows(path, labels)).id_column == "ID"

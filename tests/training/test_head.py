@@ -1,13 +1,16 @@
-"""The six published systems with a classification head, as tiny models of their architectures."""
+"""Classification heads: tiny models of the architectures of the six published systems that use one."""
 
 import json
 import logging
+import shutil
+from contextlib import nullcontext
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import POSTS, SIZE, make_tokenizer, write_posts
+from tiny import POSTS, SIZE, make_tokenizer, write_posts, write_recipe
 from transformers import (
     AutoModel,
     BertConfig,
@@ -21,11 +24,11 @@ from transformers import (
 from emogen.console import progress_bar
 from emogen.errors import ModelError
 from emogen.evaluation.run_folder import member_folders
-from emogen.model import tokenizer
 from emogen.prediction.classifier import prob_of
 from emogen.prediction.ensemble import DecisionRule, load_run, load_runs, predict_rows
+from emogen.task.readers import read_rows
 from emogen.train import main
-from emogen.training import head
+from emogen.training.head import HeadTrainer, encode_rows
 
 ENCODER = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 200, "pad_token_id": 0}  # fmt: skip
 CONFIGS = {
@@ -41,27 +44,42 @@ CONFIGS = {
 ENCODERS = ("roberta", "bert", "distilbert")
 
 
-@pytest.fixture
-def head_recipe(tiny_recipe, tmp_path):
-    def write(kind, **keys):
-        folder = tmp_path / f"head-{kind}"
-        if not folder.exists():
-            torch.manual_seed(0)
-            AutoModel.from_config(CONFIGS[kind]()).save_pretrained(folder)
-            make_tokenizer().save_pretrained(folder)
-        keys = {"use_peft": kind not in ENCODERS, "max_length": 64} | keys
-        return str(tiny_recipe(model_name_or_path=str(folder), answer="head", **keys))
+def write_head_recipe(folder, labels, kind, **keys):
+    """A recipe for a tiny model with a head. Encoders are tuned in full, decoders with LoRA."""
+    model = folder / f"head-{kind}"
+    if not model.exists():
+        torch.manual_seed(0)
+        AutoModel.from_config(CONFIGS[kind]()).save_pretrained(model)
+        make_tokenizer().save_pretrained(model)
+    keys = {"use_peft": kind not in ENCODERS, "max_length": 64} | keys
+    return str(write_recipe(folder, labels, model_name_or_path=str(model), answer="head", **keys))
 
-    return write
+
+@pytest.fixture
+def head_recipe(tmp_path, labels):
+    """Writes a recipe; its run goes to tmp_path/run."""
+    return lambda kind, **keys: write_head_recipe(tmp_path, labels, kind, **keys)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, labels):
+    """Trains a head once for each architecture. Returns the run folder, which tests do not change."""
+
+    @cache
+    def train(kind, four_bit=False):
+        folder = tmp_path_factory.mktemp(kind)
+        main([write_head_recipe(folder, labels, kind, load_in_4bit=four_bit, eval_fraction=0.3)])
+        return folder / "run"
+
+    return train
 
 
 @pytest.mark.parametrize(
     ("kind", "four_bit"),
     [(kind, False) for kind in CONFIGS] + [("gemma2", True), ("llama", True), ("qwen2", True)],
 )
-def test_every_architecture_trains_and_predicts_what_it_was_scored_with(head_recipe, tmp_path, labels, kind, four_bit):
-    main([head_recipe(kind, load_in_4bit=four_bit, eval_fraction=0.3)])
-    run = tmp_path / "run"
+def test_every_architecture_trains_and_predicts_what_it_was_scored_with(trained, kind, four_bit):
+    run = trained(kind, four_bit)
     tuned = run / ("model" if kind in ENCODERS else "adapter")
     assert tuned.is_dir()
     saved = load_file(next(tuned.glob("*.safetensors")))
@@ -77,20 +95,20 @@ def test_every_architecture_trains_and_predicts_what_it_was_scored_with(head_rec
     np.testing.assert_allclose(
         prob_of(loaded, texts, answers, progress_bar, ""), loaded.predict_proba(texts), atol=1e-5
     )
-    assert "macro-F1 by threshold 0.5" in (run / "report.html").read_text()
+    assert "macro-F1, threshold 0.5" in (run / "report.html").read_text()
 
 
-def test_a_trained_head_is_not_reported_as_missing(head_recipe, tmp_path, caplog):
-    main([head_recipe("llama", max_steps=1)])
-    told = logging.getLogger("transformers")
-    told.addHandler(caplog.handler)
+def test_a_trained_head_is_not_reported_as_missing(trained, caplog):
+    run = trained("llama")
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
     caplog.clear()
-    load_run(tmp_path / "run")
-    told.removeHandler(caplog.handler)
+    load_run(run)
+    logger.removeHandler(caplog.handler)
     assert "MISSING" not in caplog.text
 
 
-def test_it_learns_its_posts_by_heart_and_padding_changes_nothing(head_recipe, tmp_path, labels):
+def test_a_head_memorises_its_posts_and_padding_changes_nothing(head_recipe, tmp_path, labels):
     main([head_recipe("llama", max_steps=150, learning_rate=1e-2, lora_r=8)])
     loaded = load_run(tmp_path / "run")
     texts = [text for text, _ in POSTS]
@@ -100,7 +118,7 @@ def test_it_learns_its_posts_by_heart_and_padding_changes_nothing(head_recipe, t
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
-def test_the_loss_is_binary_cross_entropy_with_positives_weighted():
+def test_the_loss_is_binary_cross_entropy_with_weighted_positives():
     logits = torch.tensor([[0.0, 2.0], [-1.0, 1.0]])
     gold = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 
@@ -108,7 +126,7 @@ def test_the_loss_is_binary_cross_entropy_with_positives_weighted():
         def forward(self, **inputs):
             return type("Output", (), {"logits": logits})
 
-    trainer = object.__new__(head.HeadTrainer)
+    trainer = object.__new__(HeadTrainer)
     trainer.pos_weight = torch.tensor([3.0, 5.0])
     loss = trainer.compute_loss(Model(), {"labels": gold})
     prob = logits.sigmoid()
@@ -116,25 +134,29 @@ def test_the_loss_is_binary_cross_entropy_with_positives_weighted():
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-6)
 
 
-def test_long_texts_are_cut_and_counted_and_no_text_is_a_special_token(head_recipe, tmp_path):
-    main([head_recipe("bert", max_length=16)])
-    loaded = load_run(tmp_path / "run")
-    short, long = loaded.predict(["a bus", "a bus " * 40])
+def test_long_training_texts_are_cut_and_counted(tokenizer, labels, tmp_path):
+    posts = [("a bus", ()), ("a bus " * 40, ("joy",))]
+    rows, _ = read_rows(write_posts(tmp_path / "posts.csv", labels, posts), labels)
+    dataset, n_cut = encode_rows(tokenizer, rows, 16)
+    assert n_cut == 1
+    assert len(dataset[0]["input_ids"]) < len(dataset[1]["input_ids"]) == 16
+    assert dataset[1]["labels"] == [float(name == "joy") for name in labels.names]
+
+
+def test_long_texts_are_cut_and_counted_in_prediction(trained, tmp_path):
+    run = shutil.copytree(trained("bert"), tmp_path / "run")
+    recipe = run / "recipe.yaml"
+    assert "\nmax_length: 64\n" in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace("\nmax_length: 64\n", "\nmax_length: 16\n"))
+    short, long = load_run(run).predict(["a bus", "a bus " * 40])
     assert short.n_cut == 0
     assert long.n_cut > 20
-    ids = tokenizer.encode_texts(loaded.tokenizer, ["<|im_end|> hello"], 64)["input_ids"][0]
-    assert loaded.tokenizer.convert_tokens_to_ids("<|im_end|>") not in ids
 
 
-def test_a_head_and_a_generator_decide_together(head_recipe, tiny_recipe, tmp_path, labels):
-    from contextlib import nullcontext
-
-    from emogen.task.readers import read_rows
-
-    main([head_recipe("bert", output_dir=str(tmp_path / "head"))])
-    main([str(tiny_recipe(output_dir=str(tmp_path / "list")))])
+def test_a_head_and_a_generator_decide_together(trained, tiny_recipe, tmp_path, labels):
+    main([str(tiny_recipe(max_steps=1))])
     rows, _ = read_rows(write_posts(tmp_path / "new.csv", labels), labels)
-    folders = member_folders([tmp_path / "head", tmp_path / "list"])
+    folders = member_folders([trained("bert"), tmp_path / "run"])
     bar = lambda title, n: nullcontext(lambda done: None)  # noqa: E731
     both = predict_rows(
         load_runs(folders), rows, rule=DecisionRule(lambda probs: probs.mean(axis=0), np.full(11, 0.4)), bar=bar
@@ -149,7 +171,7 @@ def test_an_untrained_head_is_refused(head_recipe):
         load_run(head_recipe("bert"))
 
 
-def test_a_collapse_is_said_early(head_recipe, caplog):
+def test_constant_labels_are_a_warning_at_the_first_evaluation(head_recipe, caplog):
     steps = {"eval_fraction": 0.3, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1, "learning_rate": 0}
     main([head_recipe("bert", **steps)])
     assert "labels are given to every row or to none" in caplog.text

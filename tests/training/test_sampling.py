@@ -8,17 +8,17 @@ GOLD = np.zeros((20, 4), dtype=np.int8)
 GOLD[:10, 0] = GOLD[:5, 1] = GOLD[:1, 2] = 1
 
 
-def test_weights_within_a_label_are_its_negatives_over_its_positives_and_capped():
+def test_weights_within_a_label_are_its_negatives_over_its_positives_up_to_ten():
     assert label_weights(GOLD, "within").tolist() == [1.0, 3.0, 10.0, 10.0]
 
 
-def test_weights_across_labels_are_the_mean_count_over_the_labels_own():
+def test_weights_across_labels_are_the_mean_count_over_the_own_count():
     mean = (10 + 5 + 1 + 1) / 4
     assert label_weights(GOLD, "across") == pytest.approx([mean / 10, mean / 5, mean, mean])
     assert label_weights(GOLD, "none").tolist() == [1, 1, 1, 1]
 
 
-def test_rows_are_repeated_as_often_as_their_rarest_label_asks_for():
+def test_rows_are_repeated_as_often_as_their_rarest_label_requires():
     gold = np.zeros((900, 3), dtype=np.int8)
     gold[:400, 0] = 1
     gold[400:500, 1] = 1
@@ -29,7 +29,13 @@ def test_rows_are_repeated_as_often_as_their_rarest_label_asks_for():
     assert set(times[500:525]) == {2}
     assert set(times[525:]) == {1}
     assert (np.diff(index) >= 0).all()
+
+
+def test_a_fractional_number_of_repetitions_is_drawn_reproducibly():
+    gold = np.zeros((900, 3), dtype=np.int8)
+    gold[:400, 0] = 1
+    gold[400:500, 1] = 1
     gold[500:545, 2] = 1  # sqrt(100 / 45) = 1.49
-    drawn = np.bincount(repeat_rare(gold, seed=1), minlength=900)[500:545]
-    assert set(drawn) == {1, 2}
+    times = np.bincount(repeat_rare(gold, seed=1), minlength=900)[500:545]
+    assert set(times) == {1, 2}
     assert (repeat_rare(gold, seed=1) == repeat_rare(gold, seed=1)).all()

@@ -1,0 +1,328 @@
+"""Every benchmark script runs to its end on a tiny model, and its table and JSON hold what they should."""
+
+import importlib
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import common
+import decode_speed
+import large_file
+import micro
+import pytest
+import settings
+import train_speed
+from tiny import write_recipe, write_run
+
+from emogen import paths
+from emogen.model.encode import load_encoder
+from emogen.task.answer import answer_text
+from emogen.task.labels import LabelSet
+from emogen.task.task import load_task_with_rows
+from emogen.train import main as train
+
+BENCHMARKS = Path(common.__file__).parent
+ABC = LabelSet.model_validate({"name": "abc", "labels": [{"name": name} for name in "abc"], "order": list("cab")})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, labels):
+    """The run folder of a tiny model after one step."""
+    folder = tmp_path_factory.mktemp("tiny")
+    train([str(write_recipe(folder, labels, max_steps=1))])
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    """The folder of that model without its adapter."""
+    return run.parent / "model-llama"
+
+
+@pytest.fixture
+def in_this_process(monkeypatch, tmp_path):
+    """Runs the child processes of the speed benchmarks in this process: importing torch for each takes ten seconds."""
+
+    def run_child(script, *args):
+        module = importlib.import_module(Path(script).stem)
+        module.main([*args, "--out", str(tmp_path / "child.json")])
+        return json.loads((tmp_path / "child.json").read_text())
+
+    for module in (train_speed, decode_speed):
+        monkeypatch.setattr(module, "run_child", run_child)
+        monkeypatch.setattr(module, "use_all_cores", lambda: None)  # other tests run on the other cores
+
+
+def test_every_script_is_tested_here():
+    scripts = {common, decode_speed, large_file, micro, settings, train_speed}
+    names = {module.__name__ for module in scripts} | {"llama_cpp_worker"}
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} == names
+
+
+def test_the_readme_names_files_that_exist():
+    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"(?:benchmarks|recipes|results|emogen)/[\w/.-]*\w\.\w+", text)
+    assert len(named) > 20
+    root = BENCHMARKS.parent
+    assert [name for name in named if not (root / name).exists() and not (BENCHMARKS / name).exists()] == []
+    unnamed = {path.name for path in (BENCHMARKS / "results").iterdir()} - {Path(name).name for name in named}
+    assert unnamed == set()
+
+
+# ---------------------------------------------------------------------------------------------- train_speed
+
+
+@pytest.mark.slow
+def test_train_speed_compares_with_trl(model, tmp_path, capsys, in_this_process):
+    file = tmp_path / "train.json"
+    train_speed.main(["--model", str(model), "--rows", "4", "--quick", "--json", str(file)])
+    result = json.loads(file.read_text())
+    assert result.keys() == {"model", "batch", "rows", "repeats", "versions", "machine", "runs", "ratio", "growth"}
+    assert result["versions"].keys() == {"python", "emogen", *train_speed.PACKAGES}
+    assert result["machine"]["gemm_peak"] > 1e9
+    assert result["runs"].keys() == {"short fp32", "long fp32"}
+    for case, runs in result["runs"].items():
+        (trl,), (own,) = runs["trl"], runs["emogen"]
+        assert trl.keys() == own.keys()
+        assert all(trl[key] == own[key] for key in ("n_prefix", "n_rest", "flops_per_row"))
+        assert (trl["rows"], own["rows"]) == (4, 16)  # whole micro-batches
+        assert own["rows_per_second"] == pytest.approx(16 / own["seconds"])
+        assert 4 < own["first_loss"] < 10  # that of a random model with 512 tokens: ln 512 = 6.2
+        assert 4 < trl["first_loss"] < 10
+        assert result["ratio"][case]["rows_per_second"] == round(own["rows_per_second"] / trl["rows_per_second"], 2)
+    assert [measured["n_prefix"] for measured in result["growth"]] == [64, 256, 1024]
+    out = capsys.readouterr().out
+    n_short, n_long = (result["runs"][case]["emogen"][0]["n_prefix"] for case in ("short fp32", "long fp32"))
+    assert n_short < n_long
+    assert f"short ({n_short} tokens), fp32: trl" in out
+    assert f"long ({n_long} tokens), fp32: emogen" in out
+    assert f"{result['runs']['short fp32']['trl'][0]['rows_per_second']:.2f}" in out
+    assert "tokens of instruction" in out
+
+
+@pytest.mark.slow
+def test_train_speed_trains_quantised_models(model, in_this_process):
+    options = ["--system", "emogen", "--precision", "nf4", "--rows", "1"]
+    measured = train_speed.run_child(train_speed.__file__, "--model", str(model), *options)
+    assert measured["rows"] == 16
+    assert measured["seconds"] > 0
+
+
+# ---------------------------------------------------------------------------------------------- decode_speed
+
+
+@pytest.mark.slow
+def test_decode_speed_compares_with_the_peers_that_are_installed(run, tmp_path, capsys, in_this_process):
+    file = tmp_path / "decode.json"
+    decode_speed.main(["--run", str(run), "--rows", "6", "--quick", "--json", str(file)])
+    result = json.loads(file.read_text())
+    peers = [name for name in decode_speed.CONSTRAINED if common.is_installed(name)]
+    assert result.keys() == {"model", "batch", "rows", "repeats", "versions", "machine", "runs", "ratio", "growth"}
+    assert result["versions"].keys() == {"python", "emogen", *decode_speed.PACKAGES, *peers}
+    assert result["model"] == str(run.parent / "model-llama")
+    assert result["runs"].keys() == {"short", "long"}
+    for case, runs in result["runs"].items():
+        assert list(runs) == ["emogen", "generate", *peers]
+        speed = {system: measured["texts_per_second"] for system, (measured,) in runs.items()}
+        assert all(measured["texts"] == 6 for (measured,) in runs.values())
+        assert all(runs[system][0]["valid"] == 1 for system in ("emogen", *peers))
+        assert runs["emogen"][0]["as_emogen"] == 1
+        assert result["ratio"][case] == {
+            system: round(speed["emogen"] / speed[system], 2) for system in ("generate", *peers)
+        }
+    assert [measured["n_prefix"] for measured in result["growth"]["instruction"]] == [64, 256, 1024]
+    assert [measured["texts"] for measured in result["growth"]["texts"]] == [6]
+    out, err = capsys.readouterr()
+    assert "long: generate" in out
+    assert "1024 tokens of instruction" in out
+    missing = [name for name in decode_speed.CONSTRAINED if name not in peers]
+    assert all(name in err for name in missing)
+
+
+def test_decode_speed_needs_a_tuned_model(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        decode_speed.main(["--run", str(tmp_path)])
+    assert "no tuned model here" in capsys.readouterr().err
+
+
+def test_the_patterns_of_the_peers_are_the_valid_answers(labels):
+    regex, gbnf = decode_speed.answer_patterns(ABC)
+    assert gbnf == 'root ::= "none" | "c" (", a")? (", b")? | "a" (", b")? | "b"'
+    subsets = [subset for k in range(4) for subset in itertools.combinations("abc", k)]
+    answers = {answer_text(subset, ABC, "list") for subset in subsets}
+    assert answers == {"none", "a", "b", "c", "a, b", "c, a", "c, b", "c, a, b"}
+    parts = ["none", "a", "b", "c", "d", ""]
+    candidates = {", ".join(words) for k in range(4) for words in itertools.product(parts, repeat=k)}
+    assert {text for text in candidates if re.fullmatch(regex, text)} == answers
+    whole, _ = decode_speed.answer_patterns(labels)
+    assert re.fullmatch(whole, ", ".join(labels.names))
+    assert not re.fullmatch(whole, "joy, anger")
+
+
+STUB = '''
+"""Stands for llama.cpp, which is not installed: answers with the grammar and the prompt's length."""
+
+class LlamaGrammar:
+    from_string = staticmethod(lambda text, verbose: text)
+
+class Llama:
+    def __init__(self, path, n_ctx, n_threads, verbose):
+        assert (path, n_threads) == ("model.gguf", 2)
+
+    def create_completion(self, ids, grammar, temperature, max_tokens):
+        return {"choices": [{"text": f" {grammar} {len(ids)} {max_tokens} "}]}
+'''
+
+
+def test_llama_cpp_gets_the_same_prompts(model, tmp_path):
+    recipe = common.benchmark_recipe(str(model), "short")
+    task, splits, _ = load_task_with_rows(recipe)
+    encoder = load_encoder(task)
+    made = decode_speed.llama_cpp_task(str(model), "short", 2)
+    assert made["max_tokens"] == encoder.grammar.max_length
+    assert made["gbnf"] == decode_speed.answer_patterns(task.label_set)[1]
+    assert len(made["prompts"]) == 2
+    prompt = encoder.tokenizer.decode(made["prompts"][0])
+    assert prompt.startswith("<|im_start|>system\n")
+    assert prompt.endswith(f"{splits.train.texts[0].strip()}<|im_end|>\n<|im_start|>assistant\n")
+
+    (tmp_path / "llama_cpp.py").write_text(STUB)
+    task_file, out = tmp_path / "task.json", tmp_path / "out.json"
+    job = {"gguf": "model.gguf", "gbnf": "G", "threads": 2, "max_tokens": 7, "prompts": [[1], [1, 2]]}
+    task_file.write_text(json.dumps(job))
+    command = [sys.executable, BENCHMARKS / "llama_cpp_worker.py", task_file, "--out", out]
+    subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, check=True)
+    result = json.loads(out.read_text())
+    assert result["answers"] == ["G 1 7", "G 2 7"]
+    assert result["texts"] == 2
+    assert result["peak_mb"] > 0
+
+
+# ---------------------------------------------------------------------------------------------- the other scripts
+
+
+@pytest.mark.slow
+def test_large_file_predicts_every_row(model, tmp_path, capsys):
+    file = tmp_path / "large.json"
+    large_file.main(["--rows", "40", "--model", str(model), "--json", str(file)])
+    result = json.loads(file.read_text())
+    assert result.keys() == {"machine", "versions", "runs"}
+    (measured,) = result["runs"]
+    assert measured["rows"] == 40
+    assert measured["seconds"] > 0
+    assert measured["peak_megabytes"] > 100  # torch alone takes more
+    assert re.search(rf"│ 40 +│ +{measured['seconds']:.0f} │", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_a_failed_prediction_is_reported(tmp_path):
+    with pytest.raises(SystemExit, match=r"(?s)failed:.*no such recipe"):
+        large_file.predict(tmp_path / "none.yaml", tmp_path / "in.csv", tmp_path / "out.csv")
+
+
+@pytest.mark.slow
+def test_settings_trains_and_compares(model, tmp_path, capsys):
+    data = str(paths.shipped("sample/test.csv"))
+    command = [data, "--rows", "15", "--epochs", "0.1", "--model", str(model), "--out", str(tmp_path / "runs")]
+    settings.main([*command, "list", "--jobs", "2"])
+    first = capsys.readouterr().out
+    assert "list" in first
+    assert ", 0.1 epochs, 15 rows" in first.replace("\n", " ")
+
+    # A finished run is not repeated; a copy of it does not differ from it.
+    shutil.copytree(tmp_path / "runs" / "list", tmp_path / "runs" / "text-.1")
+    settings.main([*command, "text .1", "--json", str(tmp_path / "settings.json")])
+    result = json.loads((tmp_path / "settings.json").read_text())
+    assert result.keys() == {"model", "epochs", "machine", "versions", "runs"}
+    assert list(result["runs"]) == ["list", "text .1"]
+    copied = result["runs"]["text .1"]
+    assert copied["keys"] == ["text_loss_weight=0.1"]
+    assert copied["answer"] == result["runs"]["list"]["answer"]
+    assert copied["answer"]["n"] == 15
+    assert copied["difference"] == 0
+    assert copied["difference_interval"] == [0, 0]
+    assert copied["log_loss_difference"] == [0, 0]
+    out = capsys.readouterr().out
+    assert "+0.000 (+0.000 .. +0.000)" in out
+    assert "+0.000 ± 0.000" in out
+
+
+def test_settings_rejects_unknown_names(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        settings.main(["posts.csv", "lists"])
+    assert "no such settings: lists" in capsys.readouterr().err
+
+
+def test_micro_stacks_runs(labels, tmp_path, capsys):
+    # Probabilities are gold * 0.9 plus up to 0.1: any threshold between 0.1 and 0.9 separates them.
+    runs = [write_run(tmp_path / name, labels, 60, noise=0.1, seed=k) for k, name in enumerate(("one", "two"))]
+    micro.main([*map(str, runs), "--json", str(tmp_path / "micro.json")])
+    result = json.loads((tmp_path / "micro.json").read_text())
+    assert result.keys() == {"runs", "thresholds", "interval_micro", "metrics", "versions"}
+    assert result["runs"] == ["one", "two"]
+    assert len(result["thresholds"]) == 5
+    assert all(0.2 <= threshold < 0.55 for threshold in result["thresholds"])
+    assert result["metrics"]["n"] == 60
+    assert result["metrics"]["f1_micro"] > 0.95
+    low, high = result["interval_micro"]
+    assert low <= result["metrics"]["f1_micro"] <= high
+    out = capsys.readouterr().out
+    assert f"{result['metrics']['f1_micro']:.3f}" in out
+    assert " ".join(f"{threshold:.2f}" for threshold in result["thresholds"]) in out
+
+
+# ---------------------------------------------------------------------------------------------- common
+
+
+def test_a_child_process_returns_its_json(tmp_path):
+    script = tmp_path / "child.py"
+    script.write_text("import json, sys\nwith open(sys.argv[-1], 'w') as file:\n    json.dump(sys.argv[1:-1], file)\n")
+    assert common.run_child(str(script), "--rows", "3") == ["--rows", "3", "--out"]
+
+
+def test_a_failed_child_process_shows_its_error(tmp_path):
+    script = tmp_path / "child.py"
+    script.write_text("raise SystemExit('the model has gone')")
+    with pytest.raises(RuntimeError, match=r"child\.py --rows 3 --out .* failed:\nthe model has gone"):
+        common.run_child(str(script), "--rows", "3")
+    script.write_text("")  # success, but no result
+    with pytest.raises(RuntimeError, match="failed"):
+        common.run_child(str(script))
+
+
+def test_the_systems_alternate(capsys):
+    assert list(common.alternate(["a", "b"], 3, "short")) == ["a", "b", "b", "a", "a", "b"]
+    assert "short: b, run 3 of 3" in capsys.readouterr().err
+
+
+def test_a_benchmark_resumes_with_the_same_settings_only(tmp_path):
+    file = tmp_path / "result.json"
+    new = common.start_or_resume(file, model="m", rows={"short": 3})
+    assert new == {"model": "m", "rows": {"short": 3}, "machine": common.machine(), "runs": {}, "ratio": {}}
+    new["runs"]["short"] = {"trl": []}
+    common.write_json(file, new)
+    assert common.start_or_resume(file, model="m", rows={"short": 3}) == new
+    assert common.start_or_resume(file, model="m", rows={"short": 4})["runs"] == {}
+    assert common.start_or_resume(None, model="m", rows={"short": 3})["runs"] == {}
+    common.write_json(file, new | {"growth": []})  # a finished one
+    assert common.start_or_resume(file, model="m", rows={"short": 3})["runs"] == {}
+
+
+def test_necessary_flops():
+    config = SimpleNamespace(
+        hidden_size=2,
+        intermediate_size=3,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        vocab_size=5,
+    )
+    # 4 * 2 * 2 + 3 * 2 * 3 = 34 weights for each of 1 + 2 tokens, 5 * 2 for the projected one, 2 FLOPs each.
+    assert common.necessary_flops(config, 1, 2, 1) == 2 * (34 * 3 + 10) == 224
+    # Training: twice that, and 6 FLOPs for each of LoRA's 4 * (2 + 2) + 3 * (2 + 3) = 31 weights and token.
+    assert common.necessary_flops(config, 1, 2, 1, train_rank=1) == 2 * 224 + 6 * 31 * 3 == 1006
