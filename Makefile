@@ -1,4 +1,4 @@
-# make demo · make test · make check · make bench · make holdout      (each installs what it needs into .venv)
+# make demo · make test · make check · make docs · make bench · make holdout (each installs what it needs into .venv)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,14 +8,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make install   .venv with emogen and all that the other targets need"
-	@echo "make demo      score a small model on the sample posts, tune it, score it again (under 10 minutes)"
-	@echo "make test      all tests"
-	@echo "make test-quick   the tests that need no browser, no network and no time: under 90 seconds"
+	@echo "make install      .venv with emogen and all that the other targets need; then: source .venv/bin/activate"
+	@echo "make demo         score a small model on the sample posts, tune it, score it again"
+	@echo "make test         all tests"
+	@echo "make test-quick   the tests that need no browser, no network and little time"
 	@echo "make test-lowest  all tests with the lowest versions that pyproject.toml allows"
-	@echo "make check     lint, format, types (make style mends what can be mended)"
-	@echo "make bench     the speed of training and decoding beside that of others (an hour; QUICK=1 for a look)"
-	@echo "make holdout   one epoch on real posts: make holdout DATA=path/to/2018-E-c-En-train.txt"
+	@echo "make check        lint, format, types, the rule of imports, links and code blocks of the docs"
+	@echo "make style        fix lint and format where that can be done"
+	@echo "make docs         the documentation as a site, in site/"
+	@echo "make bench        the speed of training and decoding beside that of others (an hour; QUICK=1 for a look)"
+	@echo "make holdout      one epoch on real posts: make holdout DATA=path/to/2018-E-c-En-train.txt"
 
 install: $(VENV)/installed
 
@@ -35,19 +37,18 @@ demo: install
 	$(BIN)/emogen score sample/test.csv runs/zero_shot.csv runs/demo/tuned.csv
 	@echo "The run folder is runs/demo."
 
-# Each process of pytest computes on one thread: two processes with two threads each would wait for each other.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 WORKERS ?= auto
+PYTEST = -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test: install
-	$(TEST)
+	$(BIN)/python $(PYTEST)
 
 test-quick: install
-	$(TEST) -m "not slow and not browser and not network"
+	$(BIN)/python $(PYTEST) -m "not slow and not browser and not network"
 
 # The lowest versions that pyproject.toml allows, in an environment of their own; an index may replace them one day.
 test-lowest: .venv-lowest/installed
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	.venv-lowest/bin/python $(PYTEST)
 
 .venv-lowest/installed: pyproject.toml install
 	$(PYTHON) -m venv --clear .venv-lowest
@@ -62,6 +63,12 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/check_docs.py
+
+docs: install
+	$(PIP) install --quiet --progress-bar on --constraint constraints.txt --editable '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "The pages are in site/ (the search needs a server: python -m http.server --directory site)"
 
 style: install
 	$(BIN)/ruff check --fix .
@@ -79,4 +86,4 @@ holdout: install
 		train_file=$(DATA) output_dir=runs/holdout-smollm2-135m
 
 clean:
-	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,15 +1,20 @@
 """Fixtures of all tests."""
 
 import os
+
+# Under pytest-xdist each worker keeps to one core, and so do the processes that it starts: threads of several workers
+# on the same cores would spin while they wait for each other. torch counts the cores when it is imported.
+if (_worker := os.environ.get("PYTEST_XDIST_WORKER", "")) and hasattr(os, "sched_setaffinity"):
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
+
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from tiny import CONFIGS, make_model, make_tokenizer, write_recipe
-from transformers import (
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 
 from emogen.task.labels import LabelSet, load_label_set
 
