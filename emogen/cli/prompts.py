@@ -119,7 +119,7 @@ def lab(
         benchmark = open_benchmark(recipe, overrides or [], limit=limit, tuned=tuned)
     with err.status("Loading the model ..."):
         page = serve(benchmark, port)
-    out.print(f"emogen lab on http://127.0.0.1:{port} - Ctrl-C ends it", highlight=False)
+    out.print(f"emogen lab is at http://127.0.0.1:{port}. Stop it with Ctrl-C.", highlight=False)
     page.block_thread()
 
 

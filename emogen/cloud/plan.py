@@ -150,7 +150,7 @@ def make_plan(path: str | Path, overrides: Sequence[str] = (), quotes: Mapping[s
     }
     setup = SETUP_SECONDS + 2 * (shape.linear + shape.embeddings(with_head=True)) / DOWNLOAD_RATE
     options = _options(sum(parts.values()), flops, setup, measured_rates(recipe), quotes)
-    prices = "from the catalog" if quotes is not None else f"remembered from {PRICES_OF}"
+    prices = "from the catalog" if quotes is not None else f"built in, as of {PRICES_OF}"
     return Plan(recipe.name, recipe.model_name, tokens, parts, train_tokens, flops, options, prices)
 
 

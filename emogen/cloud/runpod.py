@@ -76,10 +76,9 @@ def read_keys() -> dict[str, str]:
 
 
 class PodGpu(BaseModel):
-    """The GPUs of a pod."""
+    """The GPU type of a pod."""
 
     id: str
-    count: int = 1
 
 
 class SshEndpoint(BaseModel):

@@ -1,4 +1,4 @@
-"""Cross-validation: a run per fold, each in a process of its own -> out-of-fold predictions -> thresholds and metrics.
+"""Cross-validation: a run per fold, each in its own process -> out-of-fold predictions -> thresholds and metrics.
 
 Everything is kept in one folder, and finished work is not repeated: an interrupted cross-validation resumes from the
 newest checkpoint of the fold that was running.

@@ -1,4 +1,4 @@
-"""Several runs of a recipe, each in a process of its own and on its own GPU or cores."""
+"""Several runs of a recipe, each in its own process and on its own GPU or cores."""
 
 import json
 import os
@@ -27,7 +27,7 @@ _FORM = ("text_column", "id_column", "separator", "encoding", "dataset_name", "d
 
 @dataclass
 class RunProcess:
-    """A run in a process of its own.
+    """A run in its own process.
 
     Attributes:
         number: position among the runs that belong together.
@@ -121,7 +121,7 @@ def run_all(
 def start(
     run: RunProcess, argv: list[str], where: Sequence[str] = LOCAL, *, gpu: int | None = None, cores: Sequence[int] = ()
 ) -> None:
-    """Start a run in a process of its own, which ends with this process.
+    """Start a run in its own process, which ends when this process does.
 
     Args:
         argv: a recipe and its overrides.

@@ -1,4 +1,4 @@
-"""A search over recipe keys: optuna proposes values, a run of its own tries them, and a bad run is stopped early.
+"""A search over recipe keys: optuna proposes values, a run tries them, and a bad run is stopped early.
 
 runs/NAME-sweep/
     study.db           optuna's study; the same command continues the search from it

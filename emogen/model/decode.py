@@ -1,9 +1,9 @@
 """Generation: greedy answers, under the grammar or free.
 
-The prefix is computed once. Rows are batched by length, and finished rows leave their batch. Under the grammar, three
-things make generation faster, and none changes an answer: the output projection is computed only for the tokens that
-the grammar can reach, forced tokens cost no step of their own (`grammar.Jumps`), and nothing is padded. The answers are
-those of a plain greedy search in which forbidden tokens are masked.
+The prefix is computed once, and rows of similar length share a batch. Three things make generation under the grammar
+faster: the output projection is computed only for the tokens that the grammar can reach; forced tokens cost no step of
+their own (`grammar.Jumps`); and finished rows leave their batch. None of them changes an answer: the answers are those
+of a greedy search in which forbidden tokens are masked.
 """
 
 from collections.abc import Callable, Iterator, Sequence, Sized

@@ -270,15 +270,15 @@ class _SharedPrefixBranches:
         self.jumps = find_jumps(encoder.grammar)
         self.prefix = compute_prefix(base_model(model).get_decoder(), encoder)
 
-    def begin(self, suffixes: list[list[int]]) -> torch.Tensor:
+    def begin(self, suffixes: list[list[int]]) -> torch.Tensor | None:
         """Run B rows, each of which is one branch at first.
 
         Returns:
-            The logits [B, R] of the next token.
+            The logits [B, R] of the next token; None if no row has a token after the prefix.
         """
         self.layout = shared_prefix.DecodingLayout(self.prefix, [len(ids) for ids in suffixes])
         ids = torch.tensor([i for ids in suffixes for i in ids], device=self.device)
-        return self._logits(ids, self.layout.lengths.cumsum(0) - 1)
+        return self._logits(ids, self.layout.lengths.cumsum(0) - 1) if len(ids) else None
 
     def extend(self, parents: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Keep some branches, splitting those that are named several times, and run further tokens on each.
@@ -306,7 +306,7 @@ class _PlainBranches:
         self.jumps = find_jumps(encoder.grammar)
         self.prefix_ids = encoder.prefix_ids
 
-    def begin(self, suffixes: list[list[int]]) -> torch.Tensor:
+    def begin(self, suffixes: list[list[int]]) -> torch.Tensor | None:
         """See `_SharedPrefixBranches.begin`."""
         self.rows = [[*self.prefix_ids, *ids] for ids in suffixes]
         return self._logits()

@@ -87,7 +87,7 @@ def test_a_dry_run_needs_neither_key_nor_network(tiny_recipe, monkeypatch, tmp_p
     monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
     printed = emogen("pod", "launch", tiny_recipe(), "--dry-run")
     assert json.loads(printed.out)["name"].startswith("emogen-tiny-")
-    assert "remembered" in printed.err
+    assert "Prices: built in" in printed.err
     assert "set RUNPOD_API_KEY" in emogen("pod", "launch", tiny_recipe(), code=2).err
 
 
@@ -294,6 +294,7 @@ def kill_at_first_checkpoint(fake, volume, launched):
     return in_training
 
 
+@pytest.mark.slow
 def test_a_job_from_launch_to_its_run_at_home(fake, volume, tiny_recipe, tmp_path, monkeypatch, emogen):
     """Check, plan, rent, send, train, be killed and resumed, follow, fetch, terminate; and no key in any output."""
     monkeypatch.setattr("emogen.cli.cloud.Polling", lambda: QUICK)
@@ -342,6 +343,7 @@ with (run / "predictions.jsonl").open("w") as file:
 """
 
 
+@pytest.mark.slow
 def test_cross_validation_trains_each_fold_on_its_own_pod(
     fake, volume, tiny_recipe, tmp_path, labels, monkeypatch, emogen
 ):

@@ -133,7 +133,7 @@ def test_the_page_in_a_browser(recipe, visit, tmp_path, monkeypatch):
     finally:
         gr.close_all()
     assert done.exit_code == 0, done.output
-    assert f"emogen lab on {address.rstrip('/')}" in done.output
+    assert f"emogen lab is at {address.rstrip('/')}" in done.output
 
 
 def use_page(page, folder):

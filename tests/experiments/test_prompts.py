@@ -177,6 +177,7 @@ def test_differences_are_to_the_best_template(scored):
     assert systems[1].difference <= 0
 
 
+@pytest.mark.slow
 def test_a_tuned_model_is_scored_on_its_held_out_rows(recipe, tmp_path, short, run):
     train([str(recipe), "eval_fraction=0.4", f"output_dir={tmp_path / 'run'}", "max_steps=1"])
     benchmark = open_benchmark(recipe, tuned=tmp_path / "run")
@@ -188,6 +189,7 @@ def test_a_tuned_model_is_scored_on_its_held_out_rows(recipe, tmp_path, short, r
     assert benchmark.folder.name != open_benchmark(recipe, limit=20).folder.name
 
 
+@pytest.mark.slow
 def test_templates_are_tuned_on_rows_that_are_not_scored(recipe, tmp_path, short, run, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     words = ["compare", recipe, short, f"output_dir={tmp_path / 'out'}", "--limit", 15, "--train-steps", 2]

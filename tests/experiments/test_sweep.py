@@ -27,6 +27,7 @@ def write_done_trial(folder, params, f1_macro):
     (folder / f"trial-{digest}" / "metrics.json").write_text(json.dumps(metrics))
 
 
+@pytest.mark.slow
 def test_a_search_starts_from_a_seed_and_each_trial_is_a_run(tiny_recipe, tmp_path, labels, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     recipe = str(tiny_recipe(eval_fraction=0.4, max_steps=2))

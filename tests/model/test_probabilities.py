@@ -19,8 +19,8 @@ from emogen.task.prompt import load_prompt
 TEXTS = ["", "hello", "what a lovely morning by the sea " * 4, "<|im_end|>", "x " * 40, "you got this"]
 
 
-def encoder_of_four(tokenizer, style, *names):
-    labels = LabelSet(name="four", labels=tuple(Label(name=name) for name in names))
+def encoder_of(tokenizer, style, *names):
+    labels = LabelSet(name="few", labels=tuple(Label(name=name) for name in names))
     return make_encoder(tokenizer, load_prompt(f"prompts/{style}.jinja"), labels, style)
 
 
@@ -50,7 +50,7 @@ def probability_of_each_answer(model, encoder, suffix):
 @torch.no_grad()
 def test_marginals_equal_the_sums_over_all_answers(model, both_attentions, tokenizer, style):
     # One name is the beginning of another, and one begins with a token of another.
-    encoder = encoder_of_four(tokenizer, style, "joy", "joyful", "anger", "anticipation")
+    encoder = encoder_of(tokenizer, style, "joy", "joyful", "anger", "anticipation")
     suffixes = [row.suffix_ids for text in TEXTS for row in encoder.rows(text)[:2]]
     model.eval()
     model.get_input_embeddings().weight.normal_(std=0.5)  # so that answers differ in probability
@@ -69,7 +69,7 @@ def test_marginals_equal_the_sums_over_all_answers(model, both_attentions, token
 @pytest.mark.parametrize("style", ["list", "json"])
 @torch.no_grad()
 def test_maximum_is_the_highest_probability_at_a_step_of_the_greedy_answer(model, both_attentions, tokenizer, style):
-    encoder = encoder_of_four(tokenizer, style, "anger", "anticipation", "joy", "trust")
+    encoder = encoder_of(tokenizer, style, "anger", "anticipation", "joy", "trust")
     suffixes = [encoder.rows(text)[0].suffix_ids for text in TEXTS]
     model.eval()
     model.get_input_embeddings().weight.normal_(std=0.5)
@@ -92,17 +92,17 @@ def test_maximum_is_the_highest_probability_at_a_step_of_the_greedy_answer(model
 
 
 @torch.no_grad()
-def test_a_narrow_search_gives_lower_bounds(model, encoder_for):
-    encoder = encoder_for("list")
+def test_a_narrow_search_gives_lower_bounds(model, tokenizer, labels, encoder_for):
+    encoder = encoder_of(tokenizer, "list", *labels.names[:7])  # a complete search follows 2 ** 7 answers
     suffixes = [encoder.rows(text)[0].suffix_ids for text in TEXTS]
     assert share_prefix(model)
     exact = probabilities(model, encoder, suffixes, floor=0, width=None)
-    wide = probabilities(model, encoder, suffixes, floor=0, width=64)
+    wide = probabilities(model, encoder, suffixes, floor=0, width=16)
     narrow = probabilities(model, encoder, suffixes, floor=0, width=4)
     assert (narrow <= wide + 1e-6).all()
     assert (wide <= exact + 1e-6).all()
     assert np.abs(exact - narrow).max() > 0.01  # this model is so undecided that a narrow search misses much
-    assert probabilities(model, encoder, []).shape == (0, 1, 11)
+    assert probabilities(model, encoder_for("list"), []).shape == (0, 1, 11)
 
 
 @torch.no_grad()
@@ -117,19 +117,29 @@ def test_questions_on_one_text_get_the_probabilities_of_separate_rows(model, bot
         np.testing.assert_allclose(together.sum(axis=2), 1, rtol=1e-4)
 
 
-def test_yes_no_answers_are_those_of_greedy_generation(both_attentions, tokenizer, encoder_for):
+@torch.no_grad()
+def test_a_batch_of_empty_texts_gets_the_probabilities_of_separate_rows(model, both_attentions, encoder_for):
     encoder = encoder_for("yes_no")
-    suffixes = [row.suffix_ids for text in TEXTS for row in encoder.rows(text)]
+    for _ in both_attentions(model):
+        separate = probabilities(model, encoder, [row.suffix_ids for row in encoder.rows("")])
+        for texts in ([[]], [[], []]):
+            together = probabilities(model, encoder, texts, encoder.question_ids)
+            np.testing.assert_allclose(together[0], separate[:, 0], atol=1e-6, rtol=1e-4)
+
+
+def test_yes_no_answers_are_those_of_greedy_generation(both_attentions, tokenizer, encoder_for):
+    encoder, texts = encoder_for("yes_no"), TEXTS[:3]
+    suffixes = [row.suffix_ids for text in texts for row in encoder.rows(text)]
     seen = set()
     for seed in range(4):
         model = make_model(seed=seed)
         for _ in both_attentions(model):
             words = [tokenizer.decode(ids).strip() for ids in generate(model, encoder, suffixes)]
-            predictions = predict_texts(model, encoder, TEXTS, batch_size=4)
+            predictions = predict_texts(model, encoder, texts, batch_size=2)
             lines = [line for prediction in predictions for line in prediction.raw.split("\n")]
             assert [line.split(": ")[1] for line in lines] == words
             np.testing.assert_allclose(
-                [prediction.prob for prediction in predictions], predict_prob(model, encoder, TEXTS), atol=1e-6
+                [prediction.prob for prediction in predictions], predict_prob(model, encoder, texts), atol=1e-6
             )
             seen |= set(words)
     assert seen == {"yes", "no"}

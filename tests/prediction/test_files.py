@@ -15,7 +15,7 @@ from emogen.prediction import files as prediction_files
 from emogen.prediction.files import predict_file
 from emogen.task.rows import DataError
 
-MANY = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
+MANY = [(f"{text} {k}", names) for k in range(2) for text, names in POSTS]
 OLD = Path(__file__).parent.parent / "data" / "old_run"
 
 
@@ -52,7 +52,7 @@ def test_the_chunk_size_makes_no_difference(predict, tmp_path, labels, monkeypat
     source = write_posts(tmp_path / "new.csv", labels, MANY)
     summary, n_asked = predict(source)
     expected = read_complete(tmp_path)
-    assert (summary.n_rows, n_asked, summary.statuses["exact"]) == (36, 36, 36)
+    assert (summary.n_rows, n_asked, summary.statuses["exact"]) == (24, 24, 24)
     monkeypatch.setattr(prediction_files, "CHUNK", 7)
     predict(source)
     for a, b in zip(read_complete(tmp_path), expected, strict=True):
@@ -77,20 +77,20 @@ def test_an_interrupted_prediction_resumes(predict, tmp_path, labels, monkeypatc
     with (tmp_path / "out.jsonl.partial").open("a") as file:
         file.write('{"id": "p20", "te')  # as a kill in the middle of a chunk leaves it
     summary, n_asked = predict(source)
-    assert (summary.n_rows, n_asked) == (36, 16)
-    assert [record["id"] for record in read_complete(tmp_path)] == [f"p{i}" for i in range(36)]
+    assert (summary.n_rows, n_asked) == (24, 4)
+    assert [record["id"] for record in read_complete(tmp_path)] == [f"p{i}" for i in range(24)]
 
 
 def test_an_invalid_row_loses_no_finished_chunk(predict, tmp_path, labels, monkeypatch):
     monkeypatch.setattr(prediction_files, "CHUNK", 10)
     source = write_posts(tmp_path / "new.csv", labels, MANY)
     lines = source.read_text().splitlines(keepends=True)
-    source.write_text("".join([*lines[:26], "p25,oops\n", *lines[27:]]))
-    with pytest.raises(DataError, match=r"new\.csv:27: 2 columns"):
+    source.write_text("".join([*lines[:23], "p22,oops\n", *lines[24:]]))
+    with pytest.raises(DataError, match=r"new\.csv:24: 2 columns"):
         predict(source)
     source.write_text("".join(lines))
-    assert predict(source)[1] == 16
-    assert len(read_complete(tmp_path)) == 36
+    assert predict(source)[1] == 4
+    assert len(read_complete(tmp_path)) == 24
 
 
 def test_other_work_is_not_resumed(predict, tmp_path, labels, monkeypatch):
@@ -108,8 +108,8 @@ def test_other_work_is_not_resumed(predict, tmp_path, labels, monkeypatch):
     with pytest.raises(InputError, match="not the rows that were labelled"):
         predict(source)
     write_posts(source, labels, MANY)
-    assert predict(source, overrides=["decode=constrained"], overwrite=True)[1] == 36
-    assert len(read_complete(tmp_path)) == 36
+    assert predict(source, overrides=["decode=constrained"], overwrite=True)[1] == 24
+    assert len(read_complete(tmp_path)) == 24
 
 
 def test_a_file_without_rows_gives_files_without_rows(predict, tmp_path, labels, caplog):
@@ -136,9 +136,10 @@ def test_long_texts_are_counted_in_the_summary(predict, tmp_path, labels):
 SMALL_CHUNKS = "from emogen.prediction import files; files.CHUNK = 10; from emogen.cli.__main__ import main; main()"
 
 
+@pytest.mark.slow
 def test_after_a_kill_no_row_is_lost_or_doubled(tiny_run, tmp_path, labels, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    posts = [(f"{text} {k}", names) for k in range(50) for text, names in POSTS]
+    posts = [(f"{text} {k}", names) for k in range(25) for text, names in POSTS]
     words = ["predict", tiny_run, write_posts(tmp_path / "new.csv", labels, posts), "-o", tmp_path / "out.csv"]
     note = tmp_path / "out.csv.partial.json"
     with (tmp_path / "log").open("w") as log:

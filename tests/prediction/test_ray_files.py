@@ -48,6 +48,7 @@ def test_ray_writes_only_a_parquet_folder(tmp_path, monkeypatch, words):
     assert "give -o FOLDER, and no --jsonl" in " ".join(done.output.split())
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_labels_as_one_process(tiny_run, tmp_path, labels):
     texts = [f"{text} {k}" for k in range(2) for text, _ in POSTS]
     rows = [{"id": f"p{i}", "text": text, "joy": 7} for i, text in enumerate(texts)]

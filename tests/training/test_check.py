@@ -72,13 +72,13 @@ def test_examples_and_a_prompt_without_them_are_a_warning(check_with):
     assert problems == ["warning: tiny.yaml: prompts/few_shot.jinja shows examples, but `examples` is 0"]
 
 
-def test_shortened_texts_are_a_warning_with_their_lines(check_with, folder, labels):
-    long = [(f"{text} " * 30, names) for text, names in POSTS[:7]]
+@pytest.mark.parametrize(("answer", "max_length"), [("list", 400), ("head", 100)])
+def test_shortened_texts_are_a_warning_with_their_lines(check_with, folder, labels, answer, max_length):
+    long = [(f"{text} " * 90, names) for text, names in POSTS[:7]]
     rows = write_posts(folder / "long.csv", labels, [*POSTS, *long])
-    for answer, prompt in (("list", "list"), ("head", "list")):
-        _, problems = check_with(train_file=rows, answer=answer, prompt=f"prompts/{prompt}.jinja", max_length=400 if answer == "list" else 60)  # fmt: skip
-        assert len(problems) == 1
-        assert problems[0].startswith("warning: long.csv:14, 15, 16, 17, 18 and 2 more: 7 texts are shortened to fit")
+    _, problems = check_with(train_file=rows, answer=answer, max_length=max_length)
+    lines = "long.csv:14, 15, 16, 17, 18 and 2 more"
+    assert problems == [f"warning: {lines}: 7 texts are shortened to fit max_length={max_length}"]
 
 
 def test_no_room_for_a_text_is_an_error(check_with):

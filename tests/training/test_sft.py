@@ -213,9 +213,10 @@ def test_two_processes_train_like_one(tmp_path, plain_training):
     assert_same_training(tmp_path, losses, plain_training)
 
 
-# The losses of ten steps, as printed by this test at version 0.2 (torch 2.14, on AVX-512; AVX2 gives the same to five
-# digits). They change only if the encoding of the rows, the loss, or the update changes. Such a change must be intended.
-TRAJECTORY = []
+# The losses of the test below, taken from the code of version 0.2 with torch 2.13. Processors with AVX-512, AVX2 and
+# neither (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA) agree to six digits. A change of these numbers means that the encoded
+# rows, the loss or the update have changed. It has to be intended, and then the new numbers are what the test finds.
+TRAJECTORY = [6.947607, 6.654759, 6.419128, 6.210641, 6.010427, 5.818135, 5.639575, 5.476270, 5.322229, 5.166273]
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -230,7 +231,6 @@ def test_the_losses_of_ten_steps_are_those_of_earlier_versions(tmp_path, shared)
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * (0.1 if "lora" in name else 0.2))
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    print(losses)
     assert losses == pytest.approx(TRAJECTORY, rel=1e-4)
 
 
