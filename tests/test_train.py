@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, BloomConfig
 from emogen.errors import InputError, ModelError
 from emogen.prediction.ensemble import load_run
 from emogen.prediction.generator import predict_texts
+from emogen.report import page
 from emogen.task.recipe import RecipeError
 from emogen.train import main
 from emogen.training.run_setup import newest_checkpoint
@@ -37,6 +38,12 @@ def trained(tmp_path_factory, labels):
     return recipe, folder / "run"
 
 
+@pytest.fixture
+def without_report(monkeypatch):
+    """Leaves out the report of a run, because it takes longer than the training."""
+    monkeypatch.setattr(page, "report_finished", lambda folder: None)
+
+
 # SmolLM2 and Llama 3 are Llama, both Qwens are Qwen2. Those that the recipes quantise are quantised here as well.
 @pytest.mark.parametrize(("kind", "four_bit"), [("llama", False), ("llama", True), ("qwen2", True), ("gemma3", False), ("gemma3", True)])  # fmt: skip
 def test_every_architecture_of_the_recipes_trains(tiny_recipe, tmp_path, kind, four_bit):
@@ -47,6 +54,7 @@ def test_every_architecture_of_the_recipes_trains(tiny_recipe, tmp_path, kind, f
     assert all(value.abs().sum() > 0 for value in lora_b)
 
 
+@pytest.mark.slow
 def test_a_run_memorises_its_posts_and_is_loaded_as_it_was_scored(tiny_recipe, tmp_path, labels):
     eval_file = write_posts(tmp_path / "eval.csv", labels)
     recipe = tiny_recipe(
@@ -85,6 +93,8 @@ def test_few_shot_examples_are_kept_and_are_not_trained_on(tiny_recipe, tmp_path
     assert all(text in prefix for text in shown)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_report")
 def test_with_and_without_shared_prefix_a_run_is_the_same(tiny_recipe, tmp_path):
     labelled, prob = [], []
     for shared in (True, False):
@@ -99,6 +109,7 @@ def test_with_and_without_shared_prefix_a_run_is_the_same(tiny_recipe, tmp_path)
         torch.testing.assert_close(tensor, weights(tmp_path / "False")[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.usefixtures("without_report")
 def test_a_model_that_cannot_share_its_prefix_trains_with_a_warning(tiny_recipe, tmp_path, caplog):
     config = BloomConfig(vocab_size=512, hidden_size=32, n_layer=1, n_head=2, eos_token_id=2, pad_token_id=0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "bloom")
@@ -113,6 +124,7 @@ def test_a_model_that_cannot_share_its_prefix_trains_with_a_warning(tiny_recipe,
 # ------------------------------------------------------------------------------------------ evaluations and checkpoints
 
 
+@pytest.mark.usefixtures("without_report")
 def test_evaluations_generate_and_choose_the_best_checkpoint(tiny_recipe, tmp_path):
     recipe = tiny_recipe(
         max_steps=4,
@@ -133,6 +145,8 @@ def test_evaluations_generate_and_choose_the_best_checkpoint(tiny_recipe, tmp_pa
     assert state["best_metric"] == max(entry["eval_f1_macro"] for entry in evaluations)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_report")
 def test_select_best_ends_with_the_checkpoint_of_its_rule(tiny_recipe, tmp_path, labels):
     posts = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
     steps = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
@@ -158,6 +172,7 @@ def test_select_best_ends_with_the_checkpoint_of_its_rule(tiny_recipe, tmp_path,
     assert json.loads((tmp_path / "early" / "metrics.json").read_text())["f1_macro"] == metrics["f1_macro"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_recipe, tmp_path, dropout):
     keys = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, "lora_dropout": dropout}
@@ -223,6 +238,7 @@ def test_a_run_continues_from_the_adapter_of_another(trained, tmp_path):
         main([recipe, f"output_dir={tmp_path / 'third'}", f"init_adapter={tmp_path / 'nowhere'}"])
 
 
+@pytest.mark.slow
 def test_weights_and_sampling_change_the_adapter(tiny_recipe, tmp_path):
     recipe = str(tiny_recipe(max_steps=2))
     adapters = {}

@@ -90,4 +90,6 @@ def print_spread(metrics: dict[str, Any]) -> None:
         for key, name in (("f1_macro", "macro-F1"), ("f1_micro", "micro-F1")):
             low, high = metrics["interval"][decision][key]
             spread = f"{metrics['mean'][decision][key]:.3f} ± {metrics['sd'][decision][key]:.3f} over the folds"
-            out.print(f"{name}, {title}: {spread}; pooled, 95 %: {low:.3f} to {high:.3f}", highlight=False)
+            out.print(
+                f"{name}, {title}: {spread}; pooled, 95 %: {low:.3f} to {high:.3f}", highlight=False, soft_wrap=True
+            )

@@ -95,8 +95,8 @@ def test_the_command_prints_tables_and_json(tiny_recipe, tmp_path, monkeypatch, 
 @pytest.fixture(scope="module")
 def larger_model(tmp_path_factory):
     """A model whose activations are large beside everything else of a run."""
-    sizes = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "vocab_size": 4096}
-    sizes |= {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64}
+    sizes = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 8, "vocab_size": 4096}
+    sizes |= {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32}
     folder = save_model(tmp_path_factory.mktemp("larger"))
     AutoModelForCausalLM.from_config(LlamaConfig(**SIZE | sizes, tie_word_embeddings=True)).save_pretrained(folder)
     return folder

@@ -26,6 +26,7 @@ from emogen.errors import ModelError
 from emogen.evaluation.run_folder import member_folders
 from emogen.prediction.classifier import prob_of
 from emogen.prediction.ensemble import DecisionRule, load_run, load_runs, predict_rows
+from emogen.report import page
 from emogen.task.readers import read_rows
 from emogen.train import main
 from emogen.training.head import HeadTrainer, encode_rows
@@ -63,12 +64,18 @@ def head_recipe(tmp_path, labels):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, labels):
-    """Trains a head once for each architecture. Returns the run folder, which tests do not change."""
+    """Trains a head once for each architecture. Returns the run folder, which tests do not change.
+
+    Only that of BERT has a report, because a report takes longer than the training.
+    """
 
     @cache
-    def train(kind, four_bit=False):
+    def train(kind, four_bit):
         folder = tmp_path_factory.mktemp(kind)
-        main([write_head_recipe(folder, labels, kind, load_in_4bit=four_bit, eval_fraction=0.3)])
+        with pytest.MonkeyPatch.context() as patch:
+            if kind != "bert":
+                patch.setattr(page, "report_finished", lambda folder: None)
+            main([write_head_recipe(folder, labels, kind, load_in_4bit=four_bit, eval_fraction=0.3)])
         return folder / "run"
 
     return train
@@ -76,7 +83,9 @@ def trained(tmp_path_factory, labels):
 
 @pytest.mark.parametrize(
     ("kind", "four_bit"),
-    [(kind, False) for kind in CONFIGS] + [("gemma2", True), ("llama", True), ("qwen2", True)],
+    [("llama", False)]
+    + [pytest.param(kind, False, marks=pytest.mark.slow) for kind in CONFIGS if kind != "llama"]
+    + [pytest.param(kind, True, marks=pytest.mark.slow) for kind in ("gemma2", "llama", "qwen2")],
 )
 def test_every_architecture_trains_and_predicts_what_it_was_scored_with(trained, kind, four_bit):
     run = trained(kind, four_bit)
@@ -95,11 +104,15 @@ def test_every_architecture_trains_and_predicts_what_it_was_scored_with(trained,
     np.testing.assert_allclose(
         prob_of(loaded, texts, answers, progress_bar, ""), loaded.predict_proba(texts), atol=1e-5
     )
-    assert "macro-F1, threshold 0.5" in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_report_of_a_head_names_its_threshold(trained):
+    assert "macro-F1, threshold 0.5" in (trained("bert", False) / "report.html").read_text()
 
 
 def test_a_trained_head_is_not_reported_as_missing(trained, caplog):
-    run = trained("llama")
+    run = trained("llama", False)
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     caplog.clear()
@@ -108,6 +121,7 @@ def test_a_trained_head_is_not_reported_as_missing(trained, caplog):
     assert "MISSING" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_head_memorises_its_posts_and_padding_changes_nothing(head_recipe, tmp_path, labels):
     main([head_recipe("llama", max_steps=150, learning_rate=1e-2, lora_r=8)])
     loaded = load_run(tmp_path / "run")
@@ -144,7 +158,7 @@ def test_long_training_texts_are_cut_and_counted(tokenizer, labels, tmp_path):
 
 
 def test_long_texts_are_cut_and_counted_in_prediction(trained, tmp_path):
-    run = shutil.copytree(trained("bert"), tmp_path / "run")
+    run = shutil.copytree(trained("llama", False), tmp_path / "run")
     recipe = run / "recipe.yaml"
     assert "\nmax_length: 64\n" in recipe.read_text()
     recipe.write_text(recipe.read_text().replace("\nmax_length: 64\n", "\nmax_length: 16\n"))
@@ -156,7 +170,7 @@ def test_long_texts_are_cut_and_counted_in_prediction(trained, tmp_path):
 def test_a_head_and_a_generator_decide_together(trained, tiny_recipe, tmp_path, labels):
     main([str(tiny_recipe(max_steps=1))])
     rows, _ = read_rows(write_posts(tmp_path / "new.csv", labels), labels)
-    folders = member_folders([trained("bert"), tmp_path / "run"])
+    folders = member_folders([trained("llama", False), tmp_path / "run"])
     bar = lambda title, n: nullcontext(lambda done: None)  # noqa: E731
     both = predict_rows(
         load_runs(folders), rows, rule=DecisionRule(lambda probs: probs.mean(axis=0), np.full(11, 0.4)), bar=bar
@@ -171,7 +185,8 @@ def test_an_untrained_head_is_refused(head_recipe):
         load_run(head_recipe("bert"))
 
 
-def test_constant_labels_are_a_warning_at_the_first_evaluation(head_recipe, caplog):
+def test_constant_labels_are_a_warning_at_the_first_evaluation(head_recipe, caplog, monkeypatch):
+    monkeypatch.setattr(page, "report_finished", lambda folder: None)
     steps = {"eval_fraction": 0.3, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1, "learning_rate": 0}
     main([head_recipe("bert", **steps)])
     assert "labels are given to every row or to none" in caplog.text

@@ -1,7 +1,6 @@
 import hashlib
 import json
 
-import numpy as np
 import pytest
 from tiny import POSTS, write_posts, write_recipe
 
@@ -170,5 +169,4 @@ def test_an_adapter_names_its_base_model_instead_of_a_folder(tmp_path):
 
 
 def test_peak_memory_is_counted_in_bytes():
-    assert 2**27 < peak_memory_bytes() < 2**40
-    assert np.iinfo(np.int64).max > peak_memory_bytes()
+    assert 2**27 < peak_memory_bytes() < 2**40  # torch alone takes more than 128 MiB

@@ -74,14 +74,16 @@ def first_step(tmp_path_factory):
     """Computes loss and gradients of the first six posts with a tiny model, once for each combination of arguments."""
 
     @cache
-    def compute(kind, *, shared, checkpointing=False, weights=(None, 0.0)):
+    def compute(kind, shared, checkpointing, weights):
         settings = {"gradient_checkpointing": checkpointing, "per_device_train_batch_size": 6}
         folder = tmp_path_factory.mktemp("step")
         return loss_and_gradients(
             make_trainer(make_model(kind), folder, examples_of(6, weights), shared=shared, **settings)
         )
 
-    return compute
+    return lambda kind, *, shared, checkpointing=False, weights=(None, 0.0): compute(
+        kind, shared, checkpointing, weights
+    )
 
 
 def assert_same(shared, plain):
