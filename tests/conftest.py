@@ -16,6 +16,8 @@ import pytest
 from tiny import CONFIGS, make_model, make_tokenizer, write_recipe
 from transformers import PreTrainedTokenizerFast
 
+from emogen.cli.__main__ import app
+from emogen.console import run_command
 from emogen.task.labels import LabelSet, load_label_set
 
 CHROMIUM = Path("/usr/bin/chromium")  # Debian's
@@ -81,3 +83,18 @@ def visit(chromium):
     for context in contexts:
         context.close()
     assert said == []
+
+
+@pytest.fixture
+def emogen(monkeypatch, capsys):
+    """Runs a command in this process, as the entry point does; returns its standard output and error."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words, code=0):
+        with pytest.raises(SystemExit) as ended:
+            run_command(lambda: app([*map(str, words)]))
+        printed = capsys.readouterr()
+        assert (ended.value.code or 0) == code, printed.out + printed.err
+        return printed
+
+    return run

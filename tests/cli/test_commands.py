@@ -16,21 +16,6 @@ from emogen.console import run_command
 from emogen.evaluation.run_folder import FORMAT
 
 
-@pytest.fixture
-def emogen(monkeypatch, capsys):
-    """Runs a command in this process, as the entry point does; returns its standard output and error."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words, code=0):
-        with pytest.raises(SystemExit) as ended:
-            run_command(lambda: app([*map(str, words)]))
-        said = capsys.readouterr()
-        assert (ended.value.code or 0) == code, said.out + said.err
-        return said
-
-    return run
-
-
 def commands(group, path=()):
     """Every command of the tool, as (words, command)."""
     for name, command in group.commands.items():

@@ -6,9 +6,7 @@ import shutil
 import pytest
 from fake_runpod import KEYS, FakeRunpod
 
-from emogen.cli.__main__ import app
 from emogen.cloud import launch, runpod, ship
-from emogen.console import run_command
 from emogen.task.recipe import load_recipe
 
 
@@ -67,18 +65,3 @@ exec bash -c "${{command//\\/workspace/{str(root).replace("/", chr(92) + "/")}}}
         (bin / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin}:{os.environ['PATH']}")
     return root
-
-
-@pytest.fixture
-def emogen(monkeypatch, capsys):
-    """Runs a command in this process, as the entry point does; returns its standard output and error."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*words, code=0):
-        with pytest.raises(SystemExit) as ended:
-            run_command(lambda: app([*map(str, words)]))
-        printed = capsys.readouterr()
-        assert (ended.value.code or 0) == code, printed.out + printed.err
-        return printed
-
-    return run
