@@ -131,6 +131,16 @@ def apply_thresholds(prob: np.ndarray, thresholds: Sequence[float] | np.ndarray)
     return (np.asarray(prob) > np.asarray(thresholds)).astype(np.int8)
 
 
+def most_probable(prob: np.ndarray) -> np.ndarray:
+    """Assign the most probable label of each row and no other, for label sets with `exactly_one`: int8 [n, L].
+
+    Args:
+        prob: [n, L]. Of equal probabilities the first one counts.
+    """
+    prob = np.asarray(prob)
+    return (np.arange(prob.shape[1]) == prob.argmax(axis=1)[:, None]).astype(np.int8)
+
+
 def nested_thresholds(gold: np.ndarray, prob: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """The thresholds of each row, tuned on the rows of all other folds.
 

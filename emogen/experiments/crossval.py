@@ -44,6 +44,7 @@ from emogen.evaluation.run_folder import (
     write_manifest,
 )
 from emogen.experiments.jobs import LOCAL, RunProcess, overrides_of, own_folder, run_all
+from emogen.prediction.classifier import labels_from_prob
 from emogen.prediction.tfidf import fit_tfidf
 from emogen.report.figures import draw_reliability, save
 from emogen.report.page import report_finished
@@ -121,9 +122,10 @@ def cross_validate_baseline(
     prob = np.zeros(rows.truth.shape, dtype=np.float32)
     for fold in range(n_folds):
         held = folds == fold
-        prob[held] = fit_tfidf(texts[~held], rows.truth[~held])(texts[held])
+        fitted = fit_tfidf(texts[~held], rows.truth[~held], exactly_one=label_set.exactly_one)
+        prob[held] = fitted(texts[held])
         progress(1)
-    pred = (prob > 0.5).astype(np.int8)
+    pred = labels_from_prob(prob, label_set)
     results.write_jsonl(folder / PREDICTIONS, rows, pred, prob, label_set, folds=folds)
     metrics = sum_up(folder, label_set)
     report_finished(folder)

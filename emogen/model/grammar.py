@@ -153,14 +153,15 @@ def build_grammar(label_set: LabelSet, style: str, encode: Callable[[str], list[
     """The grammar of an answer style.
 
     `list`, `json`: labels in the order of `LabelSet.answer_order`, each at most once, or the empty answer.
-    `count`: the number of labels, then a list. `yes_no`: one word.
+    `count`: the number of labels, then a list. `yes_no`: one word. If the label set says `exactly_one`, a list has one
+    label, and there is no empty answer.
 
     Args:
         encode: plain text -> token ids, without special tokens.
         end: the ids that end the assistant's turn; at least one, and none that occurs within an answer.
 
     Raises:
-        ValueError: `end` is empty, or one of its ids occurs within an answer.
+        ValueError: `end` is empty, or one of its ids occurs within an answer; or `count` is asked of `exactly_one`.
     """
     if not end:
         raise ValueError("an answer needs at least one token that ends it")
@@ -169,8 +170,17 @@ def build_grammar(label_set: LabelSet, style: str, encode: Callable[[str], list[
         arcs |= {i: [(tuple(end), DONE)] for i in range(2)}
         return _determinise(arcs, 2)
     parts = pieces(label_set, "list" if style == "count" else style)
-    make_arcs = _count_arcs if style == "count" else _list_arcs
+    if label_set.exactly_one and style == "count":
+        raise ValueError("count answers need label sets in which a text can have several labels")
+    make_arcs = _single_arcs if label_set.exactly_one else _count_arcs if style == "count" else _list_arcs
     return _determinise(make_arcs(parts, label_set.answer_order, encode, end), len(label_set), style == "count")
+
+
+def _single_arcs(parts: Pieces, order: tuple[int, ...], encode: Callable[[str], list[int]], end: list[int]) -> Arcs:
+    """The arcs of answers with exactly one label."""
+    close = (*(encode(parts.close) if parts.close else ()), *end)
+    arcs: Arcs = {START: [(tuple(encode(parts.first[i])), i) for i in order]}
+    return arcs | {i: [(close, DONE)] for i in order}
 
 
 def _list_arcs(parts: Pieces, order: tuple[int, ...], encode: Callable[[str], list[int]], end: list[int]) -> Arcs:

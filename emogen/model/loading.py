@@ -81,7 +81,7 @@ def load_head_model(location: str, recipe: Recipe, label_set: LabelSet, tokenize
             num_labels=len(label_set),
             id2label=dict(enumerate(label_set.names)),
             label2id={name: i for i, name in enumerate(label_set.names)},
-            problem_type="multi_label_classification",
+            problem_type="single_label_classification" if label_set.exactly_one else "multi_label_classification",
         )
     except Exception as error:  # transformers raises anything from OSError to KeyError here
         raise ModelError(f"{location}: the model cannot be loaded with a head: {error}") from error

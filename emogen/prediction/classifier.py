@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from emogen.console import Bar
+from emogen.evaluation.metrics import apply_thresholds, most_probable
 from emogen.evaluation.results import Prediction
 from emogen.task.answer import answer_text
 from emogen.task.labels import LabelSet
@@ -56,16 +57,23 @@ class Classifier(Protocol):
         ...
 
 
+def labels_from_prob(prob: np.ndarray, label_set: LabelSet) -> np.ndarray:
+    """The labels with a probability above 0.5, or the most probable one with `exactly_one`: [n, L] -> int8 [n, L]."""
+    return most_probable(prob) if label_set.exactly_one else apply_thresholds(prob, np.full(len(label_set), 0.5))
+
+
 def predictions_from_prob(prob: np.ndarray, label_set: LabelSet, n_cut: Sequence[int]) -> list[Prediction]:
     """Predict the labels with a probability above 0.5, for a classifier that generates no answer.
+
+    With `exactly_one` it is the most probable label.
 
     Args:
         prob: [n, L].
         n_cut: the number of tokens that were cut from each text, [n].
     """
     predictions = []
-    for row, cut in zip(prob, n_cut, strict=True):
-        names = label_set.names_of((row > 0.5).astype(int).tolist())
+    for row, vector, cut in zip(prob, labels_from_prob(prob, label_set).tolist(), n_cut, strict=True):
+        names = label_set.names_of(vector)
         parsed = ParsedAnswer(names, label_set.vector(names), "exact")
         predictions.append(Prediction(answer_text(names, label_set, "list"), parsed, cut, tuple(row.tolist())))
     return predictions

@@ -9,7 +9,7 @@ import numpy as np
 from emogen.console import Bar
 from emogen.errors import InputError
 from emogen.evaluation import results
-from emogen.evaluation.metrics import apply_thresholds, tune_thresholds
+from emogen.evaluation.metrics import apply_thresholds, most_probable, tune_thresholds
 from emogen.evaluation.results import Prediction, pred_matrix
 from emogen.evaluation.run_folder import BASELINE, kind_of, member_folders, read_recipe
 from emogen.evaluation.stack import cross_fit, fit_stack
@@ -59,11 +59,16 @@ class DecisionRule:
 
     Attributes:
         combine: [K, n, L] -> [n, L].
-        thresholds: [L]. A label is given if its combined probability is above its threshold.
+        thresholds: [L]. A label is given if its combined probability is above its threshold. None for label sets with
+            `exactly_one`: the most probable label is given.
     """
 
     combine: Callable[[np.ndarray], np.ndarray]
-    thresholds: np.ndarray
+    thresholds: np.ndarray | None
+
+    def decide(self, prob: np.ndarray) -> np.ndarray:
+        """Combined probabilities [n, L] -> labels, int8 [n, L]."""
+        return most_probable(prob) if self.thresholds is None else apply_thresholds(prob, self.thresholds)
 
 
 def load_rule(runs: Sequence[Path], label_set: LabelSet, by: str) -> DecisionRule:
@@ -71,11 +76,14 @@ def load_rule(runs: Sequence[Path], label_set: LabelSet, by: str) -> DecisionRul
 
     Args:
         by: `thresholds`: thresholds on the mean of all models. `stack`: thresholds on a stack of the runs, where the
-            mean of its models stands for a cross-validation.
+            mean of its models stands for a cross-validation. With `exactly_one` the most probable label takes the place
+            of thresholds.
 
     Raises:
         InputError: a run has not been scored, the runs were scored on different rows, or there are too few rows.
     """
+    if by == "thresholds" and label_set.exactly_one:
+        return DecisionRule(_mean, None)
     if by == "thresholds" and len(runs) == 1:
         return DecisionRule(_mean, results.read_thresholds(runs[0], label_set))
     systems = results.align_scored([results.read_scored(run, label_set) for run in runs])
@@ -90,7 +98,8 @@ def load_rule(runs: Sequence[Path], label_set: LabelSet, by: str) -> DecisionRul
     def combine(probs: np.ndarray) -> np.ndarray:
         return stack.predict_proba(np.stack([_mean(members) for members in np.split(probs, ends)]))
 
-    return DecisionRule(combine, tune_thresholds(gold, cross_fit(gold, probs, folds)))
+    thresholds = None if label_set.exactly_one else tune_thresholds(gold, cross_fit(gold, probs, folds))
+    return DecisionRule(combine, thresholds)
 
 
 def _mean(probs: np.ndarray) -> np.ndarray:
@@ -117,6 +126,7 @@ def predict_rows(
     rows: Rows,
     *,
     rule: DecisionRule | None = None,
+    exactly_one: bool = False,
     with_prob: bool = False,
     batch_size: int = 32,
     bar: Bar,
@@ -127,6 +137,7 @@ def predict_rows(
         classifiers: models with the same labels, as from `load_runs`. Each is used before the next is asked for.
         rule: how probabilities become labels. Without a rule a label is given if half of the models' answers or more
             name it, and probabilities are averaged.
+        exactly_one: without a rule, give each row the label that most answers name; of equals, the first.
         with_prob: compute probabilities even if they decide nothing.
         bar: makes a progress bar from a title and a number of rows.
     """
@@ -143,13 +154,20 @@ def predict_rows(
             probs.append(prob_of(classifier, rows.texts, predictions, bar, f"Probabilities{suffix}"))
     if rule is not None:
         prob = rule.combine(np.stack(probs))
-        return BatchPrediction(apply_thresholds(prob, rule.thresholds), prob, None)
+        return BatchPrediction(rule.decide(prob), prob, None)
     votes = np.mean([pred_matrix(predictions) for predictions in answers], axis=0)
     return BatchPrediction(
-        pred=(votes >= 0.5).astype(np.int8),
+        pred=_majority(votes, exactly_one=exactly_one),
         prob=_mean(np.stack(probs)) if with_prob else None,
         predictions=answers[0] if len(answers) == 1 else None,
     )
+
+
+def _majority(votes: np.ndarray, *, exactly_one: bool) -> np.ndarray:
+    """Shares of answers [n, L] -> labels, int8 [n, L]. A row of which no answer could be read stays without a label."""
+    if exactly_one:
+        return most_probable(votes) * (votes.max(axis=1, keepdims=True) > 0)
+    return (votes >= 0.5).astype(np.int8)
 
 
 class Ensemble:
@@ -178,4 +196,7 @@ class Ensemble:
         if len(self.folders) == 1 and not self._single:
             self._single.append(load_run(self.folders[0], self.overrides))
         classifiers = self._single or load_runs(self.folders, self.overrides)
-        return predict_rows(classifiers, rows, rule=self.rule, with_prob=with_prob, batch_size=batch_size, bar=bar)
+        return predict_rows(
+            classifiers, rows, rule=self.rule, exactly_one=self.label_set.exactly_one,
+            with_prob=with_prob, batch_size=batch_size, bar=bar,
+        )  # fmt: skip

@@ -12,6 +12,7 @@ from emogen.evaluation.results import Prediction
 from emogen.evaluation.run_folder import ADAPTER
 from emogen.model.encode import Encoder, load_encoder
 from emogen.model.sources import locate
+from emogen.prediction.classifier import labels_from_prob
 from emogen.task.answer import NO, YES
 from emogen.task.labels import LabelSet
 from emogen.task.parse import parse_answer
@@ -50,7 +51,7 @@ def predict_texts(
         # The greedy answer is the more probable word. Read off the probabilities, each text is computed once;
         # generation would compute it once per question.
         prob = predict_prob(model, encoder, texts, batch_size=batch_size, progress=progress)
-        answers = [YES if p > 0.5 else NO for p in prob.flatten()]
+        answers = [YES if chosen else NO for chosen in labels_from_prob(prob, encoder.label_set).flatten()]
     else:
         suffixes = [row.suffix_ids for questions in rows for row in questions]
         generated = generate(model, encoder, suffixes, decode=decode, batch_size=batch_size, progress=progress)

@@ -37,12 +37,12 @@ class HeadClassifier:
     def predict(
         self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
     ) -> list[Prediction]:
-        """Predict the labels with a probability above 0.5."""
+        """Predict the labels with a probability above 0.5, or the most probable label with `exactly_one`."""
         n_cut = encode_texts(self.tokenizer, texts, self.recipe.max_length)["n_cut"]
         return predictions_from_prob(self._prob(texts, batch_size, progress), self.label_set, n_cut)
 
     def predict_proba(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:
-        """The sigmoid of each label's logit, float32 [n, L]."""
+        """The sigmoid of each label's logit, or the softmax over the labels with `exactly_one`: float32 [n, L]."""
         return self._prob(texts, 32, progress)
 
     def _prob(self, texts: Sequence[str], batch_size: int, progress: Callable[[int], Any] | None) -> np.ndarray:
@@ -56,7 +56,8 @@ class HeadClassifier:
 
         def step(batch: list[list[int]]) -> list[list[float]]:
             inputs = collate([{"input_ids": ids} for ids in batch]).to(self.model.device)
-            return self.model(**inputs).logits.float().sigmoid().tolist()
+            logits = self.model(**inputs).logits.float()
+            return (logits.softmax(1) if self.label_set.exactly_one else logits.sigmoid()).tolist()
 
         with evaluating(self.model):
             values = in_batches(step, rows, batch_size, progress)

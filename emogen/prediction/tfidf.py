@@ -14,7 +14,9 @@ from emogen.task.labels import LabelSet
 from emogen.task.recipe import Recipe
 
 
-def fit_tfidf(texts: Sequence[str], gold: np.ndarray) -> Callable[[Sequence[str]], np.ndarray]:
+def fit_tfidf(
+    texts: Sequence[str], gold: np.ndarray, *, exactly_one: bool = False
+) -> Callable[[Sequence[str]], np.ndarray]:
     """Fit one logistic regression per label (C = 4) on TF-IDF features.
 
     The features are words and pairs of words, and sequences of two to five characters within words. Both are
@@ -23,6 +25,7 @@ def fit_tfidf(texts: Sequence[str], gold: np.ndarray) -> Callable[[Sequence[str]
     Args:
         texts: n texts.
         gold: 0/1, [n, L].
+        exactly_one: whether each text has one label. One multinomial regression then takes the place of the L others.
 
     Returns:
         A function from m texts to the probability of each label, float32 [m, L]. A label that all training texts have,
@@ -37,6 +40,15 @@ def fit_tfidf(texts: Sequence[str], gold: np.ndarray) -> Callable[[Sequence[str]
         TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True),
     )
     features = vectorizer.fit_transform(texts)
+    if exactly_one and len(np.unique(gold.argmax(axis=1))) > 1:
+        multinomial = LogisticRegression(C=4.0, max_iter=1000).fit(features, gold.argmax(axis=1))
+
+        def predict_one(new_texts: Sequence[str]) -> np.ndarray:
+            prob = np.zeros((len(new_texts), gold.shape[1]), dtype=np.float32)
+            prob[:, multinomial.classes_] = multinomial.predict_proba(vectorizer.transform(new_texts))
+            return prob
+
+        return predict_one
     regressions = [
         None if truth.min() == truth.max() else LogisticRegression(C=4.0, max_iter=1000).fit(features, truth)
         for truth in gold.T
@@ -65,7 +77,7 @@ class TfidfClassifier:
     def predict(
         self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
     ) -> list[Prediction]:
-        """Predict the labels with a probability above 0.5."""
+        """Predict the labels with a probability above 0.5, or the most probable label with `exactly_one`."""
         return predictions_from_prob(self.predict_proba(texts, progress=progress), self.label_set, [0] * len(texts))
 
     def predict_proba(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:
@@ -83,4 +95,4 @@ def load_tfidf(folder: Path, recipe: Recipe, label_set: LabelSet) -> TfidfClassi
         InputError: the folder has no rows.
     """
     rows = results.read_held_out(folder, label_set)
-    return TfidfClassifier(recipe, label_set, fit_tfidf(rows.texts, rows.truth))
+    return TfidfClassifier(recipe, label_set, fit_tfidf(rows.texts, rows.truth, exactly_one=label_set.exactly_one))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, ValidationError, model_validator
 
 from emogen import paths
 from emogen.errors import InputError
@@ -33,6 +33,8 @@ class LabelSet(BaseModel):
         empty: the answer for a text without labels.
         labels: the labels in canonical order, which is the order of vectors and columns.
         order: the label names in the order of prompts and answers, if that differs from the canonical order.
+        exactly_one: whether every text has one label, no more and no less. Answers then name one label, and the most
+            probable label takes the place of thresholds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +43,7 @@ class LabelSet(BaseModel):
     empty: Name = "none"
     labels: tuple[Label, ...] = Field(min_length=1)
     order: tuple[Name, ...] = ()
+    exactly_one: StrictBool = False
 
     @model_validator(mode="after")
     def _words_are_unambiguous(self) -> "LabelSet":
@@ -52,6 +55,8 @@ class LabelSet(BaseModel):
                 owner[word.casefold()] = repr(label.name)
         if self.order and sorted(self.order) != sorted(label.name for label in self.labels):
             raise ValueError("order must name each label once")
+        if self.exactly_one and len(self.labels) < 2:
+            raise ValueError("exactly_one needs two labels or more")
         return self
 
     @cached_property

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from emogen import paths
+from emogen.errors import InputError
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.prompt import Example, Prompt, load_prompt, make_examples
 from emogen.task.recipe import Recipe
@@ -36,7 +37,7 @@ def load_task(recipe: Recipe) -> Task:
     Raises:
         InputError: a part is missing or invalid.
     """
-    label_set = load_label_set(recipe.find(recipe.labels))
+    label_set = load_recipe_labels(recipe)
     kept = recipe.path.parent / EXAMPLES
     if _needs_order(recipe, label_set) or (recipe.examples and not kept.is_file()):
         task, _, _ = load_task_with_rows(recipe)
@@ -57,7 +58,7 @@ def load_task_with_rows(recipe: Recipe) -> tuple[Task, Splits, list[Problem]]:
     Raises:
         InputError: a part is missing or invalid.
     """
-    label_set = load_label_set(recipe.find(recipe.labels))
+    label_set = load_recipe_labels(recipe)
     prompt = load_prompt(recipe.find(recipe.prompt))
     splits, problems = load_splits(recipe, label_set)
     if splits is None:
@@ -66,6 +67,20 @@ def load_task_with_rows(recipe: Recipe) -> tuple[Task, Splits, list[Problem]]:
         label_set = by_frequency(label_set, splits.train.truth, rare_first=recipe.order == "rare_first")
     examples = draw_examples(splits.examples, label_set, recipe.answer)
     return Task(recipe, label_set, prompt, examples), splits, problems
+
+
+def load_recipe_labels(recipe: Recipe) -> LabelSet:
+    """The label set of a recipe.
+
+    Raises:
+        InputError: there is no valid label set of that name, or it does not fit the answer style.
+    """
+    label_set = load_label_set(recipe.find(recipe.labels))
+    if label_set.exactly_one and recipe.answer == "count":
+        raise InputError(
+            f"{recipe.labels}: `exactly_one` does not go with `answer: count`: every count would be 1; use answer: list"
+        )
+    return label_set
 
 
 def _needs_order(recipe: Recipe, label_set: LabelSet) -> bool:

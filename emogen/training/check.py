@@ -9,12 +9,12 @@ from emogen.errors import InputError, ModelError
 from emogen.model.encode import load_encoder
 from emogen.model.sources import locate
 from emogen.model.tokenizer import encode_texts, load_tokenizer
-from emogen.task.labels import LabelSet, load_label_set
+from emogen.task.labels import LabelSet
 from emogen.task.prompt import Prompt, load_prompt, render
 from emogen.task.recipe import Recipe, RecipeError, load_recipe
 from emogen.task.rows import Problem, Rows
 from emogen.task.splits import Splits, load_splits
-from emogen.task.task import Task, draw_examples
+from emogen.task.task import Task, draw_examples, load_recipe_labels
 
 
 @dataclass
@@ -83,7 +83,7 @@ def _problem(level: Literal["error", "warning"], line: str) -> Problem:
 
 def _check_labels(findings: Findings, recipe: Recipe) -> LabelSet | None:
     try:
-        label_set = load_label_set(recipe.find(recipe.labels))
+        label_set = load_recipe_labels(recipe)
     except InputError as error:
         findings.error(f"labels: {error}")
         return None

@@ -1,8 +1,8 @@
 """Training of a classification head on an encoder or a decoder, instead of generated answers (`answer: head`).
 
-The model reads the text without an instruction. A linear layer on its output gives each label a logit, and the loss is
-binary cross-entropy. Everything else is the same as for generation: rows, folds, label weights, the choice of a
-checkpoint, thresholds, ensembles.
+The model reads the text without an instruction. A linear layer on its output gives each label a logit. The loss is
+binary cross-entropy, or cross-entropy over the labels if the label set says `exactly_one`. Everything else is the same
+as for generation: rows, folds, label weights, the choice of a checkpoint, thresholds, ensembles.
 """
 
 import logging
@@ -76,6 +76,7 @@ def prepare(
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         pos_weight=torch.tensor(weights, dtype=torch.float32),
+        exactly_one=label_set.exactly_one,
         model_metrics=compute_metrics and (lambda model: compute_metrics(make_classifier(model))),
         select_best=recipe.select_best,
     )
@@ -98,6 +99,7 @@ class HeadTrainer(ScoringMixin, Trainer):
 
     Args:
         pos_weight: float32 [L], the weight of each label's positives; its negatives have weight 1.
+        exactly_one: whether each row has one label; the loss is then a softmax over the labels.
         model_metrics, select_best: see `ScoringMixin`.
     """
 
@@ -105,11 +107,13 @@ class HeadTrainer(ScoringMixin, Trainer):
         self,
         *args: Any,
         pos_weight: torch.Tensor,
+        exactly_one: bool = False,
         model_metrics: Callable[[Any], dict[str, float]] | None = None,
         select_best: SelectBest | None = None,
         **kwargs: Any,
     ):
-        self.pos_weight, self.model_metrics, self.select_best = pos_weight, model_metrics, select_best
+        self.pos_weight, self.exactly_one = pos_weight, exactly_one
+        self.model_metrics, self.select_best = model_metrics, select_best
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss below is a mean over the batch
         use_onednn(self.model)
@@ -117,9 +121,12 @@ class HeadTrainer(ScoringMixin, Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Weighted binary cross-entropy, averaged over rows and labels."""
+        """Weighted binary cross-entropy, averaged over rows and labels; with `exactly_one` weighted cross-entropy."""
         gold = inputs.pop("labels")
         outputs = model(**inputs)
-        pos_weight = self.pos_weight.to(gold.device)
-        loss = functional.binary_cross_entropy_with_logits(outputs.logits.float(), gold, pos_weight=pos_weight)
+        logits, weight = outputs.logits.float(), self.pos_weight.to(gold.device)
+        if self.exactly_one:
+            loss = functional.cross_entropy(logits, gold.argmax(1), weight=weight)
+        else:
+            loss = functional.binary_cross_entropy_with_logits(logits, gold, pos_weight=weight)
         return (loss, outputs) if return_outputs else loss

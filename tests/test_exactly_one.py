@@ -1,0 +1,135 @@
+"""Label sets in which every text has exactly one label (`exactly_one: true`), through all rooms."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_tokenizer
+from torch.nn import functional
+
+from emogen.errors import InputError
+from emogen.evaluation.metrics import most_probable
+from emogen.model.grammar import build_grammar, encode_answer
+from emogen.model.tokenizer import PlainTokenizer
+from emogen.prediction.classifier import labels_from_prob, predictions_from_prob
+from emogen.prediction.ensemble import DecisionRule, load_rule, predict_rows
+from emogen.prediction.tfidf import fit_tfidf
+from emogen.task.labels import LabelSet, load_label_set
+from emogen.task.rows import Rows
+from emogen.training.head import HeadTrainer
+
+TOPICS = """
+name: topics
+exactly_one: true
+labels:
+  - name: sport
+  - name: politics
+  - name: science
+"""
+
+
+@pytest.fixture
+def topics(tmp_path) -> LabelSet:
+    (tmp_path / "topics.yaml").write_text(TOPICS)
+    return load_label_set(tmp_path / "topics.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\nexactly_one: true\nlabels: [{name: a}]\n", "two labels or more"),
+        ("name: x\nexactly_one: 1\nlabels: [{name: a}, {name: b}]\n", "exactly_one"),
+        ("name: x\nexactly_one: 'yes'\nlabels: [{name: a}, {name: b}]\n", "exactly_one"),
+    ],
+)
+def test_a_choice_needs_two_labels_and_a_plain_yes_or_no(tmp_path, text, message):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_label_set(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(("style", "text"), [("list", "{}"), ("json", '["{}"]')])
+def test_the_grammar_accepts_one_label_and_nothing_else(topics, style, text):
+    plain, end = PlainTokenizer(make_tokenizer()), [2]
+    grammar = build_grammar(topics, style, plain.encode, end)
+    for i, name in enumerate(topics.names):
+        ids, _ = encode_answer(grammar, [i])
+        assert grammar.accepts(ids)
+        assert plain.decode(ids[:-1]) == text.format(name)
+    for wrong in ("none", "[]", "sport, politics", '["sport", "science"]', ""):
+        assert not grammar.accepts([*plain.encode(wrong), *end])
+
+
+def test_counts_are_refused(topics):
+    with pytest.raises(ValueError, match="several labels"):
+        build_grammar(topics, "count", PlainTokenizer(make_tokenizer()).encode, [2])
+
+
+def test_the_most_probable_label_is_given_whatever_its_probability(topics):
+    prob = np.array([[0.2, 0.1, 0.3], [0.9, 0.8, 0.7], [0.4, 0.4, 0.2]])
+    wanted = [[0, 0, 1], [1, 0, 0], [1, 0, 0]]  # of equals the first
+    assert most_probable(prob).tolist() == wanted
+    assert labels_from_prob(prob, topics).tolist() == wanted
+    predictions = predictions_from_prob(prob, topics, [0, 0, 0])
+    assert [prediction.raw for prediction in predictions] == ["science", "sport", "sport"]
+    assert DecisionRule(lambda probs: probs.mean(axis=0), None).decide(prob).tolist() == wanted
+
+
+def test_runs_decide_without_thresholds(topics, tmp_path):
+    rule = load_rule([tmp_path], topics, "thresholds")  # the folder has no thresholds.json
+    assert rule.thresholds is None
+    np.testing.assert_allclose(rule.combine(np.array([[[0.6, 0.4, 0]], [[0.2, 0.8, 0]]])), [[0.4, 0.6, 0]])
+
+
+def test_several_answers_are_a_vote_and_unreadable_ones_give_nothing(topics):
+    class Fixed:
+        n_questions = 1
+
+        def __init__(self, *vectors):
+            self.vectors = np.array(vectors, dtype=float)
+
+        def predict(self, texts, **options):
+            from types import SimpleNamespace
+
+            return [SimpleNamespace(parsed=SimpleNamespace(vector=vector)) for vector in self.vectors]
+
+    rows = Rows("x", ["1", "2", "3"], ["a", "b", "c"], None, [1, 2, 3])
+    models = [
+        Fixed([1, 0, 0], [0, 1, 0], [0, 0, 0]),
+        Fixed([0, 1, 0], [0, 1, 0], [0, 0, 0]),
+        Fixed([0, 1, 0], [0, 0, 1], [0, 0, 0]),
+        Fixed([0, 0, 1], [0, 0, 0], [0, 0, 0]),
+    ]
+    from contextlib import nullcontext
+
+    batch = predict_rows(models, rows, exactly_one=True, bar=lambda title, n: nullcontext(lambda done: None))
+    assert batch.pred.tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_the_baseline_gives_probabilities_that_sum_to_one():
+    texts = ["the team won the match", "parliament votes today", "telescope sees a star"] * 4
+    gold = np.tile(np.eye(3, 4, dtype=int), (4, 1))  # no text has the fourth label
+    prob = fit_tfidf(texts, gold, exactly_one=True)(["the match", "parliament", "a star"])
+    np.testing.assert_allclose(prob.sum(axis=1), 1, atol=1e-6)
+    assert most_probable(prob).tolist() == np.eye(3, 4).tolist()
+    assert (prob[:, 3] == 0).all()
+
+
+def test_the_loss_of_a_head_is_cross_entropy_over_the_labels():
+    logits, gold = torch.tensor([[2.0, 0.5, -1.0], [0.0, 1.0, 3.0]]), torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
+    trainer = HeadTrainer.__new__(HeadTrainer)
+    trainer.pos_weight, trainer.exactly_one = torch.ones(3), True
+
+    class Output:
+        pass
+
+    def model(**inputs):
+        output = Output()
+        output.logits = inputs["x"]
+        return output
+
+    loss = trainer.compute_loss(model, {"x": logits, "labels": gold})
+    by_hand = -(torch.log_softmax(logits, 1)[0, 0] + torch.log_softmax(logits, 1)[1, 1]) / 2
+    assert loss.item() == pytest.approx(by_hand.item())
+    trainer.exactly_one = False
+    binary = functional.binary_cross_entropy_with_logits(logits, gold)
+    assert trainer.compute_loss(model, {"x": logits, "labels": gold}).item() == pytest.approx(binary.item())
