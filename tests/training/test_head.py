@@ -141,10 +141,16 @@ def test_the_loss_is_binary_cross_entropy_with_weighted_positives():
             return type("Output", (), {"logits": logits})
 
     trainer = object.__new__(HeadTrainer)
-    trainer.pos_weight = torch.tensor([3.0, 5.0])
+    trainer.pos_weight, trainer.exactly_one = torch.tensor([3.0, 5.0]), False
     loss = trainer.compute_loss(Model(), {"labels": gold})
     prob = logits.sigmoid()
     by_hand = -(3 * prob[0, 0].log() + (1 - prob[0, 1]).log() + (1 - prob[1, 0]).log() + 5 * prob[1, 1].log()) / 4
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-6)
+
+    trainer.exactly_one = True  # a softmax; row 0 has label 1 (weight 5), row 1 has label 0 (weight 3)
+    loss = trainer.compute_loss(Model(), {"labels": 1 - gold})
+    prob = logits.softmax(1)
+    by_hand = -(5 * prob[0, 1].log() + 3 * prob[1, 0].log()) / 8
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-6)
 
 
