@@ -23,7 +23,8 @@ def predict(
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="CSV file: ids and 0/1 columns, ready to submit.")
+        Path | None,
+        typer.Option("--output", "-o", help="CSV file: ids and 0/1 columns, ready to submit. - is standard output."),
     ] = None,
     jsonl: Annotated[
         Path | None, typer.Option(help="JSONL file: text, raw answer, parse status, labels, probabilities.")
@@ -49,9 +50,6 @@ def predict(
     outputs = [path for path in (output, jsonl) if path is not None]
     if not outputs:
         raise typer.BadParameter("give -o OUT.csv, --jsonl OUT.jsonl, or both")
-    for path in outputs:
-        if path.exists() and not overwrite:
-            raise typer.BadParameter(f"{path} exists; add --overwrite to replace it")
     if engine not in ENGINES:
         raise typer.BadParameter(f"--engine is one of {', '.join(ENGINES)}, not {engine}")
     named, overrides = split_overrides(words)
@@ -102,5 +100,11 @@ def _predict_file(
     if n_parsed := summary.statuses.total():
         shares = ", ".join(f"{status} {count / n_parsed:.1%}" for status, count in summary.statuses.most_common())
         err.print(f"{n_parsed:,} answers: {shares}", highlight=False)
+    if summary.n_formulas and output:
+        err.print(
+            f"{summary.n_formulas:,} ids begin with =, +, - or @: a spreadsheet takes them for formulas; "
+            "import the id column as text",
+            highlight=False,
+        )
     if summary.n_cut:
         err.print(f"{summary.n_cut:,} texts were shortened to fit max_length")

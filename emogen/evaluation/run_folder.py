@@ -1,5 +1,6 @@
 """The contents of a run folder: names of its files, format and kind, recipe and labels."""
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -13,6 +14,7 @@ from emogen.distribution import __version__
 from emogen.errors import InputError, ModelError
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.recipe import Recipe, load_recipe
+from emogen.task.task import EXAMPLES
 
 # Read by prediction. A model that was tuned in full is in MODEL and has no ADAPTER.
 RECIPE, PROMPT, LABELS, ADAPTER, MODEL = "recipe.yaml", "prompt.jinja", "labels.yaml", "adapter", "model"
@@ -114,6 +116,31 @@ def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Label
             )
     recipe = load_recipe(run / RECIPE if run.is_dir() else run, overrides)
     return recipe, load_label_set(recipe.find(recipe.labels))
+
+
+def content_hash(run: Path) -> str:
+    """The sha256 of everything that the predictions of a run, a cross-validation, a baseline or a recipe depend on.
+
+    The base model of an adapter is in it by its name, not by its weights.
+    """
+    if not run.is_dir():
+        recipe = load_recipe(run)
+        files = [recipe.find(name) for name in (recipe.prompt, recipe.labels) if recipe.find(name).is_file()]
+        return _sha256([run, *files])
+    folders = [run, *run.glob("fold-*/")]
+    names = (RECIPE, PROMPT, LABELS, EXAMPLES, THRESHOLDS, PREDICTIONS)
+    files = [folder / name for folder in folders for name in names]
+    files += [file for folder in folders for weights in (ADAPTER, MODEL) for file in (folder / weights).rglob("*")]
+    return _sha256([file for file in files if file.is_file()])
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    """One sha256 of several files, which does not depend on their folder."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        with path.open("rb") as file:
+            digest.update(f"{path.name}\0".encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def read_text(path: Path) -> str | None:

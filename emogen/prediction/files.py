@@ -1,21 +1,26 @@
 """Prediction for files of any size: read, predicted and written in chunks, and resumable."""
 
-import hashlib
-import json
-import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emogen import paths, processes
+from emogen import processes
 from emogen.console import Bar
-from emogen.errors import InputError
 from emogen.evaluation import results
+from emogen.evaluation.run_folder import content_hash
 from emogen.prediction.ensemble import Ensemble
+from emogen.prediction.output_files import (
+    STANDARD_OUTPUT,
+    ChunkWriter,
+    ResumableWriter,
+    StreamWriter,
+    check_outputs,
+    claim_outputs,
+)
 from emogen.task.readers import stream_rows
-from emogen.task.rows import Rows
 
 CHUNK = 1024  # rows that are predicted and written at once
 CHUNK_OF_ENSEMBLE = 16_384  # larger, because the models of an ensemble are loaded again for each chunk
@@ -27,6 +32,7 @@ class Summary:
 
     Attributes:
         n_rows: rows of the file.
+        n_formulas: ids that a spreadsheet takes for a formula.
         n_cut: texts that were shortened to fit `max_length`.
         statuses: the number of answers by parse status.
 
@@ -35,6 +41,7 @@ class Summary:
     """
 
     n_rows: int = 0
+    n_formulas: int = 0
     n_cut: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
 
@@ -57,18 +64,43 @@ def predict_file(
     Args:
         runs: run folders, cross-validations, baselines, or a recipe file.
         source: a CSV, TSV, JSONL or Parquet file with texts.
-        csv_file, jsonl_file: the files to write, at least one of them.
-        overwrite: start again if the files belong to another, interrupted call.
+        csv_file, jsonl_file: the files to write, at least one of them. `-` is standard output.
+        overwrite: replace existing files, and start again if they belong to another, interrupted call.
         bar: makes a progress bar from a title and a number of rows.
 
     Raises:
-        InputError: something is missing or wrong. Chunks that are already written stay.
+        InputError: something is missing or wrong, or another process writes one of the files. Chunks that are already
+            written stay.
     """
+    files = check_outputs([file for file in (csv_file, jsonl_file) if file is not None])
     ensemble = Ensemble(runs, overrides)
+    with claim_outputs(files) if processes.is_main_process() else nullcontext():
+        writer: ChunkWriter = StreamWriter()
+        if files != [STANDARD_OUTPUT]:
+            writer = ResumableWriter(files, _job(runs, source, overrides), overwrite=overwrite)
+        return _predict_chunks(ensemble, source, writer, csv_file, jsonl_file, batch_size, bar)
+
+
+def _job(runs: Sequence[Path], source: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """What the outputs are computed from. A model is identified by its content, since another may take its path."""
+    return {
+        "runs": [str(run.resolve()) for run in runs],
+        "content of the runs": [content_hash(run) for run in runs],
+        "input": str(source.resolve()),
+        "overrides": list(overrides),
+    }
+
+
+def _predict_chunks(
+    ensemble: Ensemble,
+    source: Path,
+    writer: ChunkWriter,
+    csv_file: Path | None,
+    jsonl_file: Path | None,
+    batch_size: int,
+    bar: Bar,
+) -> Summary:
     recipe, label_set = ensemble.recipe, ensemble.label_set
-    job = {"runs": [str(run.resolve()) for run in runs], "input": str(source.resolve()), "overrides": list(overrides)}
-    files = [file for file in (csv_file, jsonl_file) if file is not None]
-    writer = ResumableWriter(files, job, overwrite=overwrite)
     chunks = stream_rows(
         source,
         label_set,
@@ -81,6 +113,7 @@ def predict_file(
     summary = Summary()
     for rows in chunks:
         n_before, summary.n_rows = summary.n_rows, summary.n_rows + len(rows)
+        summary.n_formulas += sum(row_id.startswith(("=", "+", "-", "@")) for row_id in rows.ids)
         if len(rows) and writer.has(rows, n_before):
             continue
         batch = ensemble.predict(rows, with_prob=jsonl_file is not None, batch_size=batch_size, bar=bar)
@@ -98,85 +131,3 @@ def predict_file(
     if processes.is_main_process():
         writer.finish(summary.n_rows)
     return summary
-
-
-class ResumableWriter:
-    """Files that are written in chunks and get their names when they are complete. A kill costs at most one chunk.
-
-    Until then each file is beside its final place, as `NAME.partial`. `NAME.partial.json` of the first file says how
-    many rows and bytes are complete; everything after them is truncated before the work resumes.
-
-    Args:
-        files: the files to write.
-        job: what the files are computed from, as JSON values. A different job does not resume them.
-        overwrite: start again if a different job left the files.
-
-    Raises:
-        InputError: a different job left the files, and `overwrite` is not set.
-    """
-
-    def __init__(self, files: Sequence[Path], job: dict[str, Any], *, overwrite: bool = False):
-        for file in files:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        self.partial = {file: file.with_name(f"{file.name}.partial") for file in files}
-        self.note = files[0].with_name(f"{files[0].name}.partial.json")
-        self.job, self.digest = job, hashlib.sha256()
-        self.n_rows = 0  # rows that are written
-        if not self.note.is_file():
-            return
-        note = json.loads(self.note.read_text(encoding="utf-8"))
-        if note["job"] == job:
-            self.n_rows, self.expected, self.sizes = note["n_rows"], note["sha256"], note["sizes"]
-        elif not overwrite:
-            raise InputError(
-                f"{self.note}: belongs to other, interrupted work ({', '.join(map(str, note['job'].values()))}); "
-                "resume that, or add --overwrite to start again"
-            )
-
-    def has(self, rows: Rows, n_before: int) -> bool:
-        """Whether these rows, which follow `n_before` others, are already written.
-
-        Raises:
-            InputError: other rows were written in their place: the input has changed.
-        """
-        content = "".join(f"{i}\n{text}\n" for i, text in zip(rows.ids, rows.texts, strict=True))
-        self.digest.update(content.encode("utf-8", "surrogatepass"))
-        n_after = n_before + len(rows)
-        has_changed = n_after == self.n_rows and self.digest.hexdigest() != self.expected
-        if has_changed or n_before < self.n_rows < n_after:
-            raise self._input_changed()
-        return n_after <= self.n_rows
-
-    def add(self, texts: Sequence[str], n_rows: int) -> None:
-        """Append a text to each file. Together they hold the next `n_rows` rows."""
-        sizes = []
-        for k, (partial, text) in enumerate(zip(self.partial.values(), texts, strict=True)):
-            with partial.open("r+b" if self.n_rows else "wb") as file:
-                file.truncate(self.sizes[k] if self.n_rows else 0)
-                file.seek(0, os.SEEK_END)
-                file.write(text.encode("utf-8", "replace"))
-                file.flush()
-                os.fsync(file.fileno())
-                sizes.append(file.tell())
-        self.n_rows, self.sizes = self.n_rows + n_rows, sizes
-        paths.write_json(
-            self.note, {"job": self.job, "n_rows": self.n_rows, "sha256": self.digest.hexdigest(), "sizes": sizes}
-        )
-
-    def finish(self, n_rows: int) -> None:
-        """Give the files their names.
-
-        Raises:
-            InputError: the files do not hold `n_rows` rows: the input has changed.
-        """
-        if n_rows != self.n_rows:
-            raise self._input_changed()
-        for file, partial in self.partial.items():
-            partial.replace(file)
-        self.note.unlink()
-
-    def _input_changed(self) -> InputError:
-        return InputError(
-            f"{self.note}: the first {self.n_rows:,} rows of the input are not the rows that were labelled; remove "
-            "this file to start again"
-        )

@@ -54,7 +54,7 @@ def test_the_chunk_size_makes_no_difference(predict, tmp_path, labels, monkeypat
     expected = read_complete(tmp_path)
     assert (summary.n_rows, n_asked, summary.statuses["exact"]) == (24, 24, 24)
     monkeypatch.setattr(prediction_files, "CHUNK", 7)
-    predict(source)
+    predict(source, overwrite=True)
     for a, b in zip(read_complete(tmp_path), expected, strict=True):
         assert a["prob"] == pytest.approx(b["prob"], abs=1e-5)
         assert a | {"prob": 0} == b | {"prob": 0}
@@ -120,7 +120,7 @@ def test_a_file_without_rows_gives_files_without_rows(predict, tmp_path, labels,
     assert (tmp_path / "out.csv").read_text() == ",".join(["ID", *labels.names]) + "\n"
     assert read_complete(tmp_path) == []
     with pytest.raises(DataError, match="no such file"):
-        predict(tmp_path / "none.csv")
+        predict(tmp_path / "none.csv", overwrite=True)
 
 
 def test_long_texts_are_counted_in_the_summary(predict, tmp_path, labels):
