@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from emogen.errors import ModelError
+
 Metrics = dict[str, Any]
 
 
@@ -60,6 +62,22 @@ def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Metrics:
     }
 
 
+def score_nested(gold: np.ndarray, pred: np.ndarray, folds: np.ndarray, names: Sequence[str]) -> Metrics:
+    """Score labels that were decided by nested thresholds or stacks.
+
+    Args:
+        gold, pred: [n, L].
+        folds: the fold of each row, [n].
+
+    Returns:
+        The metrics of `score`, and `untuned` if there are any: labels whose positives are all in one fold. The other
+        folds have no positives to tune on, so these labels are never predicted in their fold.
+    """
+    n_folds = [len(np.unique(folds[gold[:, k] == 1])) for k in range(len(names))]
+    untuned = [name for name, n in zip(names, n_folds, strict=True) if n == 1]
+    return score(gold, pred, names) | ({"untuned": untuned} if untuned else {})
+
+
 def constant_labels(pred: np.ndarray, names: Sequence[str]) -> list[str]:
     """The names of labels that `pred` [n, L] gives to every row or to no row."""
     share = np.asarray(pred).mean(axis=0)
@@ -84,6 +102,26 @@ def _matrix(title: str, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
     return values.astype(np.int8)
 
 
+def check_prob(prob: np.ndarray) -> None:
+    """Refuse probabilities that a model cannot mean.
+
+    Args:
+        prob: [n, L].
+
+    Raises:
+        ModelError: a value is NaN, infinite, or outside 0 to 1 by more than rounding.
+    """
+    prob = np.asarray(prob)
+    is_wrong = ~((prob >= -1e-3) & (prob <= 1 + 1e-3))  # NaN compares as false
+    if is_wrong.any():
+        rows = is_wrong.reshape(len(prob), -1).any(axis=1)
+        raise ModelError(
+            f"{rows.sum():,} of {len(rows):,} rows have probabilities that are not numbers from 0 to 1; the first is "
+            f"row {rows.argmax() + 1}, with {prob[is_wrong][0]}. The model computes no valid output: was its training "
+            "unstable (lower learning_rate), or does its dtype overflow (dtype: float32)?"
+        )
+
+
 # The number of positives at which a tuned threshold has the same weight as F1*/2.
 SHRINK_POSITIVES = 50
 
@@ -101,9 +139,13 @@ def tune_thresholds(gold: np.ndarray, prob: np.ndarray) -> np.ndarray:
 
     Returns:
         The thresholds, [L]. A label without positives gets 1.0, which no probability exceeds.
+
+    Raises:
+        ModelError: a probability is not a number.
     """
     from sklearn.metrics import precision_recall_curve
 
+    check_prob(prob)
     thresholds = np.ones(prob.shape[1])
     for k in range(prob.shape[1]):
         positives = int(gold[:, k].sum())
@@ -127,7 +169,11 @@ def apply_thresholds(prob: np.ndarray, thresholds: Sequence[float] | np.ndarray)
 
     Returns:
         int8 [n, L].
+
+    Raises:
+        ModelError: a probability is not a number: no threshold could decide about it.
     """
+    check_prob(prob)
     return (np.asarray(prob) > np.asarray(thresholds)).astype(np.int8)
 
 
@@ -180,7 +226,14 @@ def calibration(gold: np.ndarray, prob: np.ndarray, names: Sequence[str], n_bins
         of a bin and its share of positives, averaged over the bins by their rows), both as means over the labels.
         `per_label` holds both for each label, and `bins`: `n`, `prob` (mean) and `positive` (share of positives) of
         each bin that is not empty. All values are plain numbers.
+
+    Raises:
+        ValueError: there are no rows.
+        ModelError: a probability is not a number.
     """
+    if not len(prob):
+        raise ValueError("no rows to measure the calibration on")
+    check_prob(prob)
     per_label = {}
     for k, name in enumerate(names):
         bin_of_row = np.minimum((prob[:, k] * n_bins).astype(int), n_bins - 1)
@@ -214,11 +267,12 @@ def evaluate(
         folds: the fold of each row, [n]; None if there are too few rows for nested thresholds.
 
     Returns:
-        The metrics of `pred` (see `score`), those of nested thresholds under `by_thresholds`, and `calibration`.
+        The metrics of `pred` (see `score`), those of nested thresholds under `by_thresholds` (see `score_nested`), and
+        `calibration`.
     """
     metrics = score(gold, pred, names)
     if folds is not None:
-        metrics["by_thresholds"] = score(gold, nested_pred(gold, prob, folds), names)
+        metrics["by_thresholds"] = score_nested(gold, nested_pred(gold, prob, folds), folds, names)
     return metrics | {"calibration": calibration(gold, prob, names)}
 
 
@@ -230,7 +284,11 @@ def row_log_loss(gold: np.ndarray, prob: np.ndarray) -> np.ndarray:
 
     Returns:
         [n], in nats.
+
+    Raises:
+        ModelError: a probability is not a number.
     """
+    check_prob(prob)
     prob = np.clip(np.asarray(prob, dtype=np.float64), 1e-6, 1 - 1e-6)
     return -np.where(np.asarray(gold) == 1, np.log(prob), np.log1p(-prob)).sum(axis=1)
 
@@ -269,6 +327,11 @@ def discordant(gold: np.ndarray, preds: Sequence[np.ndarray]) -> np.ndarray:
 
 
 INTERVAL = (2.5, 97.5)  # percentiles of a 95 % interval
+Interval = tuple[float, float] | None  # None: no interval can be given
+
+# The bootstrap draws from the rows that there are. With fewer rows, or fewer positive rows of a label, they are too few
+# to stand for all others, and the interval would be too narrow. With 5 positives, 1 resample in 150 has none.
+MIN_ROWS, MIN_POSITIVES = 30, 5
 
 
 def bootstrap(
@@ -280,7 +343,8 @@ def bootstrap(
 ) -> list[dict[str, np.ndarray]]:
     """Bootstrap the F1 of several systems over the rows (Efron 1979).
 
-    All systems are scored on the same resamples, so their differences are paired.
+    All systems are scored on the same resamples, so their differences are paired. Each resample is scored as `score`
+    scores its rows: a label without gold positives in it has an F1 of 0 and counts in the macro average.
 
     Args:
         gold: [n, L].
@@ -308,3 +372,32 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     """The 95 % percentile interval of bootstrapped values."""
     low, high = np.percentile(values, INTERVAL)
     return float(low), float(high)
+
+
+def interval_of(values: np.ndarray, n_rows: int, n_positives: int = MIN_POSITIVES) -> Interval:
+    """The 95 % interval of bootstrapped values, if it can be believed.
+
+    Args:
+        values: [n_resamples], from `bootstrap`, or the differences of two of its results.
+        n_rows: the number of rows that were resampled.
+        n_positives: the number of positive rows of the label that the values are about.
+
+    Returns:
+        None for fewer than `MIN_ROWS` rows or `MIN_POSITIVES` positives, and for an interval of width 0: all resamples
+        have the same value, so they do not show how it varies (1.0 on 30 rows is not 1.0 for certain).
+    """
+    low, high = interval(values)
+    return None if n_rows < MIN_ROWS or n_positives < MIN_POSITIVES or low == high else (low, high)
+
+
+def intervals(resampled: dict[str, np.ndarray], metrics: Metrics) -> dict[str, Interval]:
+    """The interval of each value of a system (see `interval_of`).
+
+    Args:
+        resampled: the result of `bootstrap` for the system.
+        metrics: the result of `score` for the system.
+    """
+    support = {f"f1/{name}": label["support"] for name, label in metrics["per_label"].items()}
+    return {
+        key: interval_of(values, metrics["n"], support.get(key, MIN_POSITIVES)) for key, values in resampled.items()
+    }

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,12 @@ import numpy as np
 
 from emogen import paths
 from emogen.errors import InputError
-from emogen.evaluation.run_folder import LOG, PREDICTIONS, THRESHOLDS
+from emogen.evaluation.run_folder import FOLDS, LOG, PREDICTIONS, THRESHOLDS
 from emogen.task.labels import LabelSet
 from emogen.task.parse import ParsedAnswer
 from emogen.task.rows import Rows
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,8 @@ def read_scored(folder: Path, label_set: LabelSet) -> ScoredRows:
     """Read the predictions file of a run, a cross-validation or a baseline.
 
     Raises:
-        InputError: there is no such file, or a row lacks its gold labels or its probabilities for this label set.
+        InputError: there is no such file, it is empty or lacks rows of the folds, or a row lacks its gold labels or its
+            probabilities for this label set.
     """
     path = folder / PREDICTIONS
     if not path.is_file():
@@ -204,7 +208,12 @@ def read_scored(folder: Path, label_set: LabelSet) -> ScoredRows:
             ) from None
         except ValueError as error:  # a label that is not in the label set
             raise InputError(f"{path}:{number}: {error}") from None
+        if not all(isinstance(p, int | float) and -1e-3 <= p <= 1 + 1e-3 for p in prob[-1]):  # false for NaN
+            raise InputError(f"{path}:{number}: a probability is not a number from 0 to 1: {record['prob']}")
         folds.append(record.get("fold", 0))
+    if not ids:
+        raise InputError(f"{path}: it holds no rows, so there is nothing to score")
+    _check_complete(folder, ids)
     return ScoredRows(
         path=path,
         ids=ids,
@@ -213,6 +222,22 @@ def read_scored(folder: Path, label_set: LabelSet) -> ScoredRows:
         prob=np.array(prob, dtype=np.float32),
         folds=np.array(folds),
     )
+
+
+def _check_complete(folder: Path, ids: Sequence[str]) -> None:
+    """Refuse the predictions of a cross-validation or a baseline if rows of its folds are missing or were added."""
+    if not (folder / FOLDS).is_file():
+        return
+    with (folder / FOLDS).open(encoding="utf-8", newline="") as file:
+        fold_of = {row[0]: row[-1] for row in list(csv.reader(file))[1:] if row}
+    missing = {fold_of[row_id] for row_id in fold_of.keys() - set(ids)}
+    if missing or len(ids) != len(fold_of):
+        raise InputError(
+            f"{folder / PREDICTIONS}: {len(ids):,} rows, but {FOLDS} has {len(fold_of):,}"
+            + (f"; rows of the folds {', '.join(sorted(missing))} are missing" if missing else "")
+            + ". Metrics of a part of the rows are not those of the cross-validation: the command that started it "
+            "completes it"
+        )
 
 
 def read_held_out(folder: Path, label_set: LabelSet) -> Rows:
@@ -250,7 +275,12 @@ def align_scored(systems: Sequence[ScoredRows]) -> list[ScoredRows]:
 
 
 def write_thresholds(folder: Path, thresholds: Sequence[float] | np.ndarray, label_set: LabelSet) -> None:
-    """Write the threshold of each label, [L]."""
+    """Write the threshold of each label, [L]. A label that they never predict is a warning."""
+    if never := [name for name, value in zip(label_set.names, thresholds, strict=True) if value >= 1]:
+        log.warning(
+            f"{folder / THRESHOLDS}: the threshold of {', '.join(never)} is 1.0, since no scored row has the label: "
+            "predict_by=thresholds never predicts it"
+        )
     by_label = {name: round(float(threshold), 6) for name, threshold in zip(label_set.names, thresholds, strict=True)}
     paths.write_json(folder / THRESHOLDS, by_label)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emogen.evaluation.metrics import apply_thresholds, tune_thresholds
+from emogen.evaluation.metrics import apply_thresholds, check_prob, tune_thresholds
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,13 @@ def nested_stack(
 
 
 def _logits(probs: np.ndarray) -> np.ndarray:
-    """The logits of probabilities, which are clipped to 1e-4 from 0 and 1."""
+    """The logits of probabilities, which are clipped to 1e-4 from 0 and 1.
+
+    Raises:
+        ModelError: a probability is not a number.
+    """
     from scipy.special import logit
 
+    for prob in probs:
+        check_prob(prob)
     return logit(np.clip(np.asarray(probs, dtype=np.float64), 1e-4, 1 - 1e-4))

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from emogen.console import out
+from emogen.evaluation.caveats import caveats, fold_caveats, reference_line
 from emogen.evaluation.metrics import Metrics
 
 LABEL_METRICS = ("precision", "recall", "f1")  # F1 last: its difference is shown
@@ -26,7 +27,7 @@ def metrics_table(metrics: Metrics | Sequence[tuple[str, Metrics]]) -> Table:
 
     Returns:
         A table with the support of each label, and precision, recall and F1 of each system; for two systems also the
-        difference in F1. Three systems fit in 80 columns. Print `footnote` below the table.
+        difference in F1. Three systems fit in 80 columns. `print_scores` adds what a reader has to know.
 
     Raises:
         ValueError: there is no system, or the systems were scored on different labels or gold rows.
@@ -66,30 +67,38 @@ def metrics_table(metrics: Metrics | Sequence[tuple[str, Metrics]]) -> Table:
     return table
 
 
-def footnote(metrics: Metrics) -> str | None:
-    """A note on the labels without gold positives, or None if there are no such labels."""
-    if not metrics["no_positives"]:
-        return None
-    return (
-        f"No gold positives for: {', '.join(metrics['no_positives'])}. Their F1 is 0.0, even where it is undefined, "
-        "and counts in the macro average, as in scikit-learn and the competition."
-    )
+def print_scores(systems: Sequence[tuple[str, Metrics]]) -> None:
+    """Print the table of one system or several, what constant predictions score, and the caveats.
+
+    Args:
+        systems: (title, result of `score`), on the same gold rows.
+    """
+    out.print(metrics_table(systems))
+    print_caveats(systems[0][1], caveats(systems))
+
+
+def print_caveats(metrics: Metrics, sentences: Sequence[str]) -> None:
+    """Print what constant predictions score on the rows of some metrics, and sentences of `caveats`."""
+    out.print(reference_line(metrics), markup=False, highlight=False)
+    for sentence in sentences:
+        out.print(f"[yellow]note[/] {escape(sentence)}", highlight=False)
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
     """Print the result of `metrics.evaluate`: the metrics of the answers beside those of nested thresholds."""
     nested = metrics.get("by_thresholds")
-    out.print(metrics_table([("answer", metrics), ("nested thresholds", nested)] if nested else metrics))
-    if note := footnote(metrics):
-        out.print(note)
+    print_scores([("answer", metrics), ("nested thresholds", nested)] if nested else [("", metrics)])
 
 
 def print_spread(metrics: dict[str, Any]) -> None:
     """Print the spread of a cross-validation's metrics: standard deviation over the folds and bootstrap interval."""
-    for decision, title in (("answer", "answers"), ("thresholds", "nested thresholds")):
+    titles = {"answer": "answers", "thresholds": "nested thresholds"}
+    for decision, title in titles.items():
         for key, name in (("f1_macro", "macro-F1"), ("f1_micro", "micro-F1")):
-            low, high = metrics["interval"][decision][key]
-            spread = f"{metrics['mean'][decision][key]:.3f} ± {metrics['sd'][decision][key]:.3f} over the folds"
-            out.print(
-                f"{name}, {title}: {spread}; pooled, 95 %: {low:.3f} to {high:.3f}", highlight=False, soft_wrap=True
-            )
+            mean, sd, ends = (metrics[of][decision][key] for of in ("mean", "sd", "interval"))
+            # A deviation of 0 is not certainty: most often it means that no fold has learned anything.
+            spread = f"{mean:.3f} ± {sd:.3f} over the folds" if sd else f"{mean:.3f} in every fold"
+            pooled = f"95 %: {ends[0]:.3f} to {ends[1]:.3f}" if ends else "no interval"
+            out.print(f"{name}, {title}: {spread}; pooled, {pooled}", highlight=False, soft_wrap=True)
+    for sentence in fold_caveats(metrics, titles):
+        out.print(f"[yellow]note[/] {sentence}", highlight=False)

@@ -28,7 +28,17 @@ import yaml
 from emogen import paths
 from emogen.errors import InputError
 from emogen.evaluation import results
-from emogen.evaluation.metrics import Metrics, bootstrap, evaluate, interval, nested_pred, score, tune_thresholds
+from emogen.evaluation.caveats import is_collapsed
+from emogen.evaluation.metrics import (
+    MIN_ROWS,
+    Metrics,
+    bootstrap,
+    evaluate,
+    intervals,
+    nested_pred,
+    score,
+    tune_thresholds,
+)
 from emogen.evaluation.run_folder import (
     BASELINE,
     CROSS_VALIDATION,
@@ -209,6 +219,11 @@ def pool(folder: Path, rows: Rows, folds: np.ndarray, label_set: LabelSet) -> Me
     for fold in np.unique(folds):
         for record in results.read_records(folder / f"fold-{fold}" / PREDICTIONS):
             records[record["id"]] = record | {"fold": int(fold)}
+    if missing := [f"fold-{fold}" for row_id, fold in zip(rows.ids, folds, strict=True) if row_id not in records]:
+        raise InputError(
+            f"{folder}: {len(missing):,} rows have no prediction, the first one in {missing[0]}/{PREDICTIONS}; was a "
+            "file changed? Remove the folder of that fold to run it again"
+        )
     with paths.writing(folder / PREDICTIONS) as file:
         for row_id in rows.ids:
             file.write(json.dumps(records[row_id], ensure_ascii=False) + "\n")
@@ -220,30 +235,39 @@ def sum_up(folder: Path, label_set: LabelSet) -> Metrics:
 
     Returns:
         The metrics of `evaluate` on all rows. Beside them, for the systems `answer` and `thresholds` (nested): `folds`,
-        the `f1_macro` and `f1_micro` of each fold; `mean` and `sd` of these; and `interval`, the 95 % bootstrap
-        intervals of both, pooled, and of each label's F1.
+        the `f1_macro` and `f1_micro` of each fold; `mean` and `sd` of these; `interval`, the 95 % bootstrap intervals
+        of both, pooled, and of each label's F1 (null where there are too few rows for one); and `collapsed_folds`, the
+        numbers of the folds, of 30 rows or more, in which most labels are given to every row or to none.
     """
     scored, names = results.read_scored(folder, label_set), label_set.names
     gold, pred, prob, folds = scored.gold, scored.pred, scored.prob, scored.folds
     results.write_thresholds(folder, tune_thresholds(gold, prob), label_set)
     metrics = evaluate(gold, pred, prob, folds, names)
     systems = {"answer": pred, "thresholds": nested_pred(gold, prob, folds)}
-    metrics["folds"] = {system: _f1_by_fold(gold, labels, folds, names) for system, labels in systems.items()}
+    by_fold = {system: _score_folds(gold, labels, folds, names) for system, labels in systems.items()}
+    metrics["folds"] = {
+        system: {key: [fold[key] for fold in scores.values()] for key in ("f1_macro", "f1_micro")}
+        for system, scores in by_fold.items()
+    }
     for name, statistic in (("mean", np.mean), ("sd", lambda values: np.std(values, ddof=1))):
         metrics[name] = {
-            system: {key: float(statistic(values)) for key, values in by_fold.items()}
-            for system, by_fold in metrics["folds"].items()
+            system: {key: float(statistic(values)) for key, values in of_folds.items()}
+            for system, of_folds in metrics["folds"].items()
         }
+    metrics["collapsed_folds"] = {
+        system: collapsed
+        for system, scores in by_fold.items()
+        if (collapsed := [k for k, fold in scores.items() if fold["n"] >= MIN_ROWS and is_collapsed(fold)])
+    }
+    of_systems = {"answer": metrics, "thresholds": metrics["by_thresholds"]}
     resampled = bootstrap(gold, list(systems.values()), names)
     metrics["interval"] = {
-        system: {key: interval(values) for key, values in f1.items()}
-        for system, f1 in zip(systems, resampled, strict=True)
+        system: intervals(f1, of_systems[system]) for system, f1 in zip(systems, resampled, strict=True)
     }
     paths.write_json(folder / METRICS, metrics)
     save(draw_reliability(metrics["calibration"]), folder / "reliability.svg")
     return metrics
 
 
-def _f1_by_fold(gold: np.ndarray, pred: np.ndarray, folds: np.ndarray, names: Sequence[str]) -> dict[str, list[float]]:
-    scores = [score(gold[folds == k], pred[folds == k], names) for k in np.unique(folds)]
-    return {key: [metrics[key] for metrics in scores] for key in ("f1_macro", "f1_micro")}
+def _score_folds(gold: np.ndarray, pred: np.ndarray, folds: np.ndarray, names: Sequence[str]) -> dict[int, Metrics]:
+    return {int(k): score(gold[folds == k], pred[folds == k], names) for k in np.unique(folds)}

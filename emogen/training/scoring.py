@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from emogen import processes
 from emogen.console import progress_bar
 from emogen.evaluation import results, run_folder
-from emogen.evaluation.metrics import constant_labels, evaluate, score, tune_thresholds
+from emogen.evaluation.metrics import check_prob, constant_labels, evaluate, score, tune_thresholds
 from emogen.evaluation.results import parse_audit, pred_matrix
 from emogen.evaluation.tables import print_metrics
 from emogen.prediction.classifier import Classifier, prob_of
@@ -147,6 +147,9 @@ def final_score(classifier: Classifier, rows: Rows, batch_size: int) -> dict[str
 
     Returns:
         The metrics; nothing in processes other than the main one.
+
+    Raises:
+        ModelError: a probability is not a number.
     """
     recipe, label_set, gold = classifier.recipe, classifier.label_set, rows.truth
     times = [time.perf_counter()]
@@ -154,6 +157,7 @@ def final_score(classifier: Classifier, rows: Rows, batch_size: int) -> dict[str
         predictions = classifier.predict(rows.texts, batch_size=batch_size, progress=advance)
     times.append(time.perf_counter())
     prob = prob_of(classifier, rows.texts, predictions, progress_bar, "Probabilities")
+    check_prob(prob)
     times.append(time.perf_counter())
     if not processes.is_main_process():
         return {}
@@ -168,7 +172,6 @@ def final_score(classifier: Classifier, rows: Rows, batch_size: int) -> dict[str
     results.write_thresholds(folder, tune_thresholds(gold, prob), label_set)
     metrics = evaluate(gold, pred, prob, folds, label_set.names)
     print_metrics(metrics)
-    warn_of_constant_labels(pred, label_set.names)
     answer_seconds, prob_seconds = np.diff(times).round(2).tolist()
     return metrics | {
         "parse": parse_audit(predictions),
