@@ -6,9 +6,11 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from emogen.evaluation.caveats import references
+from emogen.evaluation.metrics import Interval
 from emogen.evaluation.run_folder import CROSS_VALIDATION, LABELS, PROMPT
 from emogen.evaluation.tables import AGGREGATES
-from emogen.report.compare import ComparisonRow, f1_by_label
+from emogen.report.compare import PUBLISHED_NOTE, ComparisonRow, f1_by_label
 from emogen.report.runs import Decision, Run, Scores, notes, resources
 
 # The folders of a path in a recipe or manifest. A card is published; the places of files on this machine are private.
@@ -19,8 +21,9 @@ def model_card(run: Run, *, published: Sequence[ComparisonRow] = ()) -> ModelCar
     """Write the model card of a run or a cross-validation.
 
     The metadata name the base model (unless it is a local folder), the library, the task, the dataset (if it is on the
-    Hub), and in `model-index` macro-F1, micro-F1 and the F1 of each label, for labels decided by the recipe's
-    `predict_by`.
+    Hub), and in `model-index` macro-F1, micro-F1 and the F1 of each label. These are of the labels that `emogen predict`
+    gives: decided by the recipe's `predict_by`, which does not depend on the scores. The tables show both ways to decide,
+    the better one on these rows first, as the report page does.
 
     Args:
         published: published systems for the table of results.
@@ -40,10 +43,15 @@ def model_card(run: Run, *, published: Sequence[ComparisonRow] = ()) -> ModelCar
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, _sections(run, published))) + "\n")
 
 
+def _indexed(run: Run, scores: Scores) -> Decision:
+    """The decision of `model-index`: that of the recipe's `predict_by`; a stack of one run has nested thresholds."""
+    return scores.decisions[0 if run.recipe.get("predict_by", "answer") == "answer" else -1]
+
+
 def _eval_results(run: Run, scores: Scores) -> list[EvalResult]:
     """The entries of `model-index`."""
     dataset, file = run.recipe.get("dataset_name"), run.recipe.get("eval_file") or run.recipe.get("train_file")
-    decision = scores.decisions[0 if run.recipe.get("predict_by", "answer") == "answer" else -1]
+    decision = _indexed(run, scores)
     values = {"macro-F1": decision.metrics["f1_macro"], "micro-F1": decision.metrics["f1_micro"]}
     values |= {f"F1 {name}": f1 for name, f1 in f1_by_label(decision.metrics).items()}
     return [
@@ -73,7 +81,7 @@ def _sections(run: Run, published: Sequence[ComparisonRow]) -> Iterable[str]:
     yield "\n".join(notes(run))
     yield _fenced(f"emogen predict {run.name} YOUR.csv -o OUT.csv", "sh")
     if run.scores:
-        yield from _results(run.scores, published)
+        yield from _results(run, run.scores, published)
     if measured := resources(run):
         yield "## Speed and memory"
         yield _table(("", ""), measured)
@@ -83,19 +91,29 @@ def _sections(run: Run, published: Sequence[ComparisonRow]) -> Iterable[str]:
         yield _fenced(text if name in (PROMPT, LABELS) else FOLDERS.sub("", text), name.rpartition(".")[2])
 
 
-def _results(scores: Scores, published: Sequence[ComparisonRow]) -> Iterable[str]:
-    decisions, audit = scores.decisions, scores.audit
+def _results(run: Run, scores: Scores, published: Sequence[ComparisonRow]) -> Iterable[str]:
+    decisions, audit = scores.best_first, scores.audit
     yield f"## Results on {len(scores.rows.ids):,} held-out rows"
+    yield "\n".join(f"- {caveat}" for caveat in scores.caveats)
+    yield (
+        f"{scores.choice} The metadata have the scores of: {_indexed(run, scores).title}, which is `predict_by` of the "
+        "recipe."
+        if len(decisions) > 1
+        else ""
+    )
     nested = " Nested thresholds: those of a row are tuned on the other folds." if len(decisions) > 1 else ""
     yield f"Intervals are 95 % bootstrap intervals over the rows.{nested}"
     titles = {"f1_macro": "macro-F1"} | AGGREGATES
     rows = [(title, *(_with_interval(decision, key) for decision in decisions)) for key, title in titles.items()]
     yield _table(("metric", *(decision.title for decision in decisions)), rows)
+    constant = references(decisions[0].metrics)
+    values = [(reference.title, f"{reference.f1_macro:.3f}", f"{reference.f1_micro:.3f}") for reference in constant]
+    yield _table(("without a model", "macro-F1", "micro-F1"), values)
     for decision in decisions:
         yield f"By label, {decision.title}:"
         yield _table(("label", "rows", "precision", "recall", "F1", "95 %"), _label_rows(decision))
     if published:
-        yield "Published macro-F1 on the same task, reported by the authors for other rows:"
+        yield PUBLISHED_NOTE
         yield _table(("system", "macro-F1"), [(row.name, f"{row.f1_macro:.3f}") for row in published])
     if audit:
         yield "How the answers were parsed:"
@@ -106,16 +124,18 @@ def _results(scores: Scores, published: Sequence[ComparisonRow]) -> Iterable[str
 def _label_rows(decision: Decision) -> Iterable[Sequence[str]]:
     for name, label in decision.metrics["per_label"].items():
         values = [f"{label[key]:.3f}" for key in ("precision", "recall", "f1")]
-        low, high = decision.intervals[f"f1/{name}"]
-        yield name, f"{label['support']:,}", *values, f"{low:.3f} to {high:.3f}"
+        yield name, f"{label['support']:,}", *values, _ends(decision.intervals[f"f1/{name}"])
 
 
 def _with_interval(decision: Decision, key: str) -> str:
     value = f"{decision.metrics[key]:.3f}"
     if key not in decision.intervals:
         return value
-    low, high = decision.intervals[key]
-    return f"{value} ({low:.3f} to {high:.3f})"
+    return f"{value} ({_ends(decision.intervals[key])})"
+
+
+def _ends(ends: Interval) -> str:
+    return f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "no interval"
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

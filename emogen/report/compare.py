@@ -1,5 +1,6 @@
 """Runs compared on the same rows: with each other, with their ensemble, and with published results."""
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -8,16 +9,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
+from rich.cells import cell_len
+from rich.markup import escape
 from rich.table import Table
 
+from emogen import paths
 from emogen.errors import InputError
-from emogen.evaluation.metrics import Metrics, bootstrap, interval, nested_pred, score
-from emogen.evaluation.results import align_scored, read_scored
+from emogen.evaluation.caveats import references
+from emogen.evaluation.metrics import (
+    MIN_ROWS,
+    Interval,
+    Metrics,
+    bootstrap,
+    interval_of,
+    nested_pred,
+    score,
+    score_nested,
+)
+from emogen.evaluation.results import align_scored, read_records, read_scored
+from emogen.evaluation.run_folder import PREDICTIONS
 from emogen.evaluation.stack import nested_stack
 from emogen.task.labels import LabelSet
 
 PUBLISHED = Path(__file__).with_name("published_results.yaml")
-LABELS_PER_TABLE = 11  # that fit in 80 columns
+PUBLISHED_NOTE = "Published results were scored by their authors on other rows."
+SAMPLE_FILES = ("sample/train.csv", "sample/test.csv")
+WIDTH = 80  # columns of a terminal
+NAME_WIDTH = 30  # widest column of label names; a longer name folds
+SYSTEM_WIDTH = 11  # of the column of a system, whose name folds
 
 
 @dataclass(frozen=True)
@@ -26,27 +45,33 @@ class System:
 
     Attributes:
         metrics: the result of `metrics.score`.
-        interval: the 95 % interval of its macro-F1.
+        interval: the 95 % interval of its macro-F1; None if none can be given (see `metrics.interval_of`).
         difference: its macro-F1 minus that of the first system.
-        difference_interval: the 95 % interval of the difference, paired.
-        not_better: the share of resamples in which the system does not beat the first one.
+        difference_interval: the 95 % interval of the difference, paired; None if none can be given.
+        not_better: the share of resamples in which the system does not beat the first one; None for too few rows.
     """
 
     name: str
     metrics: Metrics
-    interval: tuple[float, float]
+    interval: Interval
     difference: float
-    difference_interval: tuple[float, float]
-    not_better: float
+    difference_interval: Interval
+    not_better: float | None
 
 
 class ComparisonRow(NamedTuple):
-    """One row of a comparison: a system that was scored here, or a published one, which has no interval."""
+    """One row of a comparison.
+
+    Attributes:
+        interval: the 95 % interval of the macro-F1, if there is one.
+        kind: `run` for a system that was scored here, `reference` for a constant prediction, or `published`.
+    """
 
     name: str
     f1_macro: float
-    interval: tuple[float, float] | None
+    interval: Interval
     f1_by_label: dict[str, float]
+    kind: str = "run"
 
 
 def compare(
@@ -76,16 +101,20 @@ def compare(
     if ensemble:
         names.append(f"{'stack' if by == 'stack' else 'mean'} of {len(runs)}")
         preds.append(_decide(gold, np.stack([rows.prob for rows in scored]), folds, by))
-    metrics = [score(gold, pred, label_set.names) for pred in preds]
+    metrics = [
+        score(gold, pred, label_set.names) if by == "answer" else score_nested(gold, pred, folds, label_set.names)
+        for pred in preds
+    ]
     resampled = [values["f1_macro"] for values in bootstrap(gold, preds, label_set.names)]  # [n_resamples] each
+    n = len(gold)
     return [
         System(
             name=name,
             metrics=own,
-            interval=interval(f1),
+            interval=interval_of(f1, n),
             difference=own["f1_macro"] - metrics[0]["f1_macro"],
-            difference_interval=interval(f1 - resampled[0]),
-            not_better=float(np.mean(f1 - resampled[0] <= 0)),
+            difference_interval=interval_of(f1 - resampled[0], n),
+            not_better=None if n < MIN_ROWS else float(np.mean(f1 - resampled[0] <= 0)),
         )
         for name, own, f1 in zip(names, metrics, resampled, strict=True)
     ]
@@ -109,31 +138,65 @@ def published() -> dict[str, Any]:
     return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
 
 
-def published_rows() -> list[ComparisonRow]:
-    """The published systems. Their authors scored them on other rows, so they have no intervals or differences."""
+def published_rows(runs: Sequence[Path], label_set: LabelSet) -> list[ComparisonRow]:
+    """The published systems, to be shown beside runs. Their authors scored them on other rows: they have no intervals.
+
+    Args:
+        runs: the folders of the runs.
+        label_set: their labels.
+
+    Raises:
+        InputError: the systems have other labels, or the runs were scored on the sample posts that ship with emogen.
+    """
+    labels = published()["labels"]
+    if set(label_set.names) != set(labels):
+        raise InputError(
+            f"{runs[0]}: the published results are for the labels {', '.join(labels)}; those of {label_set.name!r} are "
+            "others. Leave out --published"
+        )
+    if sample := next((run for run in runs if _has_sample_rows(run)), None):
+        raise InputError(
+            f"{sample}: scored on sample posts that were written for emogen. Published results on real posts say "
+            "nothing about them. Leave out --published"
+        )
     return [
         ComparisonRow(
             name=f"{system['id']} (published)",
             f1_macro=system["f1_macro"],
             interval=None,
             f1_by_label={name: metrics[-1] for name, metrics in system["per_label"].items()},
+            kind="published",
         )
         for system in published()["systems"]
     ]
 
 
-def published_rows_for(names: Sequence[str]) -> list[ComparisonRow]:
-    """The published systems if these are their labels, or else nothing."""
-    return published_rows() if set(names) == set(published()["labels"]) else []
+def _has_sample_rows(run: Path) -> bool:
+    """Whether a run was scored on a post of the shipped sample."""
+    path = run / PREDICTIONS
+    texts = {record.get("text") for record in read_records(path)} if path.is_file() else set()
+    for file in SAMPLE_FILES:
+        with paths.shipped(file).open(encoding="utf-8", newline="") as lines:
+            if not texts.isdisjoint(row["Tweet"] for row in csv.DictReader(lines)):
+                return True
+    return False
 
 
-def rows_of(systems: Sequence[System], *, with_published: bool = False) -> list[ComparisonRow]:
-    """The rows of a comparison: the systems, then the published ones if wanted."""
+def rows_of(systems: Sequence[System], published: Sequence[ComparisonRow] = ()) -> list[ComparisonRow]:
+    """The rows of a comparison: the systems, what constant predictions score on their rows, and published systems."""
     rows = [
         ComparisonRow(system.name, system.metrics["f1_macro"], system.interval, f1_by_label(system.metrics))
         for system in systems
     ]
-    return [*rows, *(published_rows() if with_published else [])]
+    return [*rows, *reference_rows(systems[0].metrics), *published]
+
+
+def reference_rows(metrics: Metrics) -> list[ComparisonRow]:
+    """What constant predictions score on the rows of some metrics."""
+    return [
+        ComparisonRow(f"{reference.title} (reference)", reference.f1_macro, None, reference.f1_by_label, "reference")
+        for reference in references(metrics)
+    ]
 
 
 def f1_by_label(metrics: Metrics) -> dict[str, float]:
@@ -141,9 +204,8 @@ def f1_by_label(metrics: Metrics) -> dict[str, float]:
     return {name: label["f1"] for name, label in metrics["per_label"].items()}
 
 
-def tables(systems: Sequence[System], *, with_published: bool = False) -> list[Table]:
+def tables(systems: Sequence[System], published: Sequence[ComparisonRow] = ()) -> list[Table]:
     """Show a comparison: macro-F1 with the differences, then the F1 of each label in tables that fit a terminal."""
-    rows = rows_of(systems, with_published=with_published)
     total = Table(box=None, pad_edge=False)
     total.add_column("system", overflow="fold")
     for heading in ("macro-F1, 95 %", "micro-F1", "difference, 95 %", "not better"):
@@ -153,26 +215,44 @@ def tables(systems: Sequence[System], *, with_published: bool = False) -> list[T
         cells = [f1_macro, f"{system.metrics['f1_micro']:.3f}"]
         if k:
             difference = with_interval(system.difference, system.difference_interval, "+z")
-            cells += [difference, f"{system.not_better:.1%}"]
-        total.add_row(system.name, *cells)
-    for row in rows[len(systems) :]:
-        total.add_row(row.name, f"{row.f1_macro:.3f}")
-    names = list(systems[0].metrics["per_label"])
-    parts = [names[k : k + LABELS_PER_TABLE] for k in range(0, len(names), LABELS_PER_TABLE)]
-    return [total, *(_f1_table(rows, part) for part in parts)]
+            cells += [difference, share(system.not_better)]
+        total.add_row(escape(system.name), *cells)
+    for reference in references(systems[0].metrics):
+        name = escape(f"{reference.title} (reference)")
+        total.add_row(name, f"{reference.f1_macro:.3f}", f"{reference.f1_micro:.3f}", style="dim")
+    for row in published:
+        total.add_row(escape(row.name), f"{row.f1_macro:.3f}")
+    support = {name: label["support"] for name, label in systems[0].metrics["per_label"].items()}
+    return [total, *_f1_tables(rows_of(systems, published), support)]
 
 
-def _f1_table(rows: Sequence[ComparisonRow], names: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, collapse_padding=True)
-    table.add_column("F1", overflow="fold")
-    for name in names:
-        table.add_column(name[:5], justify="right", no_wrap=True)
-    for row in rows:
-        cells = [f"{row.f1_by_label[name]:.2f}" if name in row.f1_by_label else "" for name in names]
-        table.add_row(row.name.removesuffix(" (published)"), *cells)
-    return table
+def _f1_tables(rows: Sequence[ComparisonRow], support: dict[str, int]) -> list[Table]:
+    """The F1 of each label, one line for each label, and as many systems in a table as fit a terminal."""
+    counts = [f"{n:,}" for n in support.values()]
+    width = min(max(map(cell_len, support)), NAME_WIDTH) + 1 + max(len("rows"), *map(len, counts))
+    n_systems = (WIDTH - width) // (SYSTEM_WIDTH + 1)
+    found = []
+    for k in range(0, len(rows), n_systems):
+        part = rows[k : k + n_systems]
+        table = Table(box=None, pad_edge=False, collapse_padding=True)
+        table.add_column("F1", overflow="fold", max_width=NAME_WIDTH, vertical="bottom")
+        table.add_column("rows", justify="right", no_wrap=True, vertical="bottom")
+        for row in part:
+            table.add_column(escape(row.name), justify="right", overflow="fold", width=SYSTEM_WIDTH, vertical="bottom")
+        for name, count in zip(support, counts, strict=True):
+            cells = [f"{row.f1_by_label[name]:.2f}" if name in row.f1_by_label else "" for row in part]
+            table.add_row(escape(name), count, *cells)
+        found.append(table)
+    return found
 
 
-def with_interval(value: float, ends: tuple[float, float], sign: str = "") -> str:
+def with_interval(value: float, ends: Interval, sign: str = "") -> str:
     """Format a value and its interval for a table cell, which breaks between the two if it is narrow."""
-    return f"{value:{sign}.3f} {ends[0]:{sign}.3f}..{ends[1]:{sign}.3f}"
+    return f"{value:{sign}.3f} " + (f"{ends[0]:{sign}.3f}..{ends[1]:{sign}.3f}" if ends else "(no interval)")
+
+
+def share(value: float | None) -> str:
+    """Format a share of resamples. That none of 2,000 did not beat a system does not make it impossible."""
+    if value is None:
+        return "too few rows"
+    return "<0.1%" if value < 0.0005 else f"{value:.1%}"

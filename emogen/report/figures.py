@@ -3,6 +3,7 @@
 import html
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 
+from emogen.evaluation.metrics import MIN_ROWS, Interval
 from emogen.report.compare import ComparisonRow
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 GENERATOR = "emogen report"  # is in every file that is written here; such a file may be replaced
 INK = "#2b2f34"  # text and axes; `inline_svg` replaces it by the text colour of the page, which is dark or light
-COLORS = ("#3d7ebf", "#d9802e", "#8a8f94")  # blue and orange, which the colour-blind can tell apart; grey: published
+COLORS = ("#3d7ebf", "#d9802e", "#8a8f94")  # blue and orange, which the colour-blind can tell apart; grey: others
 MAX_WRITTEN = 16  # a matrix of more labels has no numbers in its cells
 
 matplotlib.rcParams |= {
@@ -112,7 +114,9 @@ def draw_reliability(calibration: dict[str, Any]) -> Figure:
         axes.plot([0, 1], [0, 1], ":", color=INK, alpha=0.6, linewidth=1)
         axes.plot(prob, positive, color=COLORS[0], linewidth=1)
         axes.scatter(prob, positive, s=4 + 90 * (n / n.sum()) ** 0.5, color=COLORS[0], alpha=0.6, linewidth=0)
-        axes.set_title(f"{name}  (ECE {label['ece']:.3f})")
+        # One bin or few rows give an ECE that says little.
+        says_much = len(label["bins"]) > 1 and n.sum() >= MIN_ROWS
+        axes.set_title(f"{name}  (ECE {label['ece']:.3f})" if says_much else name)
     figure.supxlabel("probability", fontsize=9)
     figure.supylabel("share of positives", fontsize=9)
     return figure
@@ -123,6 +127,8 @@ def draw_precision_recall(
 ) -> Figure:
     """Draw the precision-recall curve of each label, with a mark for the precision and recall of each decision.
 
+    The dotted line is the precision of a label that is given to every row.
+
     Args:
         gold, prob: [n, L].
         decisions: (title, pred [n, L]). Nested thresholds may be off the curve, because each fold has its own.
@@ -131,33 +137,43 @@ def draw_precision_recall(
 
     figure, grid = _grid(len(names))
     for k, (axes, name) in enumerate(zip(grid, names, strict=True)):
+        if not gold[:, k].any():
+            axes.set_title(f"{name}  (no positives)")  # neither recall nor a curve is defined
+            continue
         axes.set_title(name)
-        if gold[:, k].any():
-            precision, recall, _ = precision_recall_curve(gold[:, k], prob[:, k])
-            shown = np.unique(np.linspace(0, len(recall) - 1, 200).astype(int))  # more points would not be visible
-            axes.plot(recall[shown], precision[shown], color=INK, alpha=0.55, linewidth=1)
+        precision, recall, _ = precision_recall_curve(gold[:, k], prob[:, k])
+        shown = np.unique(np.linspace(0, len(recall) - 1, 200).astype(int))  # more points would not be visible
+        axes.plot(recall[shown], precision[shown], color=INK, alpha=0.55, linewidth=1)
+        axes.axhline(gold[:, k].mean(), color=INK, alpha=0.6, linewidth=1, linestyle=":")
         for (title, pred), color, marker in zip(decisions, COLORS, "oD", strict=False):
             hits = int((gold[:, k] & pred[:, k]).sum())
-            point = hits / max(gold[:, k].sum(), 1), hits / max(pred[:, k].sum(), 1)  # recall, precision
+            point = hits / gold[:, k].sum(), hits / max(pred[:, k].sum(), 1)  # recall, precision
             axes.scatter(*point, s=30, color=color, marker=marker, label=title, zorder=3, linewidth=0, alpha=0.9)
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    marked = next((axes for axes in grid if axes.collections), grid[0])
+    figure.legend(*marked.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     figure.supxlabel("recall", fontsize=9)
     figure.supylabel("precision", fontsize=9)
     return figure
 
 
-def draw_labels(per_label: dict[str, Any], intervals: dict[str, tuple[float, float]], color: str) -> Figure:
+def draw_labels(
+    per_label: dict[str, Any], intervals: dict[str, Interval], constant: dict[str, float], color: str
+) -> Figure:
     """Draw the F1 of each label as a bar with its interval, and precision and recall as marks.
 
     Args:
         per_label: `per_label` of `metrics.score`.
-        intervals: the interval of each `f1/<label>`.
+        intervals: the interval of each `f1/<label>`; None draws none.
+        constant: the F1 of each label if every row gets it, drawn as a stroke.
     """
     figure = Figure(figsize=(4.6, 0.9 + 0.3 * len(per_label)), layout="constrained")
     axes = figure.subplots()
     for k, (name, label) in enumerate(per_label.items()):
         axes.barh(k, label["f1"], color=color, alpha=0.45, label="F1, 95 %" if k == 0 else None)
-        axes.plot(intervals[f"f1/{name}"], (k, k), color=INK, linewidth=1.4)
+        if ends := intervals[f"f1/{name}"]:
+            axes.plot(ends, (k, k), color=INK, linewidth=1.4)
+        every_row = "every row" if k == 0 else None
+        axes.plot([constant[name]] * 2, (k - 0.4, k + 0.4), ":", color=INK, linewidth=1.2, label=every_row)
     for key, marker in (("precision", ">"), ("recall", "o")):
         values = [label[key] for label in per_label.values()]
         axes.scatter(values, range(len(values)), s=20, marker=marker, color=color, label=key, zorder=3)
@@ -166,7 +182,7 @@ def draw_labels(per_label: dict[str, Any], intervals: dict[str, tuple[float, flo
     axes.invert_yaxis()
     axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
     axes.tick_params(left=False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -194,11 +210,12 @@ def draw_curves(
     return figure
 
 
-def draw_folds(values_by_decision: dict[str, dict[str, list[float]]]) -> Figure:
+def draw_folds(values_by_decision: dict[str, dict[str, list[float]]], mean: dict[str, dict[str, float]]) -> Figure:
     """Draw macro-F1 and micro-F1 of each fold as points, and their means as lines.
 
     Args:
         values_by_decision: decision -> `f1_macro`, `f1_micro` -> the value of each fold.
+        mean: decision -> metric -> the mean; empty, and not drawn, until all folds are finished.
     """
     figure = Figure(figsize=(6.5, 0.9 + 0.32 * 2 * len(values_by_decision)), layout="constrained")
     axes = figure.subplots()
@@ -207,7 +224,8 @@ def draw_folds(values_by_decision: dict[str, dict[str, list[float]]]) -> Figure:
         for key, title in (("f1_macro", "macro-F1"), ("f1_micro", "micro-F1")):
             y, values = len(ticks), by_metric[key]
             axes.scatter(values, [y] * len(values), s=26, color=color, alpha=0.7, linewidth=0)
-            axes.plot([np.mean(values)] * 2, (y - 0.3, y + 0.3), color=INK, linewidth=1.4)
+            if decision in mean:
+                axes.plot([mean[decision][key]] * 2, (y - 0.3, y + 0.3), color=INK, linewidth=1.4)
             ticks.append(f"{title}, {decision}")
     axes.set_yticks(range(len(ticks)), ticks)
     axes.invert_yaxis()
@@ -250,20 +268,32 @@ def _draw_cells(axes: "Axes", values: np.ndarray, texts: Sequence[Sequence[str]]
 
 
 def draw_comparison(rows: Sequence[ComparisonRow]) -> Figure:
-    """Draw the macro-F1 of each system as a bar, and beside it the F1 of each label."""
-    names = list(dict.fromkeys(label for row in rows for label in row.f1_by_label))
-    figure = Figure(figsize=(9.6, 1.0 + 0.29 * len(rows)), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.5), sharey=True)
+    """Draw the macro-F1 of each system as a bar, and beside it the F1 of each label.
+
+    The dashed line is the highest macro-F1 of the constant predictions among the rows.
+    """
+    labels = list(dict.fromkeys(label for row in rows for label in row.f1_by_label))
+    names = [textwrap.fill(row.name, 32) for row in rows]
+    has_numbers = len(labels) <= MAX_WRITTEN
+    heights = np.array([0.29 + 0.13 * name.count("\n") for name in names])
+    figure = Figure(figsize=(9.6 if has_numbers else 5 + 0.22 * len(labels), 1.0 + heights.sum()), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.5 if has_numbers else 0.06 * len(labels)), sharey=True)
     for k, row in enumerate(rows):
-        left.barh(k + 0.5, row.f1_macro, color=COLORS[0] if row.interval else COLORS[2], alpha=0.45)
+        left.barh(k + 0.5, row.f1_macro, color=COLORS[0] if row.kind == "run" else COLORS[2], alpha=0.45)
         if row.interval:
             left.plot(row.interval, (k + 0.5, k + 0.5), color=INK, linewidth=1.5)
         left.text(0.01, k + 0.5, f"{row.f1_macro:.3f}", va="center", fontsize=8)
-    left.set_yticks(np.arange(len(rows)) + 0.5, [row.name for row in rows])
-    left.set(xlim=(0, 0.05 + max(row.f1_macro for row in rows)), xlabel="macro-F1")
+    constant = [row.f1_macro for row in rows if row.kind == "reference"]
+    if constant:
+        left.axvline(max(constant), color=INK, alpha=0.7, linewidth=1, linestyle="--")
+    left.set_yticks(np.arange(len(rows)) + 0.5, names)
+    # The axis holds every bar and the whole of every interval.
+    ends = [value for row in rows for value in (row.f1_macro, *(row.interval or ()))]
+    left.set(xlim=(0, 0.05 + max(ends)), xlabel="macro-F1")
     left.invert_yaxis()
     left.tick_params(left=False)
-    cells = np.array([[row.f1_by_label.get(label, np.nan) for label in names] for row in rows])
-    _draw_cells(right, cells, [["" if np.isnan(value) else f"{value:.2f}" for value in row] for row in cells])
-    right.set_xticks(np.arange(len(names)) + 0.5, names, rotation=40, ha="right", rotation_mode="anchor")
+    cells = np.array([[row.f1_by_label.get(label, np.nan) for label in labels] for row in rows])
+    texts = [["" if np.isnan(value) else f"{value:.2f}" for value in row] for row in cells]
+    _draw_cells(right, cells, texts if has_numbers else ())
+    right.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=40, ha="right", rotation_mode="anchor")
     return figure

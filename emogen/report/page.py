@@ -17,13 +17,23 @@ from markupsafe import Markup
 from emogen import paths
 from emogen.distribution import __version__
 from emogen.errors import InputError
-from emogen.evaluation.metrics import discordant, interval, row_log_loss
+from emogen.evaluation.caveats import calibration_caveats, caveats, references
+from emogen.evaluation.metrics import Interval, discordant, interval_of, row_log_loss
 from emogen.evaluation.results import align_scored
-from emogen.evaluation.run_folder import BASELINE, CARD, PAGE, RUN, THRESHOLDS, read_json
-from emogen.evaluation.tables import AGGREGATES, footnote
+from emogen.evaluation.run_folder import BASELINE, CARD, PAGE, RUN, THRESHOLDS, label_set_of, read_json
+from emogen.evaluation.tables import AGGREGATES
 from emogen.report import figures
 from emogen.report.card import model_card
-from emogen.report.compare import compare, names_of, published_rows_for, rows_of
+from emogen.report.compare import (
+    PUBLISHED_NOTE,
+    ComparisonRow,
+    System,
+    compare,
+    names_of,
+    published_rows,
+    rows_of,
+    share,
+)
 from emogen.report.pictures import Picture, draw_run
 from emogen.report.runs import Decision, Run, Scores, fold_table, notes, read_run, resources
 
@@ -34,7 +44,12 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def report(
-    folders: Sequence[Path], output: Path | None = None, *, pictures: Path | None = None, overwrite: bool = False
+    folders: Sequence[Path],
+    output: Path | None = None,
+    *,
+    pictures: Path | None = None,
+    overwrite: bool = False,
+    published: bool = False,
 ) -> list[Path]:
     """Write the report of a run, or a comparison of several runs.
 
@@ -43,24 +58,27 @@ def report(
         output: the page. By default `report.html` in the folder, or `comparison.html` in the current folder.
         pictures: a folder for all pictures of the page, as .svg and .png.
         overwrite: replace files that emogen did not write.
+        published: show published results beside the runs.
 
     Returns:
         The files that were written: the page, the model card (of a single run or cross-validation) and the pictures.
 
     Raises:
-        InputError: a folder cannot be reported, or a file exists that emogen did not write.
+        InputError: a folder cannot be reported, a file exists that emogen did not write, or published results are for
+            other labels or rows.
     """
     page = output or (folders[0] / PAGE if len(folders) == 1 else Path(COMPARISON))
     if page != folders[0] / PAGE:
         _check_replaceable(page, overwrite)
     texts = {}
+    published_systems = published_rows(folders, label_set_of(folders[0])) if published else []
     if len(folders) == 1:
         run = read_run(folders[0])
-        context, drawn = run_page(run)
+        context, drawn = run_page(run, published_systems)
         if run.kind != BASELINE:
-            texts[folders[0] / CARD] = str(model_card(run, published=published_rows_for(run.label_set.names)))
+            texts[folders[0] / CARD] = str(model_card(run, published=published_systems))
     else:
-        context, drawn = comparison_page(folders)
+        context, drawn = comparison_page(folders, published_systems)
     files = {pictures / f"{p.name}.{kind}": p.figure for p in drawn for kind in ("svg", "png")} if pictures else {}
     for path in files:
         _check_replaceable(path, overwrite)
@@ -87,8 +105,11 @@ def _check_replaceable(path: Path, overwrite: bool) -> None:
         raise InputError(f"{path}: the file exists and emogen did not write it; add --overwrite to replace it")
 
 
-def run_page(run: Run) -> tuple[dict[str, Any], list[Picture]]:
+def run_page(run: Run, published: Sequence[ComparisonRow] = ()) -> tuple[dict[str, Any], list[Picture]]:
     """Prepare the page of a run, a cross-validation or a baseline.
+
+    Args:
+        published: published systems to show beside it.
 
     Returns:
         The variables of the template, and the pictures.
@@ -114,25 +135,31 @@ def run_page(run: Run) -> tuple[dict[str, Any], list[Picture]]:
         context |= {
             "aggregates": {"precision_macro": "macro precision", "recall_macro": "macro recall"} | AGGREGATES,
             "gain": _gain(scores.decisions),
-            "footnote": footnote(scores.decisions[0].metrics),
+            "references": references(scores.decisions[0].metrics),
+            "calibration_caveats": calibration_caveats(scores.calibration, len(scores.rows.ids)),
             "thresholds": read_json(run.folder / THRESHOLDS),
             "is_narrow": len(run.label_set) <= figures.MAX_WRITTEN,
             "data": browser_data([run], [scores]),
         }
-    return context, draw_run(run)
+    return context, draw_run(run, published)
 
 
-def _gain(decisions: Sequence[Decision]) -> tuple[float, tuple[float, float]] | None:
+def _gain(decisions: Sequence[Decision]) -> tuple[float, Interval] | None:
     """The change of macro-F1 by nested thresholds and its 95 % interval; None without nested thresholds."""
     if len(decisions) < 2:
         return None
     answer, nested = decisions
     change = nested.metrics["f1_macro"] - answer.metrics["f1_macro"]
-    return change, interval(nested.resampled["f1_macro"] - answer.resampled["f1_macro"])
+    return change, interval_of(nested.resampled["f1_macro"] - answer.resampled["f1_macro"], nested.metrics["n"])
 
 
-def comparison_page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[Picture]]:
+def comparison_page(
+    folders: Sequence[Path], published: Sequence[ComparisonRow] = ()
+) -> tuple[dict[str, Any], list[Picture]]:
     """Prepare the page that compares several runs.
+
+    Args:
+        published: published systems to show beside them.
 
     Returns:
         The variables of the template, and the pictures.
@@ -146,7 +173,7 @@ def comparison_page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[Pictu
     if len(np.unique(rows.folds)) > 1:
         decisions = {"nested thresholds": "thresholds"} | decisions
     compared = {title: compare(folders, label_set, by=by) for title, by in decisions.items()}
-    best = next(iter(decisions))
+    best = max(compared, key=lambda title: _highest(compared[title]))
     measured = [dict(resources(run)) for run in runs]
     titles = dict.fromkeys(title for values in measured for title in values)
     context = {
@@ -155,18 +182,44 @@ def comparison_page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[Pictu
         "facts": [("rows", f"{len(rows.ids):,}"), ("labels", f"{len(label_set)} ({label_set.name})")],
         "notes": [f"{run.name}: {note}" for run in runs for note in notes(run)],
         "runs": runs,
-        "compared": compared,
+        "compared": dict(sorted(compared.items(), key=lambda pair: pair[0] != best)),
+        "choice": _choice(compared, best),
+        "caveats": caveats(
+            [
+                (f"{system.name}, {title}" if len(compared) > 1 else system.name, system.metrics)
+                for title, systems in compared.items()
+                for system in systems
+            ]
+        ),
+        "references": references(compared[best][0].metrics),
         "best": best,
-        "discordant": discordant(rows.gold, [own.decisions[-1].pred for own in scores]).tolist(),
+        "discordant": discordant(rows.gold, [_decision_of(own, best).pred for own in scores]).tolist(),
         "resources_of_runs": {title: [values.get(title, "") for values in measured] for title in titles},
         "recipe_differences": _recipe_differences(runs),
-        "data": browser_data(runs, scores),
+        "data": browser_data(runs, scores, nested_first=best == "nested thresholds"),
     }
-    caption = f"Macro-F1 with its 95 % interval, and F1 by label ({best})."
-    if published := published_rows_for(label_set.names):
-        caption += " Grey: published systems, with the values that their authors report for other rows."
-    figure = figures.draw_comparison([*rows_of(compared[best]), *published])
+    caption = f"Macro-F1 with its 95 % interval, and F1 by label ({best}). Dashed: the highest that needs no model."
+    if published:
+        caption += f" Grey: {PUBLISHED_NOTE[0].lower()}{PUBLISHED_NOTE[1:]}"
+    figure = figures.draw_comparison(rows_of(compared[best], published))
     return context, [Picture("comparison", "headline", caption, figure)]
+
+
+def _highest(systems: Sequence[System]) -> float:
+    return max(system.metrics["f1_macro"] for system in systems)
+
+
+def _choice(compared: dict[str, list[System]], best: str) -> str:
+    """Which decision comes first in a comparison, and why."""
+    if len(compared) < 2:
+        return ""
+    values = ", ".join(f"{title} {_highest(systems):.3f}" for title, systems in compared.items())
+    return f"Shown first: labels decided by {best}, with the highest macro-F1 of any run on these rows ({values})."
+
+
+def _decision_of(scores: Scores, title: str) -> Decision:
+    """The decision by `nested thresholds`, or else the answer, which is threshold 0.5 for some runs."""
+    return scores.decisions[-1 if title == "nested thresholds" else 0]
 
 
 def _read_comparable(folders: Sequence[Path]) -> tuple[list[Run], list[Scores]]:
@@ -190,12 +243,13 @@ def _recipe_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {key: of_runs for key, of_runs in values.items() if len({str(value) for value in of_runs}) > 1}
 
 
-def browser_data(runs: Sequence[Run], scores: Sequence[Scores]) -> dict[str, Any]:
+def browser_data(runs: Sequence[Run], scores: Sequence[Scores], *, nested_first: bool = True) -> dict[str, Any]:
     """The data of the row browser, as lists over the n rows. The script in the template reads it.
 
     Args:
         runs: one run, or several that are compared.
         scores: the scores of each run, with the rows in the same order.
+        nested_first: of each of several runs, nested thresholds come first. Of a single run the best decision does.
 
     Returns:
         `names` of the labels; `ids`, `texts`, `gold` (strings of 0 and 1), `folds` (None if there are none) of the
@@ -205,11 +259,11 @@ def browser_data(runs: Sequence[Run], scores: Sequence[Scores]) -> dict[str, Any
     decisions = []
     for k, (run, own) in enumerate(zip(runs, scores, strict=True)):
         if len(runs) == 1:
-            decisions += [_decision_data(decision, decision.title, k, rows.folds) for decision in own.decisions]
-        else:  # nested thresholds first
+            decisions += [_decision_data(decision, decision.title, k, rows.folds) for decision in own.best_first]
+        else:
             decisions += [
                 _decision_data(decision, f"{run.name}: {decision.title}", k, rows.folds)
-                for decision in reversed(own.decisions)
+                for decision in sorted(own.decisions, key=lambda one: (one.thresholds is None) is nested_first)
             ]
     return {
         "names": list(runs[0].label_set.names),
@@ -266,8 +320,9 @@ def render(context: dict[str, Any], pictures: Sequence[Picture]) -> str:
         "signed": lambda value: f"{value:+z.3f}",
         "percent": lambda value: f"{value:.1%}",
         "n": lambda value: f"{value:,}",
-        "ends": lambda ends: f"{ends[0]:.3f}–{ends[1]:.3f}",
-        "signed_ends": lambda ends: f"{ends[0]:+z.3f} to {ends[1]:+z.3f}",
+        "share": share,
+        "ends": lambda ends: f"{ends[0]:.3f}–{ends[1]:.3f}" if ends else "no interval",
+        "signed_ends": lambda ends: f"{ends[0]:+z.3f} to {ends[1]:+z.3f}" if ends else "no interval",
     }
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(context, pictures=drawn, generator=figures.GENERATOR, version=__version__)

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from emogen.evaluation.caveats import references
 from emogen.evaluation.metrics import confusions, cooccurrence
 from emogen.report import figures
-from emogen.report.compare import ComparisonRow, f1_by_label, published_rows_for
+from emogen.report.compare import PUBLISHED_NOTE, ComparisonRow, f1_by_label, reference_rows
 from emogen.report.runs import Run, Scores, fold_table
 
 
@@ -43,17 +44,21 @@ CURVES = (
 )
 
 
-def draw_run(run: Run) -> list[Picture]:
-    """Draw the pictures of a run, a cross-validation or a baseline."""
-    return [*_draw_folds(run), *_draw_learning(run), *(_draw_scores(run, run.scores) if run.scores else ())]
+def draw_run(run: Run, published: Sequence[ComparisonRow] = ()) -> list[Picture]:
+    """Draw the pictures of a run, a cross-validation or a baseline; beside published systems if there are any."""
+    scores = _draw_scores(run, run.scores, published) if run.scores else ()
+    return [*_draw_folds(run), *_draw_learning(run), *scores]
 
 
 def _draw_folds(run: Run) -> list[Picture]:
     folds = fold_table(run)
     if folds is None or len(folds.numbers) < 2:
         return []
-    caption = "Macro-F1 and micro-F1 of each fold. The lines are the means."
-    return [Picture("folds", "folds", caption, figures.draw_folds(folds.values))]
+    caption = "Macro-F1 and micro-F1 of each fold."
+    caption += (
+        " The lines are the means." if folds.mean else f" {len(folds.numbers)} of {run.n_folds} folds are finished."
+    )
+    return [Picture("folds", "folds", caption, figures.draw_folds(folds.values, folds.mean))]
 
 
 def _draw_learning(run: Run) -> list[Picture]:
@@ -71,15 +76,22 @@ def _draw_learning(run: Run) -> list[Picture]:
     ]
 
 
-def _draw_scores(run: Run, scores: Scores) -> list[Picture]:
+def _draw_scores(run: Run, scores: Scores, published: Sequence[ComparisonRow]) -> list[Picture]:
     gold, prob, names = scores.rows.gold, scores.rows.prob, run.label_set.names
     decided = [(decision.title, decision.pred) for decision in scores.decisions]
-    pictures = _draw_published(run, scores)
+    pictures = [_draw_published(run, scores, published)] if published else []
+    constant = references(scores.decisions[0].metrics)[0].f1_by_label
     for decision, color in zip(scores.decisions, figures.COLORS, strict=False):
-        caption = f"{decision.title.capitalize()}: F1 of each label (bar) with 95 % interval (line), precision, recall."
-        figure = figures.draw_labels(decision.metrics["per_label"], decision.intervals, color)
+        caption = (
+            f"{decision.title.capitalize()}: F1 of each label (bar) with 95 % interval (line), precision, recall. Dotted: "
+            "the F1 if every row gets the label."
+        )
+        figure = figures.draw_labels(decision.metrics["per_label"], decision.intervals, constant, color)
         pictures.append(Picture(f"labels-{_slug(decision.title)}", "labels", caption, figure))
-    caption = "Precision and recall at every threshold (line), and of the decided labels (marks)."
+    caption = (
+        "Precision and recall at every threshold (line), and of the decided labels (marks). Dotted: the precision if every "
+        "row gets the label."
+    )
     figure = figures.draw_precision_recall(gold, prob, names, decided)
     pictures.append(Picture("precision-recall", "curves", caption, figure))
     caption = "The share of positives among rows of similar probability. On the dotted line it equals the probability."
@@ -88,11 +100,8 @@ def _draw_scores(run: Run, scores: Scores) -> list[Picture]:
     return pictures + [_draw_confusions(title, gold, pred, names) for title, pred in decided]
 
 
-def _draw_published(run: Run, scores: Scores) -> list[Picture]:
-    """The run beside the published systems, if they have the same labels."""
-    published = published_rows_for(run.label_set.names)
-    if not published:
-        return []
+def _draw_published(run: Run, scores: Scores, published: Sequence[ComparisonRow]) -> Picture:
+    """The run beside the published systems."""
     own = [
         ComparisonRow(
             name=f"{run.name}, {decision.title}",
@@ -100,13 +109,14 @@ def _draw_published(run: Run, scores: Scores) -> list[Picture]:
             interval=decision.intervals["f1_macro"],
             f1_by_label=f1_by_label(decision.metrics),
         )
-        for decision in scores.decisions
+        for decision in scores.best_first
     ]
     caption = (
-        f"Macro-F1 with its 95 % interval, and F1 by label. Grey: {len(published)} published systems, with the values "
-        "that their authors report for other rows."
+        "Macro-F1 with its 95 % interval, and F1 by label. Dashed: the highest that needs no model. Grey: "
+        f"{PUBLISHED_NOTE[0].lower()}{PUBLISHED_NOTE[1:]}"
     )
-    return [Picture("published", "headline", caption, figures.draw_comparison([*own, *published]))]
+    rows = [*own, *reference_rows(scores.decisions[0].metrics), *published]
+    return Picture("published", "headline", caption, figures.draw_comparison(rows))
 
 
 def _draw_cooccurrence(title: str, labels: np.ndarray, names: Sequence[str]) -> Picture:
@@ -115,6 +125,8 @@ def _draw_cooccurrence(title: str, labels: np.ndarray, names: Sequence[str]) -> 
     share = counts / np.maximum(np.diag(counts), 1)[:, None]
     texts = [[f"{100 * value:.0f}" for value in row] for row in share]
     for k in range(len(names)):
+        if not counts[k, k]:
+            share[k], texts[k] = np.nan, [""] * len(names)  # a share of no rows is not 0
         share[k, k], texts[k][k] = np.nan, f"{counts[k, k]:,}"
     caption = f"{title.capitalize()}: of the rows with the label on the left, the share with the label below"
     caption += ", in percent. The diagonal counts rows." if len(names) <= figures.MAX_WRITTEN else "."

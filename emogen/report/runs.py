@@ -10,14 +10,17 @@ import numpy as np
 import yaml
 
 from emogen.evaluation import results, run_folder
+from emogen.evaluation.caveats import caveats, fold_caveats
 from emogen.evaluation.metrics import (
+    Interval,
     Metrics,
     apply_thresholds,
     bootstrap,
     calibration,
-    interval,
+    intervals,
     nested_thresholds,
     score,
+    score_nested,
 )
 from emogen.evaluation.results import ScoredRows
 from emogen.evaluation.run_folder import (
@@ -47,9 +50,9 @@ class Decision:
         title: `answer`, `threshold 0.5` or `nested thresholds`.
         pred: int8 [n, L].
         thresholds: the thresholds of each row, [n, L]; None unless they are nested.
-        metrics: the result of `metrics.score`.
+        metrics: the result of `metrics.score` or `score_nested`.
         resampled: the result of `metrics.bootstrap`: F1 by name, each [n_resamples].
-        intervals: the 95 % interval of each of these.
+        intervals: the 95 % interval of each of these; None where none can be given.
     """
 
     title: str
@@ -57,7 +60,7 @@ class Decision:
     thresholds: np.ndarray | None
     metrics: Metrics
     resampled: dict[str, np.ndarray]
-    intervals: dict[str, tuple[float, float]]
+    intervals: dict[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,31 @@ class Scores:
     decisions: list[Decision]
     calibration: dict[str, Any]
     audit: ParseAudit | None
+
+    @property
+    def best_first(self) -> list[Decision]:
+        """The decisions in the order of their macro-F1 on these rows, the highest first; of equal ones the answer."""
+        return sorted(self.decisions, key=lambda decision: -decision.metrics["f1_macro"])
+
+    @property
+    def choice(self) -> str:
+        """Which decision comes first in the page and in the card, and why."""
+        if len(self.decisions) < 2:
+            return ""
+        best, other = self.best_first
+        f1_macro = [decision.metrics["f1_macro"] for decision in (best, other)]
+        if f1_macro[0] == f1_macro[1]:
+            return f"Shown first: {best.title}. Both ways to decide the labels have the same macro-F1 on these rows."
+        return (
+            f"Shown first: {best.title}, whose macro-F1 on these rows is the higher one ({f1_macro[0]:.3f}; "
+            f"{other.title}: {f1_macro[1]:.3f}). The better of two on the rows that are scored is slightly flattered by "
+            "this choice."
+        )
+
+    @property
+    def caveats(self) -> list[str]:
+        """What a reader has to know before the metrics can be believed."""
+        return caveats([(decision.title, decision.metrics) for decision in self.best_first])
 
     def in_order_of(self, ids: Sequence[str]) -> "Scores":
         """The same scores, with the rows in the order of the given ids."""
@@ -152,12 +180,14 @@ class FoldTable:
         numbers: the numbers of the folds.
         values: decision -> metric -> the value of each fold.
         mean, sd: decision -> metric -> mean and standard deviation; empty until all folds are finished.
+        caveats: folds whose figures say little.
     """
 
     numbers: list[int]
     values: dict[str, dict[str, list[float]]]
     mean: dict[str, dict[str, float]]
     sd: dict[str, dict[str, float]]
+    caveats: list[str]
 
 
 def read_run(folder: Path) -> Run:
@@ -208,6 +238,12 @@ def _score(folder: Path, label_set: LabelSet, generates: bool) -> Scores:
         thresholds = nested_thresholds(rows.gold, rows.prob, rows.folds)
         decided.append((titles["thresholds"], apply_thresholds(rows.prob, thresholds), thresholds))
     resampled = bootstrap(rows.gold, [pred for _, pred, _ in decided], label_set.names)
+    scored = [
+        score(rows.gold, pred, label_set.names)
+        if thresholds is None
+        else score_nested(rows.gold, pred, rows.folds, label_set.names)
+        for _, pred, thresholds in decided
+    ]
     return Scores(
         rows=rows,
         records=records,
@@ -216,11 +252,11 @@ def _score(folder: Path, label_set: LabelSet, generates: bool) -> Scores:
                 title=title,
                 pred=pred,
                 thresholds=thresholds,
-                metrics=score(rows.gold, pred, label_set.names),
+                metrics=metrics,
                 resampled=values,
-                intervals={name: interval(f1) for name, f1 in values.items()},
+                intervals=intervals(values, metrics),
             )
-            for (title, pred, thresholds), values in zip(decided, resampled, strict=True)
+            for (title, pred, thresholds), metrics, values in zip(decided, scored, resampled, strict=True)
         ],
         calibration=calibration(rows.gold, rows.prob, label_set.names),
         audit=audit_answers(records) if generates else None,
@@ -266,7 +302,7 @@ def fold_table(run: Run) -> FoldTable | None:
     """The metrics of the folds; of an unfinished cross-validation, of the finished folds by their answers.
 
     Returns:
-        None for a run, or if no fold is finished.
+        None for a run, or if no fold is scored.
     """
     if run.kind == RUN:
         return None
@@ -276,12 +312,17 @@ def fold_table(run: Run) -> FoldTable | None:
             {titles[decision]: by_metric for decision, by_metric in run.metrics[key].items()}
             for key in ("folds", "mean", "sd")
         )
-        return FoldTable(list(range(len(values[titles["answer"]]["f1_macro"]))), values, mean, sd)
-    if not run.fold_metrics:
+        numbers = list(range(len(values[titles["answer"]]["f1_macro"])))
+        return FoldTable(numbers, values, mean, sd, fold_caveats(run.metrics, titles))
+    keys = ("f1_macro", "f1_micro")
+    numbers = sorted(k for k, metrics in run.fold_metrics.items() if all(key in metrics for key in keys))
+    if not numbers:
         return None
-    numbers = sorted(run.fold_metrics)
-    by_metric = {key: [run.fold_metrics[k].get(key, float("nan")) for k in numbers] for key in ("f1_macro", "f1_micro")}
-    return FoldTable(numbers, {titles["answer"]: by_metric}, {}, {})
+    by_metric = {key: [run.fold_metrics[k][key] for k in numbers] for key in keys}
+    partial = (
+        f"{len(numbers)} of {run.n_folds} folds are finished: these figures are not those of the cross-validation."
+    )
+    return FoldTable(numbers, {titles["answer"]: by_metric}, {}, {}, [partial])
 
 
 def resources(run: Run) -> list[tuple[str, str]]:
