@@ -23,10 +23,12 @@ def score(
     """Score predicted labels against the true ones.
 
     The metrics are precision, recall and F1 by label, macro-F1, micro-F1, Jaccard, exact match and Hamming loss. A
-    label without a positive gold row has an F1 of 0 in the macro average, and is named below the table.
+    label without a positive gold row has an F1 of 0 in the macro average, and is named below the table. So are the
+    labels that are predicted for every row or for none, and what constant predictions would score.
     """
+    from emogen.evaluation.caveats import with_caveats
     from emogen.evaluation.metrics import score
-    from emogen.evaluation.tables import footnote, metrics_table
+    from emogen.evaluation.tables import print_scores
     from emogen.task.labels import load_label_set
     from emogen.task.readers import read_rows
     from emogen.task.rows import align, checked
@@ -38,11 +40,10 @@ def score(
         rows = align(gold_rows, checked(read_rows(file, label_set, need_labels=True, need_text=False)))
         systems.append((file, score(gold_rows.truth, rows.truth, label_set.names)))
     if as_json:
-        print(json.dumps(systems[0][1] if len(systems) == 1 else dict(systems), indent=2))
+        results = {file: with_caveats(metrics) for file, metrics in systems}
+        print(json.dumps(results[pred[0]] if len(systems) == 1 else results, indent=2))
         return
-    out.print(metrics_table([(Path(file).stem if len(systems) > 1 else "", metrics) for file, metrics in systems]))
-    if note := footnote(systems[0][1]):
-        out.print(note)
+    print_scores([(Path(file).stem if len(systems) > 1 else "", metrics) for file, metrics in systems])
 
 
 def compare(
@@ -60,30 +61,36 @@ def compare(
     """Compare runs on the same rows, with intervals.
 
     Differences are to the first run. "Not better" is the share of resamples in which a run does not beat the first.
+    A reference is what constant predictions score on the same rows, without a model. Published results were scored by
+    their authors on other rows; they are refused for other labels and for the sample posts.
     """
+    from emogen.evaluation.caveats import caveats, with_caveats
     from emogen.evaluation.run_folder import label_set_of
-    from emogen.report.compare import compare, rows_of, tables
+    from emogen.evaluation.tables import print_notes
+    from emogen.report.compare import PUBLISHED_NOTE, compare, published_rows, rows_of, tables
 
     if figure and figure.suffix not in PICTURE_TYPES:
         raise typer.BadParameter(f"--figure {figure}: expected a file name that ends with {', '.join(PICTURE_TYPES)}")
     if by not in DECISIONS:
         raise typer.BadParameter(f"--by is one of {', '.join(DECISIONS)}, not {by}")
-    systems = compare(runs, label_set_of(runs[0]), by=by, ensemble=ensemble)
+    label_set = label_set_of(runs[0])
+    others = published_rows(runs, label_set) if published else []
+    systems = compare(runs, label_set, by=by, ensemble=ensemble)
     if figure:
         from emogen.report.figures import draw_comparison, save
 
-        save(draw_comparison(rows_of(systems, with_published=published)), figure)
+        save(draw_comparison(rows_of(systems, others)), figure)
     if as_json:
-        print(json.dumps([asdict(system) for system in systems], indent=2))
+        results = [asdict(system) | {"metrics": with_caveats(system.metrics)} for system in systems]
+        print(json.dumps(results, indent=2))
         return
     out.print(f"{systems[0].metrics['n']:,} rows; labels decided by {DECISIONS[by]}")
-    for table in tables(systems, with_published=published):
+    for table in tables(systems, others):
         out.print(table)
         out.print()
+    print_notes(caveats([(system.name, system.metrics) for system in systems]))
     if published:
-        out.print(
-            "Published results are those of their authors, on other rows; published_results.yaml lists the sources."
-        )
+        out.print(f"{PUBLISHED_NOTE} published_results.yaml lists the sources.")
 
 
 def report(
@@ -100,6 +107,7 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="Also write the pictures to this folder, as .svg and .png.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that emogen did not write.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="Add published results on SemEval-2018 E-c.")] = False,
 ) -> None:
     """Write the report page and the model card of a run.
 
@@ -110,7 +118,7 @@ def report(
     """
     from emogen.report.page import report
 
-    page, *others = report(runs, output, pictures=figures, overwrite=overwrite)
+    page, *others = report(runs, output, pictures=figures, overwrite=overwrite, published=published)
     out.print(f"The report is in {page}", soft_wrap=True, highlight=False)
     pictures = [path for path in others if path.suffix in PICTURE_TYPES]
     if len(others) > len(pictures):

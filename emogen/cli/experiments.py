@@ -1,5 +1,6 @@
 """Commands that make many runs: cv, baseline, sweep."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,6 +89,7 @@ def sweep(
     The best trial was selected on the rows that it was scored on: cross-validate its recipe for an unbiased metric.
     """
     from emogen.experiments.sweep import sweep as search
+    from emogen.experiments.sweep import verdict
 
     with Live(console=err, refresh_per_second=2) as live:
         study = search(
@@ -95,17 +97,26 @@ def sweep(
             show=lambda study, run: live.update(_trials_table(study, run)),
         )  # fmt: skip
     out.print(_trials_table(study, None))
-    best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
-    out.print(f"Best trial: {metric} {study.best_value:.3f} with {best}", highlight=False)
+    for sentence in verdict(study, metric):
+        out.print(sentence, markup=False, highlight=False)
 
 
 def _trials_table(study: "optuna.Study", run: RunProcess | None) -> Table:
-    """The trials of a search, the best first, with the progress of the current run."""
+    """The trials of a search, the best first, with the progress of the current run.
+
+    A trial that was stopped early has the value of its last evaluation; it comes after the finished ones. A collapsed
+    one has a figure that needs no model.
+    """
     keys = list(study.trials[-1].distributions) if study.trials else []
     view = Table("trial", "", "value", *keys, box=None, pad_edge=False)
-    best_first = sorted(study.trials, key=lambda trial: -(trial.value if trial.value is not None else -1))
+
+    def rank(trial: "optuna.trial.FrozenTrial") -> tuple[bool, float]:
+        return trial.state.name != "COMPLETE", math.inf if trial.value is None else -trial.value
+
+    best_first = sorted(study.trials, key=rank)
     for trial in best_first[:SHOWN_TRIALS]:
         state = "seed" if "seed" in trial.user_attrs else trial.state.name.lower()
+        state += ", collapsed" if trial.user_attrs.get("needs_no_model") else ""
         if run and run.number == trial.number:
             logged = run.last_logged()
             state = f"step {logged['step']:,} of {logged['max_steps']:,}" if logged else "starting"

@@ -61,12 +61,13 @@ def compare(
     The model is used untuned, with the adapter of a run (--tuned), or after a short tuning with each template
     (--train-steps).
 
-    "real": the 95 % interval of the difference to the best template excludes 0. "tokens": those of the instruction,
-    which all rows share, + the mean of the rest. "ln P": the mean log-likelihood of the true answers, which varies less
-    than F1 on few rows.
+    "real": the 95 % interval of the difference to the best template excludes 0; "?" if there are too few rows for an
+    interval. "tokens": those of the instruction, which all rows share, + the mean of the rest. "ln P": the mean
+    log-likelihood of the true answers, which varies less than F1 on few rows.
 
     Scores are kept in runs/<recipe name>-prompts, and not computed again.
     """
+    from emogen.evaluation.tables import print_notes
     from emogen.experiments.prompts import (
         load_generator,
         load_templates,
@@ -95,7 +96,9 @@ def compare(
             for template in accepted:
                 score_template(benchmark, template, generator, progress_bar)
         folders = [template.folder for template in accepted]
-    out.print(ranking_table(accepted, folders, by))
+    table, notes = ranking_table(accepted, folders, by)
+    out.print(table)
+    print_notes(notes)
     decided = "nested thresholds" if by == "thresholds" else "answer"
     out.print(f"{len(benchmark.rows):,} rows; labels decided by {decided}. Kept in {benchmark.folder}", highlight=False)
 

@@ -75,6 +75,15 @@ def is_collapsed(metrics: Metrics) -> bool:
     return len(always) + len(never) > len(metrics["per_label"]) / 2
 
 
+def needs_no_model(metrics: Metrics) -> bool:
+    """Whether the predictions hardly tell rows apart, or score no higher macro-F1 than all labels to every row."""
+    return is_collapsed(metrics) or _is_not_above(metrics, references(metrics)[0])
+
+
+def _is_not_above(metrics: Metrics, reference: Reference) -> bool:
+    return round(metrics["f1_macro"], 3) <= round(reference.f1_macro, 3)  # as they are shown
+
+
 def prediction_caveats(metrics: Metrics) -> list[str]:
     """What is wrong with the predictions that were scored: constant labels, and figures that need no model."""
     found = []
@@ -90,7 +99,7 @@ def prediction_caveats(metrics: Metrics) -> list[str]:
     elif where:
         found.append(f"Labels that do not tell rows apart: {'; '.join(where)}.")
     constant = references(metrics)[0]
-    if round(metrics["f1_macro"], 3) <= round(constant.f1_macro, 3):
+    if _is_not_above(metrics, constant):
         found.append(
             f"Macro-F1 {metrics['f1_macro']:.3f} is not above the {constant.f1_macro:.3f} of {constant.title}, which "
             "needs no model."
@@ -134,6 +143,12 @@ def caveats(systems: Sequence[tuple[str, Metrics]]) -> list[str]:
     """
     own = [f"{title}: {caveat}" if title else caveat for title, m in systems for caveat in prediction_caveats(m)]
     return own + row_caveats(systems[0][1])
+
+
+def with_caveats(metrics: Metrics) -> Metrics:
+    """Metrics for a JSON file: with the `references` and the `caveats` of one system."""
+    found = [reference._asdict() for reference in references(metrics)]
+    return metrics | {"references": found, "caveats": caveats([("", metrics)])}
 
 
 def footnote(metrics: Metrics) -> str | None:

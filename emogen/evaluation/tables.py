@@ -74,12 +74,12 @@ def print_scores(systems: Sequence[tuple[str, Metrics]]) -> None:
         systems: (title, result of `score`), on the same gold rows.
     """
     out.print(metrics_table(systems))
-    print_caveats(systems[0][1], caveats(systems))
+    out.print(reference_line(systems[0][1]), markup=False, highlight=False)
+    print_notes(caveats(systems))
 
 
-def print_caveats(metrics: Metrics, sentences: Sequence[str]) -> None:
-    """Print what constant predictions score on the rows of some metrics, and sentences of `caveats`."""
-    out.print(reference_line(metrics), markup=False, highlight=False)
+def print_notes(sentences: Sequence[str]) -> None:
+    """Print the sentences of `caveats`, each as a note."""
     for sentence in sentences:
         out.print(f"[yellow]note[/] {escape(sentence)}", highlight=False)
 
@@ -100,5 +100,4 @@ def print_spread(metrics: dict[str, Any]) -> None:
             spread = f"{mean:.3f} ± {sd:.3f} over the folds" if sd else f"{mean:.3f} in every fold"
             pooled = f"95 %: {ends[0]:.3f} to {ends[1]:.3f}" if ends else "no interval"
             out.print(f"{name}, {title}: {spread}; pooled, {pooled}", highlight=False, soft_wrap=True)
-    for sentence in fold_caveats(metrics, titles):
-        out.print(f"[yellow]note[/] {sentence}", highlight=False)
+    print_notes(fold_caveats(metrics, titles))

@@ -16,6 +16,7 @@ from emogen import paths
 from emogen.console import progress_bar
 from emogen.distribution import install_hint
 from emogen.errors import InputError
+from emogen.evaluation.caveats import caveats, reference_line
 from emogen.evaluation.run_folder import METRICS, PROMPT
 from emogen.experiments.prompts import PromptBenchmark, Template, load_generator, prepare, read_metrics, score_template
 from emogen.prediction.generator import GenerativeClassifier
@@ -121,11 +122,13 @@ class Lab:
         return f"{prediction.raw}  ({parsed.status})", by_label
 
     def score(self, source: str, name: str) -> str:
-        """Score a template on the rows of the benchmark, and report its macro-F1."""
+        """Score a template on the rows of the benchmark, and report its macro-F1 with what a reader has to know."""
         metrics = score_template(self.benchmark, self.template(source, name), self.generator, progress_bar)
         nested = metrics.get("by_thresholds")
         by_thresholds = f", {nested['f1_macro']:.3f} by nested thresholds" if nested else ""
-        return f"{name}: macro-F1 {metrics['f1_macro']:.3f} by answer{by_thresholds}, on {metrics['n']} rows"
+        found = f"{name}: macro-F1 {metrics['f1_macro']:.3f} by answer{by_thresholds}, on {metrics['n']} rows"
+        decided = [("answer", metrics), ("nested thresholds", nested)] if nested else [("", metrics)]
+        return "\n".join([found, reference_line(metrics), *caveats(decided)])
 
     def history(self) -> list[list[Any]]:
         """A line for each template that was scored on these rows, the best first; see HISTORY for the columns."""
@@ -145,7 +148,7 @@ class Lab:
                     folder.name,
                 ]
             )
-        return sorted(lines, key=lambda line: -(line[1] or line[2]))
+        return sorted(lines, key=lambda line: -(line[2] if line[1] is None else line[1]))
 
     def source_of(self, folder: str) -> str:
         """The template of a folder in the history."""

@@ -21,9 +21,10 @@ from rich.table import Table
 
 from emogen import paths
 from emogen.console import Bar
-from emogen.errors import InputError
+from emogen.errors import InputError, ModelError
 from emogen.evaluation import results
-from emogen.evaluation.metrics import evaluate
+from emogen.evaluation.caveats import caveats, reference_line
+from emogen.evaluation.metrics import check_prob, evaluate
 from emogen.evaluation.results import parse_audit, pred_matrix
 from emogen.evaluation.run_folder import (
     ADAPTER,
@@ -227,6 +228,9 @@ def score_template(
         The metrics of `evaluate`, and: `log_likelihood`, of the true answers, in nats, the mean over the texts (with
         `yes_no`, the sum of all questions of a text); `tokens`, of the instruction (`shared`) and the mean of what
         follows it per question (`row`); `texts_per_second`, of the answers alone; and `parse`.
+
+    Raises:
+        ModelError: a probability or a likelihood is not a number.
     """
     if template.done:
         return read_metrics(template.folder)
@@ -238,9 +242,14 @@ def score_template(
         predictions = generator.predict(rows.texts, progress=advance)
     seconds = time.perf_counter() - started
     prob = prob_of(generator, rows.texts, predictions, bar, f"{template.name}: probabilities")
+    check_prob(prob)
     true_answers = _true_answers(benchmark, template)
     with bar(f"{template.name}: likelihood", len(rows) * generator.n_questions) as advance:
         log_likelihood = _log_likelihood(generator, true_answers, advance)
+    if not np.isfinite(log_likelihood).all():
+        raise ModelError(
+            f"{template.name}: the likelihood of {(~np.isfinite(log_likelihood)).sum()} true answers is not a number"
+        )
     try:
         folds = make_folds(rows, 5, benchmark.recipe.seed)
     except ValueError:
@@ -351,8 +360,12 @@ def ranking(folders: Sequence[Path], by: str) -> tuple[list[int], list[System]]:
     return order, compare([folders[k] for k in order], label_set, by=by)
 
 
-def ranking_table(templates: Sequence[Template], folders: Sequence[Path], by: str) -> Table:
-    """The templates as a table, the best first. A difference is real if its 95 % interval excludes 0."""
+def ranking_table(templates: Sequence[Template], folders: Sequence[Path], by: str) -> tuple[Table, list[str]]:
+    """Rank templates, the best first. A difference is real if its 95 % interval excludes 0.
+
+    Returns:
+        A table, and what a reader has to know about it, in sentences.
+    """
     order, systems = ranking(folders, by)
     metrics = [read_metrics(folders[k]) for k in order]
     has_likelihood = all("log_likelihood" in template_metrics for template_metrics in metrics)
@@ -365,12 +378,14 @@ def ranking_table(templates: Sequence[Template], folders: Sequence[Path], by: st
     for k, system, template_metrics in zip(order, systems, metrics, strict=True):
         cells = [with_interval(system.metrics["f1_macro"], system.interval), "", ""]
         if system is not systems[0]:
-            is_real = system.difference_interval[1] < 0
-            cells[1:] = [with_interval(system.difference, system.difference_interval, "+z"), "yes" if is_real else "no"]
+            ends = system.difference_interval
+            is_real = "?" if ends is None else "yes" if ends[1] < 0 else "no"
+            cells[1:] = [with_interval(system.difference, ends, "+z"), is_real]
         n_shared = len(templates[k].encoder.prefix_ids)
         tokens = template_metrics.get("tokens")
         cells.append(f"{n_shared} + {tokens['row']:.0f}" if tokens else str(n_shared))
         if has_likelihood:
             cells += [f"{template_metrics['log_likelihood']:.2f}", f"{template_metrics['texts_per_second']:.1f}"]
         view.add_row(templates[k].name, *cells)
-    return view
+    notes = caveats([(templates[k].name, system.metrics) for k, system in zip(order, systems, strict=True)])
+    return view, [reference_line(systems[0].metrics), *notes]

@@ -7,6 +7,7 @@ runs/NAME-sweep/
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from emogen.distribution import install_hint
 from emogen.errors import InputError, ModelError
+from emogen.evaluation.caveats import caveats, needs_no_model
 from emogen.evaluation.run_folder import METRICS, RECIPE
 from emogen.experiments.jobs import POLL_SECONDS, RunProcess, failure, own_folder, start
 from emogen.task.recipe import Recipe, load_recipe
@@ -62,16 +64,20 @@ def sweep(
         show: called twice a second with the study and the current run.
 
     Returns:
-        The study. Its best value is too high by selection: it is the best on the rows that it was selected on.
+        The study; `verdict` says what it found. Its best value is too high by selection: it is the best on the rows that
+        it was selected on.
 
     Raises:
-        InputError: optuna is not installed, or the recipe, the space or a seed cannot be used.
+        InputError: optuna is not installed, the recipe, the space or a seed cannot be used, or the metric is one of
+            which a lower value is better.
         ModelError: a run failed; the message names its log.
     """
     try:
         import optuna
     except ImportError:
         raise InputError(f"a sweep needs Optuna: {install_hint('sweep')}") from None
+    if metric.rpartition(".")[2] in LOWER_IS_BETTER:
+        raise InputError(f"--metric {metric}: a lower value is better, and a sweep looks for the highest; name another")
     recipe = load_recipe(path, overrides)
     space = load_space(space_path)
     _check_values(path, space, overrides)
@@ -92,9 +98,34 @@ def sweep(
         except optuna.TrialPruned:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
-            study.tell(trial, _metric_of(run.folder, metric))
+            value = _metric_of(run.folder, metric)
+            for name, attribute in _attributes(run.folder, metric).items():
+                trial.set_user_attr(name, attribute)
+            study.tell(trial, value)
     show(study, None)
     return study
+
+
+def verdict(study: "optuna.Study", metric: str) -> list[str]:
+    """What a search found, in sentences: its best trial, or why none of them can be called the best."""
+    from optuna.trial import TrialState
+
+    finished = study.get_trials(states=[TrialState.COMPLETE])
+    n_stopped = len(study.get_trials(states=[TrialState.PRUNED]))
+    if not finished:
+        return [f"No best trial: none has finished, {n_stopped} stopped early."]
+    best, values = study.best_trial, {trial.value for trial in finished}
+    notes = [f"Trial {best.number}: {caveat}" for caveat in best.user_attrs.get("caveats", [])]
+    if study.best_value <= 0:
+        return [f"No best trial: {metric} is {study.best_value:.3f} in the best of {len(finished)}.", *notes]
+    if len(values) == 1 and len({str(trial.params) for trial in finished}) > 1:
+        same = f"No best trial: all {len(finished)} have the same {metric}, {study.best_value:.3f}."
+        return [f"{same} The keys of the search made no difference.", *notes]
+    if best.user_attrs.get("needs_no_model"):
+        return [f"No best trial: the highest {metric}, {study.best_value:.3f}, needs no model.", *notes]
+    params = " ".join(f"{key}={value}" for key, value in study.best_params.items())
+    selected = "" if len(finished) == 1 else f" It was selected from {len(finished)} on the rows that scored it."
+    return [f"Best trial: {metric} {study.best_value:.3f} with {params}.{selected}", *notes]
 
 
 def load_space(path: str | Path) -> Space:
@@ -158,7 +189,7 @@ def _add_seeds(study: "optuna.Study", space: Space, seeds: Sequence[Path], metri
                 params={key: values[key] for key in space},
                 distributions=_distributions(space),
                 value=_metric_of(folder, metric),
-                user_attrs={"seed": str(folder.resolve())},
+                user_attrs={"seed": str(folder.resolve()), **_attributes(folder, metric)},
             )
         except ValueError as error:
             raise InputError(f"{folder}: cannot seed this search: {error}") from None
@@ -224,16 +255,31 @@ def watch(run: RunProcess, trial: "optuna.Trial", show: Callable[[], Any]) -> No
         raise ModelError(failure(run))
 
 
+# Of these metrics the lowest value is the best one; a search maximises.
+LOWER_IS_BETTER = ("hamming_loss", "brier", "ece", "parse_failure", "answer_seconds", "prob_seconds", "train_seconds")
+
+
 def _metric_of(folder: Path, metric: str) -> float:
     path = folder / METRICS
     if not path.is_file():
         raise InputError(f"{folder}: it has no {METRICS}: the run has not finished")
     value: Any = json.loads(path.read_text(encoding="utf-8"))
     for key in metric.split("."):
-        if key not in value:
+        if not isinstance(value, dict) or key not in value:
             raise InputError(f"{path}: it has no {metric}")
         value = value[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{path}: {metric} is not a number, so no trial can be the best; name another metric")
     return float(value)
+
+
+def _attributes(folder: Path, metric: str) -> dict[str, Any]:
+    """What a reader has to know before the metric of a run can be believed, as attributes of its trial."""
+    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    scored = metrics.get("by_thresholds", {}) if metric.startswith("by_thresholds.") else metrics
+    if "per_label" not in scored:
+        return {}
+    return {"caveats": caveats([("", scored)]), "needs_no_model": needs_no_model(scored)}
 
 
 def _digest(params: dict[str, Any]) -> str:

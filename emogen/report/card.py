@@ -21,9 +21,9 @@ def model_card(run: Run, *, published: Sequence[ComparisonRow] = ()) -> ModelCar
     """Write the model card of a run or a cross-validation.
 
     The metadata name the base model (unless it is a local folder), the library, the task, the dataset (if it is on the
-    Hub), and in `model-index` macro-F1, micro-F1 and the F1 of each label. These are of the labels that `emogen predict`
-    gives: decided by the recipe's `predict_by`, which does not depend on the scores. The tables show both ways to decide,
-    the better one on these rows first, as the report page does.
+    Hub), and in `model-index` macro-F1, micro-F1 and the F1 of each label. These are of the labels that `emogen
+    predict` gives: decided by the recipe's `predict_by`, a rule that does not depend on the scores. The tables show
+    both ways to decide, the better one on these rows first, as the report page does.
 
     Args:
         published: published systems for the table of results.
@@ -95,12 +95,9 @@ def _results(run: Run, scores: Scores, published: Sequence[ComparisonRow]) -> It
     decisions, audit = scores.best_first, scores.audit
     yield f"## Results on {len(scores.rows.ids):,} held-out rows"
     yield "\n".join(f"- {caveat}" for caveat in scores.caveats)
-    yield (
-        f"{scores.choice} The metadata have the scores of: {_indexed(run, scores).title}, which is `predict_by` of the "
-        "recipe."
-        if len(decisions) > 1
-        else ""
-    )
+    if len(decisions) > 1:
+        by = run.recipe.get("predict_by", "answer")
+        yield f"{scores.choice} The metadata have the scores by {_indexed(run, scores).title} (`predict_by: {by}`)."
     nested = " Nested thresholds: those of a row are tuned on the other folds." if len(decisions) > 1 else ""
     yield f"Intervals are 95 % bootstrap intervals over the rows.{nested}"
     titles = {"f1_macro": "macro-F1"} | AGGREGATES

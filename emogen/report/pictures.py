@@ -83,14 +83,14 @@ def _draw_scores(run: Run, scores: Scores, published: Sequence[ComparisonRow]) -
     constant = references(scores.decisions[0].metrics)[0].f1_by_label
     for decision, color in zip(scores.decisions, figures.COLORS, strict=False):
         caption = (
-            f"{decision.title.capitalize()}: F1 of each label (bar) with 95 % interval (line), precision, recall. Dotted: "
-            "the F1 if every row gets the label."
+            f"{decision.title.capitalize()}: F1 of each label (bar) with 95 % interval (line), precision, recall. "
+            "Dotted: the F1 if every row gets the label."
         )
         figure = figures.draw_labels(decision.metrics["per_label"], decision.intervals, constant, color)
         pictures.append(Picture(f"labels-{_slug(decision.title)}", "labels", caption, figure))
     caption = (
-        "Precision and recall at every threshold (line), and of the decided labels (marks). Dotted: the precision if every "
-        "row gets the label."
+        "Precision and recall at every threshold (line), and of the decided labels (marks). Dotted: the precision if "
+        "every row gets the label."
     )
     figure = figures.draw_precision_recall(gold, prob, names, decided)
     pictures.append(Picture("precision-recall", "curves", caption, figure))

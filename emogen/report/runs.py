@@ -115,8 +115,8 @@ class Scores:
             return f"Shown first: {best.title}. Both ways to decide the labels have the same macro-F1 on these rows."
         return (
             f"Shown first: {best.title}, whose macro-F1 on these rows is the higher one ({f1_macro[0]:.3f}; "
-            f"{other.title}: {f1_macro[1]:.3f}). The better of two on the rows that are scored is slightly flattered by "
-            "this choice."
+            f"{other.title}: {f1_macro[1]:.3f}). The better of two on the rows that are scored is slightly flattered "
+            "by this choice."
         )
 
     @property
