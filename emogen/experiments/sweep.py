@@ -64,8 +64,8 @@ def sweep(
         show: called twice a second with the study and the current run.
 
     Returns:
-        The study; `verdict` says what it found. Its best value is too high by selection: it is the best on the rows that
-        it was selected on.
+        The study; `verdict` says what it found. Its best value is too high by selection: it is the best on the rows
+        that it was selected on.
 
     Raises:
         InputError: optuna is not installed, the recipe, the space or a seed cannot be used, or the metric is one of

@@ -9,15 +9,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
+from emogen.errors import ModelError
 from emogen.evaluation.metrics import (
     SHRINK_POSITIVES,
     apply_thresholds,
     bootstrap,
     calibration,
+    check_prob,
     confusions,
     cooccurrence,
     discordant,
     interval,
+    interval_of,
+    intervals,
     nested_pred,
     nested_thresholds,
     row_log_loss,
@@ -243,6 +247,58 @@ def test_the_bootstrap_of_a_perfect_system_and_of_a_single_row():
     assert (perfect["f1_macro"] == 1).all()
     (single,) = bootstrap(np.array([[1, 1]]), [np.array([[1, 0]])], ["a", "b"])
     assert (single["f1_macro"] == 0.5).all()
+
+
+def test_an_interval_is_given_only_where_it_can_be_believed():
+    values = np.linspace(0.2, 0.4, 2000)
+    ends = (pytest.approx(0.205), pytest.approx(0.395))
+    assert interval_of(values, 30) == ends
+    assert interval_of(values, 29) is None
+    assert interval_of(values, 30, n_positives=5) == ends
+    assert interval_of(values, 30, n_positives=4) is None
+    assert interval_of(np.ones(2000), 3000) is None  # all resamples are equal
+
+
+def test_intervals_of_a_system_by_the_support_of_each_label():
+    gold = np.zeros((60, 3), dtype=np.int8)
+    gold[:20, 0], gold[:4, 1] = 1, 1
+    pred = gold.copy()
+    pred[15:25] = 1
+    (resampled,) = bootstrap(gold, [pred], NAMES)
+    found = intervals(resampled, score(gold, pred, NAMES))
+    assert [key for key, ends in found.items() if ends] == ["f1_macro", "f1_micro", "f1/a"]
+    few = intervals(bootstrap(gold[:29], [pred[:29]], NAMES)[0], score(gold[:29], pred[:29], NAMES))
+    assert set(few.values()) == {None}
+
+
+def test_a_resample_without_positives_of_a_label_scores_0_as_such_rows_do():
+    # One positive of 3 rows: a resample lacks it with a probability of (2/3)^3 = 8/27, and its F1 is 0 then, else 1.
+    gold = np.array([[1], [0], [0]])
+    (resampled,) = bootstrap(gold, [gold], ["a"], n_resamples=20000)
+    assert set(resampled["f1_macro"]) == {0.0, 1.0}
+    assert (resampled["f1_macro"] == 0).mean() == pytest.approx(8 / 27, abs=0.01)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5, 1.5])
+def test_probabilities_that_are_no_numbers_are_an_error_and_never_a_figure(value):
+    gold, prob = np.array([[1, 0], [0, 1], [1, 1]]), np.full((3, 2), 0.5)
+    check_prob(prob)
+    check_prob(prob + 0.5 + 1e-6)  # a sum that is rounded
+    prob[1, 1] = value
+    for use in (
+        lambda: check_prob(prob),
+        lambda: tune_thresholds(gold, prob),
+        lambda: apply_thresholds(prob, [0.5, 0.5]),
+        lambda: calibration(gold, prob, ["a", "b"]),
+        lambda: row_log_loss(gold, prob),
+    ):
+        with pytest.raises(ModelError, match=r"1 of 3 rows have probabilities .* the first is row 2, with"):
+            use()
+
+
+def test_the_calibration_of_no_rows_is_refused():
+    with pytest.raises(ValueError, match="no rows"):
+        calibration(np.zeros((0, 1)), np.zeros((0, 1)), ["a"])
 
 
 def test_confusions_cooccurrence_and_discordant_rows_by_hand():

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from emogen.evaluation.metrics import evaluate, score
-from emogen.evaluation.tables import footnote, metrics_table, print_metrics, print_spread
+from emogen.evaluation.tables import metrics_table, print_metrics, print_scores, print_spread
 from emogen.task.labels import LabelSet
 
 NAMES = ["a", "b", "c"]
@@ -88,14 +88,6 @@ def test_systems_on_different_rows_or_labels_are_refused():
         metrics_table([])
 
 
-def test_the_footnote_names_labels_without_positives():
-    assert footnote(score(GOLD, PRED, NAMES)) == (
-        "No gold positives for: c. Their F1 is 0.0, even where it is undefined, and counts in the macro average, "
-        "as in scikit-learn and the competition."
-    )
-    assert footnote(score(GOLD[:, :2], PRED[:, :2], NAMES[:2])) is None
-
-
 @pytest.mark.parametrize("folds", [None, np.array([0, 0, 1, 1])])
 def test_metrics_are_printed_with_nested_thresholds_if_there_are_folds(capsys, folds):
     print_metrics(evaluate(GOLD, PRED, PRED * 0.8 + 0.1, folds, NAMES))
@@ -113,8 +105,30 @@ def test_the_spread_of_a_cross_validation_is_printed(capsys, monkeypatch):
         "interval": {
             decision: {"f1_macro": (0.4, 0.6), "f1_micro": (0.5, 0.75)} for decision in ("answer", "thresholds")
         },
+        "folds": {"answer": {"f1_macro": [0.5] * 5}},
+        "collapsed_folds": {"answer": [1, 4]},
     }
     print_spread(metrics)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "macro-F1, answers: 0.500 ± 0.010 over the folds; pooled, 95 %: 0.400 to 0.600"
     assert lines[3] == "micro-F1, nested thresholds: 0.625 ± 0.020 over the folds; pooled, 95 %: 0.500 to 0.750"
+    assert lines[4:] == [
+        "note answers: in 2 of 5 folds (1, 4), most labels are given to every row or to none.",
+    ]
+
+    metrics["sd"]["answer"]["f1_macro"], metrics["interval"]["answer"]["f1_macro"] = 0.0, None
+    print_spread(metrics)
+    assert capsys.readouterr().out.startswith("macro-F1, answers: 0.500 in every fold; pooled, no interval\n")
+
+
+def test_below_the_scores_are_the_references_and_the_caveats_of_each_system(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    names = ["a", "[red]b"]
+    gold = np.array([[1, 0], [0, 1]] * 20)
+    print_scores([("every", score(gold, np.ones_like(gold), names)), ("right", score(gold, gold, names))])
+    printed = capsys.readouterr().out
+    assert "Without a model: all labels to every row: macro-F1 0.667, micro-F1 0.667." in printed
+    assert "note every: 2 of 2 labels are given to every row or to none" in printed
+    assert "(every row has: a, [red]b)" in printed
+    assert "note every: Macro-F1 0.667 is not above the 0.667 of all labels to every row" in printed
+    assert "note right" not in printed

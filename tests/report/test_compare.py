@@ -1,20 +1,24 @@
 """Runs compared on the same rows: differences, ensembles, published results and their tables."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
+from emogen import paths
 from emogen.errors import InputError
 from emogen.evaluation import results
 from emogen.evaluation.metrics import nested_pred, score, tune_thresholds
 from emogen.evaluation.stack import nested_stack
 from emogen.prediction.ensemble import load_rule
-from emogen.report.compare import compare, names_of, published, published_rows_for, rows_of, tables
+from emogen.report.compare import compare, names_of, published, published_rows, rows_of, share, tables, with_interval
 from emogen.report.figures import draw_comparison, save
 from emogen.task.labels import Label, LabelSet
+from emogen.task.readers import read_rows
 from emogen.task.rows import Rows
 
 N = 200
@@ -41,7 +45,7 @@ def test_systems_are_compared_on_the_same_rows_whatever_their_order(tmp_path, tw
     ]
     good, same, bad, mean = compare(runs, two_labels, ensemble=True)
     assert same.difference == 0
-    assert same.difference_interval == (0, 0)
+    assert same.difference_interval is None  # no resample tells the two apart
     assert same.metrics == good.metrics
     scored = results.read_scored(runs[0], two_labels)
     assert good.metrics == score(scored.gold, nested_pred(scored.gold, scored.prob, scored.folds), two_labels.names)
@@ -99,55 +103,122 @@ def test_systems_on_other_rows_or_folds_are_refused(tmp_path, two_labels):
         compare([first, tmp_path], two_labels)
 
 
+def shown(systems, published=(), width=80):
+    console = Console(width=width, record=True)
+    for table in tables(systems, published):
+        console.print(table)
+    text = console.export_text()
+    assert max(map(cell_len, text.splitlines())) <= width
+    assert "…" not in text
+    return text
+
+
 def test_tables_fit_80_columns_without_cutting_anything(tmp_path, labels):
     runs = [
-        write_system(tmp_path / f"a run with a rather long name, {k}", labels, 0.6 + k / 10, seed=k) for k in range(2)
+        write_system(tmp_path / f"a [red] run with a rather long name, {k}", labels, 0.6 + k / 10, seed=k)
+        for k in range(2)
     ]
     systems = compare(runs, labels)
-    console = Console(width=80, record=True)
-    for table in tables(systems, with_published=True):
-        console.print(table)
-    shown = console.export_text()
+    text = shown(systems, published_rows(runs, labels))
     low, high = systems[1].difference_interval
-    assert f"{low:+.3f}..{high:+.3f}" in shown
-    assert all(f"{label['f1']:.2f}" in shown for system in systems for label in system.metrics["per_label"].values())
-    assert "…" not in shown
+    assert f"{low:+.3f}..{high:+.3f}" in text
+    assert all(f"{label['f1']:.2f}" in text for system in systems for label in system.metrics["per_label"].values())
+    assert all(re.search(rf"^{name} ", text, re.MULTILINE) for name in labels.names)
+    assert "[red]" in text
 
 
-def test_many_labels_are_split_into_several_tables(tmp_path):
-    many = LabelSet(name="many", labels=tuple(Label(name=f"{k:02d}-label") for k in range(25)))
-    gold = np.eye(25, dtype=np.int8)
-    rows = Rows("x", [f"r{i}" for i in range(25)], ["text"] * 25, gold, list(range(25)))
-    results.write_jsonl(tmp_path / "predictions.jsonl", rows, gold, gold * 0.9, many, folds=np.arange(25) % 5)
-    _, *by_label = tables(compare([tmp_path], many, by="answer"))
-    headings = [[column.header for column in table.columns] for table in by_label]
-    assert [len(row) for row in headings] == [12, 12, 4]
-    assert [name for row in headings for name in row if name != "F1"] == [f"{k:02d}-la" for k in range(25)]
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["toxic", "severe_toxic", "toxicity", "insult"],
+        [f"emotion number {k:02d}" for k in range(28)],
+        ["非常に有害な投稿です", "非常に有害な投稿では", "радость", "[b]"],
+        [
+            "a label whose name is a whole sentence, with a comma, 1",
+            "a label whose name is a whole sentence, with a comma, 2",
+        ],
+    ],
+)
+def test_label_names_are_shown_whole(tmp_path, names):
+    label_set = LabelSet(name="other", labels=tuple(Label(name=name) for name in names))
+    text = shown(compare([write_system(tmp_path / f"run{k}", label_set, 0.6, seed=k) for k in range(7)], label_set))
+    _, *by_label = re.split(r"^F1 ", text, flags=re.MULTILINE)
+    assert len(by_label) > 1
+    for table in by_label:
+        lines = [re.sub(r"\s+(\d+(\s+\d\.\d\d)+)?\s*$", "", line) for line in table.splitlines()]
+        whole = "".join(lines).replace(" ", "")
+        assert all(name.replace(" ", "") in whole for name in names)
+
+
+def test_a_reference_is_beside_the_systems(tmp_path, two_labels):
+    systems = compare([write_system(tmp_path / "run", two_labels, 0.6)], two_labels)
+    gold = results.read_scored(tmp_path / "run", two_labels).gold
+    every = score(gold, np.ones_like(gold), two_labels.names)
+    reference = rows_of(systems)[1]
+    assert reference.name == "all labels to every row (reference)"
+    assert (reference.kind, reference.interval) == ("reference", None)
+    assert reference.f1_macro == pytest.approx(every["f1_macro"])
+    assert f"{every['f1_macro']:.3f}" in shown(systems)
+    assert "(reference)" in shown(systems)
+
+
+def test_few_rows_have_no_intervals_and_no_share_of_resamples(tmp_path, two_labels):
+    few = np.arange(29)
+    runs = [write_system(tmp_path / name, two_labels, 0.6, seed=k, order=few) for k, name in enumerate("ab")]
+    first, second = compare(runs, two_labels)
+    assert (first.interval, second.difference_interval, second.not_better) == (None, None, None)
+    assert "(no interval)" in shown([first, second], width=100)
+    assert with_interval(0.5, None) == "0.500 (no interval)"
+    assert [share(value) for value in (None, 0.0, 0.0005, 1.0)] == ["too few rows", "<0.1%", "0.1%", "100.0%"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1.5, "0.5", None])
+def test_a_probability_that_is_no_number_is_named(tmp_path, two_labels, value):
+    run = write_system(tmp_path / "run", two_labels, 0.6)
+    records = results.read_records(run / "predictions.jsonl")
+    records[2]["prob"]["joy"] = value
+    (run / "predictions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(InputError, match=r"predictions\.jsonl:3: a probability is not a number from 0 to 1"):
+        compare([run], two_labels)
+
+
+def test_a_part_of_a_cross_validation_is_not_compared(tmp_path, two_labels):
+    run = write_system(tmp_path / "cv", two_labels, 0.6, order=np.flatnonzero(np.arange(N) % 5 < 3))
+    (run / "folds.csv").write_text("id,fold\n" + "".join(f"r{i},{i % 5}\n" for i in range(N)))
+    with pytest.raises(InputError, match=r"120 rows, but folds\.csv has 200; rows of the folds 3, 4 are missing"):
+        compare([run], two_labels)
+    (run / "predictions.jsonl").write_text("")
+    with pytest.raises(InputError, match="it holds no rows"):
+        compare([run], two_labels)
 
 
 def test_published_systems_are_shown_in_tables_and_pictures(tmp_path, labels):
-    systems = compare([write_system(tmp_path / "mine", labels, 0.5)], labels)
-    console = Console(width=200, record=True)
-    for table in tables(systems, with_published=True):
-        console.print(table)
-    shown = console.export_text()
+    run = write_system(tmp_path / "mine", labels, 0.5)
+    systems, others = compare([run], labels), published_rows([run], labels)
+    assert [row.name for row in others] == [f"{system['id']} (published)" for system in published()["systems"]]
+    assert {row.interval for row in others} == {None}
+    assert {row.kind for row in others} == {"published"}
+    assert others[0].f1_by_label["anger"] == 0.5272
+    text = shown(systems, others, width=200)
     assert len(published()["systems"]) == 9
-    assert all(system["id"] in shown for system in published()["systems"])
-    assert "0.623" in shown
+    assert all(system["id"] in text for system in published()["systems"])
+    assert "0.623" in text
     assert json.dumps(published()["labels"]) == json.dumps(list(labels.names))
-    save(draw_comparison(rows_of(systems, with_published=True)), tmp_path / "figure.svg")
+    save(draw_comparison(rows_of(systems, others)), tmp_path / "figure.svg")
     drawn = (tmp_path / "figure.svg").read_text()
     assert all(system["id"] in drawn for system in published()["systems"])
     assert all(name in drawn for name in labels.names)
     assert f"{systems[0].metrics['f1_macro']:.3f}" in drawn
 
 
-def test_published_systems_are_offered_only_for_their_labels(labels):
-    rows = published_rows_for(labels.names[::-1])
-    assert [row.name for row in rows] == [f"{system['id']} (published)" for system in published()["systems"]]
-    assert {row.interval for row in rows} == {None}
-    assert rows[0].f1_by_label["anger"] == 0.5272
-    assert published_rows_for(labels.names[1:]) == []
+def test_published_systems_are_refused_for_other_labels_and_for_the_sample(tmp_path, labels, two_labels):
+    run = write_system(tmp_path / "mine", two_labels, 0.5)
+    with pytest.raises(InputError, match="the published results are for the labels anger, .*those of 'two' are others"):
+        published_rows([run], two_labels)
+    sample, _ = read_rows(paths.shipped("sample/test.csv"), labels)
+    results.write_jsonl(tmp_path / "predictions.jsonl", sample, sample.truth, sample.truth * 0.9, labels)
+    with pytest.raises(InputError, match="scored on sample posts"):
+        published_rows([tmp_path], labels)
 
 
 def test_runs_are_named_by_as_many_folders_as_tell_them_apart():
