@@ -1,9 +1,11 @@
 """Label sets in which every text has exactly one label (`exactly_one: true`), through all rooms."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
-from tiny import make_tokenizer
+from tiny import make_tokenizer, write_posts, write_recipe
 from torch.nn import functional
 
 from emogen.errors import InputError
@@ -133,3 +135,75 @@ def test_the_loss_of_a_head_is_cross_entropy_over_the_labels():
     trainer.exactly_one = False
     binary = functional.binary_cross_entropy_with_logits(logits, gold)
     assert trainer.compute_loss(model, {"x": logits, "labels": gold}).item() == pytest.approx(binary.item())
+
+
+# ---------------------------------------------------------------------------------------- through the commands
+
+HEADLINES = [
+    (f"{text} {k}", (topic,))
+    for k in range(7)
+    for topic, texts in {
+        "sport": ["the keeper saved a penalty", "a record on the last lap"],
+        "politics": ["the minister resigned at noon", "voters go to the polls"],
+        "science": ["a probe sends pictures of ice", "the vaccine works in mice"],
+    }.items()
+    for text in texts
+]
+
+
+@pytest.fixture
+def recipe(topics, tmp_path):
+    """Writes a recipe for the headlines; arguments as for `tiny.write_recipe`."""
+
+    def write(**keys):
+        file = str(tmp_path / "topics.yaml")
+        return write_recipe(tmp_path, topics, posts=HEADLINES, labels=file, eval_fraction=0.3, **keys)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"max_steps": 2}, {"max_steps": 2, "answer": "head"}],
+    ids=["list", "head"],
+)
+def test_a_run_gives_each_text_one_label_and_has_no_thresholds(recipe, keys, emogen, tmp_path, topics):
+    printed = emogen("train", recipe(**keys)).out
+    run = tmp_path / "run"
+    assert "nested thresholds" not in printed
+    assert not (run / "thresholds.json").exists()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["n"] >= 12
+    assert "by_thresholds" not in metrics
+    for record in map(json.loads, (run / "predictions.jsonl").read_text().splitlines()):
+        assert len(record["labels"]) == 1
+        assert sum(record["prob"].values()) == pytest.approx(1, abs=1e-3)
+    title = "most probable label" if "answer" in keys else "answer"
+    assert title in (run / "README.md").read_text()
+    for page in ("report.html", "README.md"):
+        text = (run / page).read_text()
+        assert "nested thresholds" not in text.lower().replace("nested thresholds change", "")
+
+    new = write_posts(tmp_path / "new.csv", topics, HEADLINES[:6])
+    for by in ("answer", "thresholds"):
+        emogen("predict", run, new, "-o", tmp_path / f"{by}.csv", f"predict_by={by}")
+        lines = (tmp_path / f"{by}.csv").read_text().splitlines()
+        assert lines[0] == "ID,sport,politics,science"
+        assert [sum(map(int, line.split(",")[1:])) for line in lines[1:]] == [1] * 6
+    scored = emogen("score", new, tmp_path / "answer.csv", "--labels", tmp_path / "topics.yaml").out
+    assert "macro average" in scored
+
+
+def test_a_baseline_chooses_the_most_probable_label_and_is_compared(recipe, emogen, tmp_path):
+    printed = emogen("baseline", recipe(), f"output_dir={tmp_path / 'tfidf'}").out
+    assert "nested thresholds" not in printed
+    folder = tmp_path / "tfidf"
+    assert not (folder / "thresholds.json").exists()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["f1_macro"] > 0.9  # the headlines repeat
+    assert set(metrics["mean"]) == set(metrics["interval"]) == {"answer"}
+    for by, decided in {"thresholds": "the most probable label", "answer": "answer"}.items():
+        compared = emogen("compare", folder, "--by", by).out
+        assert f"labels decided by {decided}" in compared
+        assert f"{metrics['f1_macro']:.3f}" in compared
+    assert "most probable label" in (folder / "report.html").read_text()

@@ -119,8 +119,10 @@ def write_posts(path: Path, labels: LabelSet, posts=POSTS) -> Path:
     return path
 
 
-def write_recipe(folder: Path, labels: LabelSet, kind: str = "llama", chat_template=CHATML, **keys) -> Path:
-    """Write a recipe for a tiny model and twelve posts. `keys` are further keys of the recipe.
+def write_recipe(
+    folder: Path, labels: LabelSet, /, kind: str = "llama", chat_template=CHATML, posts=POSTS, **keys
+) -> Path:
+    """Write a recipe for a tiny model and a few posts. `keys` are further keys of the recipe.
 
     Its run goes to `folder`/run.
     """
@@ -129,7 +131,7 @@ def write_recipe(folder: Path, labels: LabelSet, kind: str = "llama", chat_templ
         save_model(model, kind, chat_template)
     values = {
         "model_name_or_path": str(model),
-        "train_file": str(write_posts(folder / "train.csv", labels)),
+        "train_file": str(write_posts(folder / "train.csv", labels, posts)),
         "output_dir": str(folder / "run"),
         "prompt": "prompts/list.jinja",
         "max_length": 1024,

@@ -84,7 +84,10 @@ def compare(
         results = [asdict(system) | {"metrics": with_caveats(system.metrics)} for system in systems]
         print(json.dumps(results, indent=2))
         return
-    out.print(f"{systems[0].metrics['n']:,} rows; labels decided by {DECISIONS[by]}")
+    decided = DECISIONS[by]
+    if label_set.exactly_one and by != "answer":
+        decided = "the most probable label" + (" of nested stacks" if by == "stack" else "")
+    out.print(f"{systems[0].metrics['n']:,} rows; labels decided by {decided}")
     for table in tables(systems, others):
         out.print(table)
         out.print()

@@ -112,7 +112,7 @@ def check_prob(prob: np.ndarray) -> None:
         ModelError: a value is NaN, infinite, or outside 0 to 1 by more than rounding.
     """
     prob = np.asarray(prob)
-    is_wrong = ~((prob >= -1e-3) & (prob <= 1 + 1e-3))  # NaN compares as false
+    is_wrong = np.asarray(~((prob >= -1e-3) & (prob <= 1 + 1e-3)))  # NaN compares as false
     if is_wrong.any():
         rows = is_wrong.reshape(len(prob), -1).any(axis=1)
         raise ModelError(

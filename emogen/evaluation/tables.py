@@ -81,7 +81,7 @@ def print_scores(systems: Sequence[tuple[str, Metrics]]) -> None:
 def print_notes(sentences: Sequence[str]) -> None:
     """Print the sentences of `caveats`, each as a note."""
     for sentence in sentences:
-        out.print(f"[yellow]note[/] {escape(sentence)}", highlight=False)
+        out.print(f"[yellow]note[/] {escape(sentence)}", highlight=False, soft_wrap=True)
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
@@ -93,7 +93,8 @@ def print_metrics(metrics: dict[str, Any]) -> None:
 def print_spread(metrics: dict[str, Any]) -> None:
     """Print the spread of a cross-validation's metrics: standard deviation over the folds and bootstrap interval."""
     titles = {"answer": "answers", "thresholds": "nested thresholds"}
-    for decision, title in titles.items():
+    for decision in metrics["mean"]:
+        title = titles[decision]
         for key, name in (("f1_macro", "macro-F1"), ("f1_micro", "micro-F1")):
             mean, sd, ends = (metrics[of][decision][key] for of in ("mean", "sd", "interval"))
             # A deviation of 0 is not certainty: most often it means that no fold has learned anything.

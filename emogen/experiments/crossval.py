@@ -233,6 +233,8 @@ def pool(folder: Path, rows: Rows, folds: np.ndarray, label_set: LabelSet) -> Me
 def sum_up(folder: Path, label_set: LabelSet) -> Metrics:
     """Tune thresholds on the out-of-fold predictions of a folder, and write all metrics.
 
+    A label set with `exactly_one` has no thresholds: its only system is `answer`.
+
     Returns:
         The metrics of `evaluate` on all rows. Beside them, for the systems `answer` and `thresholds` (nested): `folds`,
         the `f1_macro` and `f1_micro` of each fold; `mean` and `sd` of these; `interval`, the 95 % bootstrap intervals
@@ -241,10 +243,12 @@ def sum_up(folder: Path, label_set: LabelSet) -> Metrics:
     """
     scored, names = results.read_scored(folder, label_set), label_set.names
     gold, pred, prob, folds = scored.gold, scored.pred, scored.prob, scored.folds
-    results.write_thresholds(folder, tune_thresholds(gold, prob), label_set)
-    metrics = evaluate(gold, pred, prob, folds, names)
-    systems = {"answer": pred, "thresholds": nested_pred(gold, prob, folds)}
-    by_fold = {system: _score_folds(gold, labels, folds, names) for system, labels in systems.items()}
+    metrics = evaluate(gold, pred, prob, None if label_set.exactly_one else folds, names)
+    systems = {"answer": (pred, metrics)}
+    if not label_set.exactly_one:
+        results.write_thresholds(folder, tune_thresholds(gold, prob), label_set)
+        systems["thresholds"] = (nested_pred(gold, prob, folds), metrics["by_thresholds"])
+    by_fold = {system: _score_folds(gold, labels, folds, names) for system, (labels, _) in systems.items()}
     metrics["folds"] = {
         system: {key: [fold[key] for fold in scores.values()] for key in ("f1_macro", "f1_micro")}
         for system, scores in by_fold.items()
@@ -259,10 +263,9 @@ def sum_up(folder: Path, label_set: LabelSet) -> Metrics:
         for system, scores in by_fold.items()
         if (collapsed := [k for k, fold in scores.items() if fold["n"] >= MIN_ROWS and is_collapsed(fold)])
     }
-    of_systems = {"answer": metrics, "thresholds": metrics["by_thresholds"]}
-    resampled = bootstrap(gold, list(systems.values()), names)
+    resampled = bootstrap(gold, [labels for labels, _ in systems.values()], names)
     metrics["interval"] = {
-        system: intervals(f1, of_systems[system]) for system, f1 in zip(systems, resampled, strict=True)
+        system: intervals(f1, own) for (system, (_, own)), f1 in zip(systems.items(), resampled, strict=True)
     }
     paths.write_json(folder / METRICS, metrics)
     save(draw_reliability(metrics["calibration"]), folder / "reliability.svg")

@@ -255,7 +255,7 @@ def score_template(
     except ValueError:
         folds = None  # too few rows for nested thresholds
     pred = pred_matrix(predictions)
-    metrics = evaluate(rows.truth, pred, prob, folds, label_set.names) | {
+    metrics = evaluate(rows.truth, pred, prob, None if label_set.exactly_one else folds, label_set.names) | {
         "log_likelihood": float(log_likelihood.sum() / len(rows)),
         "tokens": {
             "shared": len(template.encoder.prefix_ids),

@@ -22,13 +22,14 @@ from emogen.evaluation.metrics import (
     Metrics,
     bootstrap,
     interval_of,
+    most_probable,
     nested_pred,
     score,
     score_nested,
 )
 from emogen.evaluation.results import align_scored, read_records, read_scored
 from emogen.evaluation.run_folder import PREDICTIONS
-from emogen.evaluation.stack import nested_stack
+from emogen.evaluation.stack import cross_fit, nested_stack
 from emogen.task.labels import LabelSet
 
 PUBLISHED = Path(__file__).with_name("published_results.yaml")
@@ -81,7 +82,8 @@ def compare(
 
     Args:
         runs: their folders.
-        by: how labels are decided: `answer`, `thresholds` (nested) or `stack` (nested).
+        by: how labels are decided: `answer`, `thresholds` (nested) or `stack` (nested). With `exactly_one` the most
+            probable label takes the place of thresholds.
         ensemble: add the ensemble of all runs: their stack, or else the mean of their probabilities.
 
     Returns:
@@ -96,13 +98,16 @@ def compare(
     n_folds_needed = {"answer": 2 if ensemble else 1, "thresholds": 2, "stack": 3}[by]
     if len(np.unique(folds)) < n_folds_needed:
         raise InputError(f"{scored[0].path}: too few rows or folds to decide by {by}; compare with --by answer")
-    preds = [rows.pred if by == "answer" else _decide(gold, rows.prob[None], folds, by) for rows in scored]
+    single = label_set.exactly_one
+    preds = [rows.pred if by == "answer" else _decide(gold, rows.prob[None], folds, by, single) for rows in scored]
     names = names_of(runs)
     if ensemble:
         names.append(f"{'stack' if by == 'stack' else 'mean'} of {len(runs)}")
-        preds.append(_decide(gold, np.stack([rows.prob for rows in scored]), folds, by))
+        preds.append(_decide(gold, np.stack([rows.prob for rows in scored]), folds, by, single))
     metrics = [
-        score(gold, pred, label_set.names) if by == "answer" else score_nested(gold, pred, folds, label_set.names)
+        score(gold, pred, label_set.names)
+        if by == "answer" or single
+        else score_nested(gold, pred, folds, label_set.names)
         for pred in preds
     ]
     resampled = [values["f1_macro"] for values in bootstrap(gold, preds, label_set.names)]  # [n_resamples] each
@@ -120,8 +125,10 @@ def compare(
     ]
 
 
-def _decide(gold: np.ndarray, probs: np.ndarray, folds: np.ndarray, by: str) -> np.ndarray:
+def _decide(gold: np.ndarray, probs: np.ndarray, folds: np.ndarray, by: str, exactly_one: bool) -> np.ndarray:
     """The labels that M systems decide together, nested over the folds: probs [M, n, L] -> int8 [n, L]."""
+    if exactly_one:
+        return most_probable(cross_fit(gold, probs, folds) if by == "stack" else probs.mean(axis=0))
     return nested_stack(gold, probs, folds) if by == "stack" else nested_pred(gold, probs.mean(axis=0), folds)
 
 

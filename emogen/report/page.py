@@ -170,7 +170,7 @@ def comparison_page(
     runs, scores = _read_comparable(folders)
     label_set, rows = runs[0].label_set, scores[0].rows
     decisions = {"answer": "answer"}
-    if len(np.unique(rows.folds)) > 1:
+    if len(np.unique(rows.folds)) > 1 and not label_set.exactly_one:
         decisions = {"nested thresholds": "thresholds"} | decisions
     compared = {title: compare(folders, label_set, by=by) for title, by in decisions.items()}
     best = max(compared, key=lambda title: _highest(compared[title]))

@@ -47,7 +47,7 @@ class Decision:
     """One way of deciding the labels of n rows, with its metrics.
 
     Attributes:
-        title: `answer`, `threshold 0.5` or `nested thresholds`.
+        title: `answer`, `threshold 0.5`, `most probable label` or `nested thresholds`.
         pred: int8 [n, L].
         thresholds: the thresholds of each row, [n, L]; None unless they are nested.
         metrics: the result of `metrics.score` or `score_nested`.
@@ -88,7 +88,8 @@ class Scores:
     Attributes:
         rows: the n rows.
         records: the n lines of the predictions file.
-        decisions: by answer (or threshold 0.5), and by nested thresholds unless there are too few rows.
+        decisions: by answer (or threshold 0.5, or the most probable label), and by nested thresholds unless there are
+            too few rows or the label set says `exactly_one`.
         calibration: the result of `metrics.calibration`.
         audit: None if the classifier generates no answers.
     """
@@ -232,9 +233,9 @@ def _n_folds(folder: Path) -> int:
 def _score(folder: Path, label_set: LabelSet, generates: bool) -> Scores:
     rows = results.read_scored(folder, label_set)
     records = results.read_records(rows.path)
-    titles = decision_titles(generates)
+    titles = decision_titles(generates, label_set)
     decided: list[tuple[str, np.ndarray, np.ndarray | None]] = [(titles["answer"], rows.pred, None)]
-    if len(np.unique(rows.folds)) > 1:
+    if len(np.unique(rows.folds)) > 1 and not label_set.exactly_one:
         thresholds = nested_thresholds(rows.gold, rows.prob, rows.folds)
         decided.append((titles["thresholds"], apply_thresholds(rows.prob, thresholds), thresholds))
     resampled = bootstrap(rows.gold, [pred for _, pred, _ in decided], label_set.names)
@@ -263,9 +264,10 @@ def _score(folder: Path, label_set: LabelSet, generates: bool) -> Scores:
     )
 
 
-def decision_titles(generates: bool) -> dict[str, str]:
+def decision_titles(generates: bool, label_set: LabelSet) -> dict[str, str]:
     """The titles of the decisions, by their keys in metrics.json."""
-    return {"answer": "answer" if generates else "threshold 0.5", "thresholds": "nested thresholds"}
+    by_prob = "most probable label" if label_set.exactly_one else "threshold 0.5"
+    return {"answer": "answer" if generates else by_prob, "thresholds": "nested thresholds"}
 
 
 def audit_answers(records: Sequence[dict[str, Any]]) -> ParseAudit:
@@ -306,7 +308,7 @@ def fold_table(run: Run) -> FoldTable | None:
     """
     if run.kind == RUN:
         return None
-    titles = decision_titles(run.generates)
+    titles = decision_titles(run.generates, run.label_set)
     if "folds" in run.metrics:
         values, mean, sd = (
             {titles[decision]: by_metric for decision, by_metric in run.metrics[key].items()}

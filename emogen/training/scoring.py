@@ -169,8 +169,11 @@ def final_score(classifier: Classifier, rows: Rows, batch_size: int) -> dict[str
         folds = None  # too few rows
     folder = recipe.output_dir
     results.write_jsonl(folder / run_folder.PREDICTIONS, rows, pred, prob, label_set, predictions, folds)
-    results.write_thresholds(folder, tune_thresholds(gold, prob), label_set)
-    metrics = evaluate(gold, pred, prob, folds, label_set.names)
+    if label_set.exactly_one:  # the answer is one label, and there is nothing to tune
+        metrics = evaluate(gold, pred, prob, None, label_set.names)
+    else:
+        results.write_thresholds(folder, tune_thresholds(gold, prob), label_set)
+        metrics = evaluate(gold, pred, prob, folds, label_set.names)
     print_metrics(metrics)
     answer_seconds, prob_seconds = np.diff(times).round(2).tolist()
     return metrics | {

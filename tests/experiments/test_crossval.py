@@ -76,8 +76,7 @@ def test_metrics_vary_over_the_folds_and_have_intervals(whole):
     assert metrics["folds"]["answer"]["f1_macro"] == pytest.approx(by_fold)
     assert metrics["mean"]["answer"]["f1_macro"] == pytest.approx(np.mean(by_fold))
     assert metrics["sd"]["answer"]["f1_macro"] == pytest.approx(np.std(by_fold, ddof=1))
-    low, high = metrics["interval"]["answer"]["f1_macro"]
-    assert low <= metrics["f1_macro"] <= high
+    assert metrics["interval"]["answer"]["f1_macro"] is None  # 24 rows are too few
     assert "mean ± sd" in (whole / "report.html").read_text()
     assert json.loads((whole / "manifest.json").read_text())["kind"] == "cross-validation"
 

@@ -155,14 +155,14 @@ def test_five_thousand_rows_are_listed_page_by_page(opened):
 def test_rows_that_one_run_predicts_exactly_and_the_other_does_not(opened, reports, scored, labels):
     page = opened("both.html")
     other = results.read_scored(reports / "other", labels)
-    exact = [(rows.gold == nested_pred(rows.gold, rows.prob, rows.folds)).all(axis=1) for rows in (scored, other)]
+    exact = [(rows.gold == rows.pred).all(axis=1) for rows in (scored, other)]
     only_first, only_second = exact[0] & ~exact[1], exact[1] & ~exact[0]
     assert only_first.any()
     assert only_second.any()
-    page.select_option("#decision", label="small: nested thresholds")
-    page.select_option("#other", label="exact where “other: nested thresholds” is wrong")
+    page.select_option("#decision", label="small: answer")
+    page.select_option("#other", label="exact where “other: answer” is wrong")
     assert sorted(shown(page, only_first.sum())) == sorted(np.array(scored.ids)[only_first])
-    page.select_option("#other", label="wrong where “other: nested thresholds” is exact")
+    page.select_option("#other", label="wrong where “other: answer” is exact")
     shown(page, only_second.sum())
     cells = page.locator("#disagreement td").all_inner_texts()
     assert cells == ["–", str(only_first.sum()), str(only_second.sum()), "–"]

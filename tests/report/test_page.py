@@ -100,7 +100,7 @@ def test_the_page_shows_the_metrics_of_each_decision(small_page, reports, labels
 @pytest.mark.parametrize(
     "text",
     [
-        "qwen2.5-14b-instruct (published)",
+        "Without a model, on these rows: all labels to every row macro-F1",
         "nested thresholds",
         "1 min",
         "1.5 GiB",
@@ -112,6 +112,12 @@ def test_the_page_shows_the_metrics_of_each_decision(small_page, reports, labels
 )
 def test_the_page_shows_what_the_folder_contains(small_page, text):
     assert text in small_page.shown
+
+
+def test_published_systems_are_shown_on_request(small_page, reports, tmp_path):
+    assert "(published)" not in small_page.shown
+    page, *_ = report([reports / "small"], tmp_path / "page.html", published=True)
+    assert "qwen2.5-14b-instruct (published)" in Page(page).shown
 
 
 def test_the_data_of_the_script_holds_every_row(small_page, reports, labels):
