@@ -21,7 +21,7 @@ from emogen.evaluation.run_folder import METRICS, PROMPT
 from emogen.experiments.prompts import PromptBenchmark, Template, load_generator, prepare, read_metrics, score_template
 from emogen.prediction.generator import GenerativeClassifier
 from emogen.task.parse import parse_answer
-from emogen.task.prompt import parse_prompt
+from emogen.task.prompt import parse_prompt, read_template
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -34,7 +34,8 @@ CSS = """
 .seen .shared { opacity: .6 }
 .seen .text { background: #3b82f640 }
 .seen .answer { background: #22c55e59; font-weight: 600 }
-.error { color: #dc2626; white-space: pre-wrap }
+.error, .warning { color: #dc2626; white-space: pre-wrap }
+.warning { color: #b45309 }
 """
 
 
@@ -88,9 +89,11 @@ class Lab:
         """Show what the model sees for a text, as HTML.
 
         Returns:
-            Every token, with its id as a tooltip. The answer is included if the text is one of the benchmark.
+            The warnings about the template, and every token with its id as a tooltip. The answer is included if the
+            text is one of the benchmark.
         """
-        encoder, rows = self.template(source, name).encoder, self.benchmark.rows
+        template, rows = self.template(source, name), self.benchmark.rows
+        encoder = template.encoder
         labels = encoder.label_set.names_of(rows.truth[rows.texts.index(text)]) if text in rows.texts else None
         row = encoder.rows(text, labels)[0]
         n_shared, n_after_text = len(encoder.prefix_ids), len(row.suffix_ids) - row.n_text - row.n_answer
@@ -105,7 +108,8 @@ class Lab:
             f'<span class="text">text</span>, {n_after_text} up to the answer, {row.n_answer} '
             f'<span class="answer">answer</span>{cut}'
         )
-        return f'<div class="seen"><p>{counts}</p>{"".join(spans)}</div>'
+        warnings = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in template.warnings)
+        return f'{warnings}<div class="seen"><p>{counts}</p>{"".join(spans)}</div>'
 
     def answer(self, source: str, name: str, text: str) -> tuple[str, dict[str, float]]:
         """Ask the model.
@@ -168,10 +172,10 @@ class Lab:
         return path
 
 
-def available_templates() -> dict[str, str]:
+def available_templates() -> dict[str, Path]:
     """The shipped templates and those of the current folder, by name. A template of the current folder comes first."""
     files = [*sorted(paths.shipped("prompts").glob("*.jinja")), *sorted(PROMPTS.glob("*.jinja"))]
-    return {file.stem: file.read_text(encoding="utf-8") for file in files}
+    return {file.stem: file for file in files}
 
 
 def make_page(lab: Lab) -> "gr.Blocks":
@@ -219,7 +223,8 @@ def make_page(lab: Lab) -> "gr.Blocks":
             show_progress="hidden",
             trigger_mode="always_last",
         )
-        start_from.input(lambda chosen: (available_templates()[chosen], chosen), start_from, [source, name])
+        open_template = _with_toast(lambda chosen: (read_template(available_templates()[chosen]), chosen))
+        start_from.input(open_template, start_from, [source, name])
         one_at_a_time: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
         gr.on([ask.click, text.submit], _with_toast(lab.answer), [source, name, text], [answer, prob], **one_at_a_time)
         scored = score.click(_with_toast(lab.score), [source, name], result, **one_at_a_time)

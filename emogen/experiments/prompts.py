@@ -46,11 +46,11 @@ from emogen.prediction.classifier import prob_of
 from emogen.prediction.ensemble import load_run
 from emogen.prediction.generator import GenerativeClassifier
 from emogen.report.compare import System, compare, with_interval
-from emogen.task.prompt import Prompt, PromptError, fill, load_prompt, render
+from emogen.task.prompt import Prompt, PromptError, fill, load_prompt, make_examples, render
 from emogen.task.recipe import Recipe, load_recipe
 from emogen.task.rows import Rows, normalise_text
 from emogen.task.splits import all_rows, make_folds, sample_rows
-from emogen.task.task import Task, load_task, load_task_with_rows
+from emogen.task.task import Task, load_task, load_task_with_rows, prompt_warnings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -145,11 +145,12 @@ def _digest(*values: Any) -> str:
 
 @dataclass(frozen=True)
 class Template:
-    """A valid template, encoded, with the folder of its scores."""
+    """A valid template, encoded, with the folder of its scores and the warnings about it."""
 
     prompt: Prompt
     encoder: Encoder
     folder: Path
+    warnings: list[str]
 
     @property
     def name(self) -> str:
@@ -165,14 +166,39 @@ class Template:
 def prepare(benchmark: PromptBenchmark, prompt: Prompt) -> Template:
     """Check and encode a template for a benchmark.
 
+    An untuned model answers in the style that the template declares, and a tuned one in the style of its run.
+
     Raises:
-        InputError: the template is not valid; the message names file and line.
+        InputError: the template is not valid, or declares another style than that of the tuned run; the message names
+            file and line.
     """
-    task = replace(benchmark.task, prompt=prompt)
+    task = _with_prompt(benchmark, prompt)
+    warnings = [str(warning) for warning in prompt_warnings(task)]
+    if prompt.style is not None and prompt.style[0] != benchmark.recipe.answer:
+        style, line = prompt.style
+        own = f"the recipe has `answer: {benchmark.recipe.answer}`"
+        warnings.append(f"{prompt.path}:{line}: is used with `answer: {style}`, which it asks for; {own}")
     encoder = make_task_encoder(task, benchmark.tokenizer)
     _check_leak(task, benchmark.rows)
     examples = [repr(example) for example in task.examples if "examples" in prompt.variables]
-    return Template(prompt, encoder, benchmark.folder / f"{Path(prompt.path).stem}-{_digest(prompt.source, examples)}")
+    folder = benchmark.folder / f"{Path(prompt.path).stem}-{_digest(prompt.source, examples)}"
+    return Template(prompt, encoder, folder, warnings)
+
+
+def _with_prompt(benchmark: PromptBenchmark, prompt: Prompt) -> Task:
+    """The task of a benchmark with another prompt, and with the answer style that the prompt declares if it may."""
+    task = benchmark.task
+    if prompt.style is None or prompt.style[0] == task.recipe.answer:
+        return replace(task, prompt=prompt)
+    style, line = prompt.style
+    if benchmark.train_rows is None:
+        raise PromptError(
+            f"{prompt.path}:{line}: the template asks for `answer: {style}`, but {benchmark.source} was tuned with "
+            f"`answer: {task.recipe.answer}`"
+        )
+    examples = make_examples([(example.text, example.labels) for example in task.examples], task.label_set, style)
+    recipe = task.recipe.model_copy(update={"answer": style})
+    return Task(recipe, task.label_set, prompt, examples)
 
 
 def load_templates(benchmark: PromptBenchmark, files: Sequence[str | Path]) -> tuple[list[Template], list[str]]:
@@ -184,12 +210,11 @@ def load_templates(benchmark: PromptBenchmark, files: Sequence[str | Path]) -> t
     accepted, refused = [], []
     for file in files:
         try:
-            prompt = load_prompt(file)
-            accepted.append(prepare(benchmark, prompt))
-            if "examples" in prompt.variables and not benchmark.task.examples:
-                log.warning(f"{prompt.path} uses {{{{ examples }}}}, but the recipe sets examples: 0")
+            accepted.append(prepare(benchmark, load_prompt(file)))
         except InputError as error:
             refused.append(str(error))
+    for warning in dict.fromkeys(warning for template in accepted for warning in template.warnings):
+        log.warning(warning)
     return accepted, refused
 
 
@@ -333,6 +358,7 @@ def tune_templates(
         run = RunProcess(k, template.folder.with_name(f"{template.folder.name}-{n_steps}-steps-{digest}"))
         own = {
             "prompt": str(Path(template.prompt.path).resolve()),
+            "answer": template.encoder.style,
             "max_steps": n_steps,
             "eval_strategy": "no",  # scored once, at the end
             "select_best": None,

@@ -1,18 +1,39 @@
 """Label sets: names in canonical order with definitions and aliases, and conversion to and from 0/1 vectors."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from emogen import paths
 from emogen.errors import InputError
 
-# Commas, quotes, brackets and line breaks separate labels in an answer, so no name may contain them.
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^,;\"\[\]\n]+$")]
+NEUTRAL_TASK = "Label the text."  # the task of a label set that does not say what it is about
+
+
+def _is_one_name(word: str) -> str:
+    for character in word:
+        if character in ',;"[]':
+            raise ValueError(f"{word!r} contains {character}, which separates the labels of an answer")
+        if unicodedata.category(character) in ("Cc", "Zl", "Zp"):
+            raise ValueError(f"{word!r} contains a line break or another control character; an answer is one line")
+    return word
+
+
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_is_one_name)]
 
 
 class Label(BaseModel):
@@ -30,6 +51,7 @@ class LabelSet(BaseModel):
 
     Attributes:
         name: name of the label set, for messages.
+        task: a sentence for the prompt: what is labelled, and what the labels are.
         empty: the answer for a text without labels.
         labels: the labels in canonical order, which is the order of vectors and columns.
         order: the label names in the order of prompts and answers, if that differs from the canonical order.
@@ -40,6 +62,7 @@ class LabelSet(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+    task: Annotated[str, StringConstraints(strip_whitespace=True)] = ""
     empty: Name = "none"
     labels: tuple[Label, ...] = Field(min_length=1)
     order: tuple[Name, ...] = ()
@@ -63,6 +86,11 @@ class LabelSet(BaseModel):
     def names(self) -> tuple[str, ...]:
         """The label names in canonical order."""
         return tuple(label.name for label in self.labels)
+
+    @property
+    def task_sentence(self) -> str:
+        """`task`, or a neutral sentence if there is none."""
+        return self.task or NEUTRAL_TASK
 
     @cached_property
     def answer_order(self) -> tuple[int, ...]:

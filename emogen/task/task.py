@@ -9,8 +9,8 @@ import numpy as np
 
 from emogen import paths
 from emogen.errors import InputError
-from emogen.task.labels import LabelSet, load_label_set
-from emogen.task.prompt import Example, Prompt, load_prompt, make_examples
+from emogen.task.labels import NEUTRAL_TASK, LabelSet, load_label_set
+from emogen.task.prompt import Example, Prompt, PromptError, load_prompt, make_examples, warnings_about
 from emogen.task.recipe import Recipe
 from emogen.task.rows import Problem, Rows, data_error
 from emogen.task.splits import Splits, load_splits
@@ -20,12 +20,27 @@ EXAMPLES = "examples.jsonl"  # in a run folder
 
 @dataclass(frozen=True)
 class Task:
-    """The parts that a recipe names, except for its rows."""
+    """The parts that a recipe names, except for its rows.
+
+    Raises:
+        PromptError: the prompt asks for another style of answer than the recipe.
+    """
 
     recipe: Recipe
     label_set: LabelSet
     prompt: Prompt
     examples: list[Example]
+
+    def __post_init__(self) -> None:
+        answer, path = self.recipe.answer, self.prompt.path
+        if answer == "head" or self.prompt.style is None:
+            return
+        style, line = self.prompt.style
+        if style != answer:
+            raise PromptError(
+                f"{path}:{line}: the template asks for `answer: {style}`, but the recipe has `answer: {answer}`; "
+                f"set answer to {style}, or prompt to a template for {answer}"
+            )
 
 
 def load_task(recipe: Recipe) -> Task:
@@ -53,7 +68,7 @@ def load_task_with_rows(recipe: Recipe) -> tuple[Task, Splits, list[Problem]]:
     """Load the parts of a recipe and its rows for training.
 
     Returns:
-        The task, the rows, and the warnings about the rows.
+        The task, the rows, and the warnings about the rows and the prompt.
 
     Raises:
         InputError: a part is missing or invalid.
@@ -66,7 +81,33 @@ def load_task_with_rows(recipe: Recipe) -> tuple[Task, Splits, list[Problem]]:
     if _needs_order(recipe, label_set):
         label_set = by_frequency(label_set, splits.train.truth, rare_first=recipe.order == "rare_first")
     examples = draw_examples(splits.examples, label_set, recipe.answer)
-    return Task(recipe, label_set, prompt, examples), splits, problems
+    task = Task(recipe, label_set, prompt, examples)
+    return task, splits, [*problems, *prompt_warnings(task)]
+
+
+def prompt_warnings(task: Task) -> list[Problem]:
+    """Find what the model is not told by the prompt of a task. A head has no prompt.
+
+    Raises:
+        PromptError: the prompt cannot be rendered for the labels of the task.
+    """
+    recipe, prompt = task.recipe, task.prompt
+    if recipe.answer == "head":
+        return []
+    warnings = warnings_about(prompt, task.label_set, task.examples, recipe.answer)
+    if "task" in prompt.variables and not task.label_set.task:
+        message = (
+            f'no `task` sentence; the prompt says "{NEUTRAL_TASK}"; add a line such as '
+            "`task: Name the aspects that a product review talks about.`"
+        )
+        warnings.append(Problem("warning", str(recipe.find(recipe.labels)), message))
+    if "examples" in prompt.variables and not recipe.examples:
+        message = "shows examples, but `examples` is 0, so it shows none; set `examples: 4`, or choose another prompt"
+        warnings.append(Problem("warning", prompt.at("examples"), message))
+    if recipe.examples and "examples" not in prompt.variables:
+        message = f"`examples` is {recipe.examples}, but {prompt.path} shows none"
+        warnings.append(Problem("warning", str(recipe.path), message))
+    return warnings
 
 
 def load_recipe_labels(recipe: Recipe) -> LabelSet:

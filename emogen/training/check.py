@@ -10,11 +10,11 @@ from emogen.model.encode import load_encoder
 from emogen.model.sources import locate
 from emogen.model.tokenizer import encode_texts, load_tokenizer
 from emogen.task.labels import LabelSet
-from emogen.task.prompt import Prompt, load_prompt, render
+from emogen.task.prompt import Prompt, load_prompt
 from emogen.task.recipe import Recipe, RecipeError, load_recipe
 from emogen.task.rows import Problem, Rows
 from emogen.task.splits import Splits, load_splits
-from emogen.task.task import Task, draw_examples, load_recipe_labels
+from emogen.task.task import Task, draw_examples, load_recipe_labels, prompt_warnings
 
 
 @dataclass
@@ -58,8 +58,9 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> Findings:
     if recipe.answer == "head":
         _check_head(findings, recipe, splits)
     elif prompt is not None:
-        examples = [] if splits is None else draw_examples(splits.examples, label_set, recipe.answer)
-        _check_generation(findings, Task(recipe, label_set, prompt, examples), splits)
+        task = _check_task(findings, recipe, label_set, prompt, splits)
+        if task is not None:
+            _check_generation(findings, task, splits)
     return findings
 
 
@@ -108,19 +109,23 @@ def _check_data(findings: Findings, recipe: Recipe, label_set: LabelSet) -> Spli
     return splits
 
 
-def _check_generation(findings: Findings, task: Task, splits: Splits | None) -> None:
-    """Check the rendered prompt, and the lengths of the texts within it."""
-    recipe, prompt = task.recipe, task.prompt
-    question = task.label_set.labels[0] if recipe.answer == "yes_no" else None
+def _check_task(
+    findings: Findings, recipe: Recipe, label_set: LabelSet, prompt: Prompt, splits: Splits | None
+) -> Task | None:
+    """Check the prompt with the labels, the answer style and the examples of the recipe."""
+    examples = [] if splits is None else draw_examples(splits.examples, label_set, recipe.answer)
     try:
-        render(prompt, task.label_set, task.examples, question)
+        task = Task(recipe, label_set, prompt, examples)
+        findings.problems += prompt_warnings(task)
     except InputError as error:
         findings.error(f"prompt: {error}")
-        return
-    if "examples" in prompt.variables and not recipe.examples:
-        findings.warning(f"{prompt.path} shows examples, but `examples` is 0")
-    if recipe.examples and "examples" not in prompt.variables:
-        findings.warning(f"`examples` is {recipe.examples}, but {prompt.path} shows none")
+        return None
+    return task
+
+
+def _check_generation(findings: Findings, task: Task, splits: Splits | None) -> None:
+    """Check the encoded prompt, and the lengths of the texts within it."""
+    recipe, prompt = task.recipe, task.prompt
     try:
         encoder = load_encoder(task)
     except ModelError as error:
