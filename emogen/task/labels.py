@@ -27,7 +27,7 @@ NEUTRAL_TASK = "Label the text."  # the task of a label set that does not say wh
 def _is_one_name(word: str) -> str:
     for character in word:
         if character in ',;"[]':
-            raise ValueError(f"{word!r} contains {character}, which separates the labels of an answer")
+            raise ValueError(f"{word!r} contains {character!r}, which separates the labels of an answer")
         if unicodedata.category(character) in ("Cc", "Zl", "Zp"):
             raise ValueError(f"{word!r} contains a line break or another control character; an answer is one line")
     return word

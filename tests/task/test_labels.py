@@ -1,8 +1,12 @@
+import re
+from itertools import combinations
+
 import pytest
 
 from emogen.errors import InputError
-from emogen.task.answer import answer_text
+from emogen.task.answer import STYLES, answer_text
 from emogen.task.labels import Label, LabelSet, load_label_set
+from emogen.task.parse import parse_answer
 
 SEMEVAL = ["anger", "anticipation", "disgust", "fear", "joy", "love", "optimism", "pessimism", "sadness", "surprise", "trust"]  # fmt: skip
 
@@ -61,10 +65,44 @@ def test_a_missing_label_set_lists_the_shipped_ones():
         load_label_set("semeval2019")
 
 
-def test_names_with_separators_are_errors():
-    for character in ',;"[]\n':
-        with pytest.raises(ValueError, match="pattern"):
-            LabelSet.model_validate({"name": "x", "labels": [{"name": f"a{character}b"}]})
+@pytest.mark.parametrize("character", ',;"[]\n\r\t\x1c\x85\u2028\u2029')
+@pytest.mark.parametrize("end", ["b", ""])
+def test_a_name_that_could_not_be_read_back_is_an_error(character, end):
+    if character.isspace() and character != "\x1c" and not end:
+        assert Label(name=f"a{character}").name == "a"  # space at the ends does not belong to a name
+        return
+    reason = f"contains {character!r}, which separates" if character in ',;"[]' else "an answer is one line"
+    for key in ({"name": "x"}, {"name": "x", "aliases": ["y"]}):
+        words = {k: f"a{character}{end}" if k == list(key)[-1] else v for k, v in key.items()}
+        words |= {"aliases": [words["aliases"]]} if "aliases" in words else {}
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            Label.model_validate(words)
+
+
+ODD = (
+    "love and care", "R&D", "e.g. other", "C++", "yes/no question", "1. price", "this or that", "what?", "a: b", "2",
+    "(other)", "don't know", "self-love", "and", "no", "none of it", "- dash", "#1", "<b>", "{{ x }}", "Spaß", "クレーム",
+    "क्रोध", "非常に良い",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_other_name_is_read_back_exactly(style):
+    labels = LabelSet(name="odd", labels=tuple(Label(name=name) for name in ODD))
+    for n in (0, 1, 2, len(ODD)):
+        for names in combinations(ODD, n):
+            parsed = parse_answer(answer_text(names, labels, style), labels, style=style)
+            assert (parsed.labels, parsed.status) == (names, "exact")
+
+
+def test_the_task_is_a_sentence_that_is_kept(tmp_path):
+    path = tmp_path / "labels.yaml"
+    path.write_text("name: x\ntask: >\n  Find the aspects\n  of a review.\nlabels:\n  - name: price\n")
+    labels = load_label_set(path)
+    assert labels.task == labels.task_sentence == "Find the aspects of a review."
+    path.write_text(labels.to_yaml())
+    assert load_label_set(path) == labels
+    assert LabelSet(name="x", labels=labels.labels).task_sentence == "Label the text."
 
 
 def test_the_order_of_answers_does_not_change_the_canonical_order():

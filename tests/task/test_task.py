@@ -39,7 +39,7 @@ def test_the_parts_of_a_recipe_are_loaded(tmp_path, labels):
 
 def test_a_run_folder_uses_the_examples_that_it_holds(tmp_path, labels):
     folder = tmp_path / "run"
-    recipe = recipe_in(folder, labels, "examples=2", "answer=json")
+    recipe = recipe_in(folder, labels, "examples=2", "answer=json", "prompt=prompts/json.jinja")
     kept = make_examples([("über alles", ("joy", "love")), ("a\u2028b", ())], labels, "json")
     write_examples(folder, kept)
     (tmp_path / "train.csv").unlink()  # training rows are not needed
