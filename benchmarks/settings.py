@@ -20,7 +20,7 @@ from emogen.evaluation.metrics import row_log_loss
 from emogen.evaluation.results import align_scored, read_scored, write_rows
 from emogen.evaluation.run_folder import METRICS, read_json
 from emogen.experiments.jobs import RunProcess, run_all
-from emogen.report.compare import compare
+from emogen.report.compare import compare, with_interval
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.readers import read_rows
 from emogen.task.rows import checked
@@ -93,14 +93,13 @@ def summarise(names: Sequence[str], folders: Sequence[Path], label_set: LabelSet
 
 def table_row(name: str, metrics: dict[str, Any]) -> list[str]:
     """The line of the table for one setting."""
-    low, high = metrics["difference_interval"]
     more_loss, error = metrics["log_loss_difference"]
     is_first = name == FIRST
     return [
         name,
         f"{metrics['answer']['f1_macro']:.3f}",
         f"{metrics['thresholds']['f1_macro']:.3f}",
-        "" if is_first else f"{metrics['difference']:+.3f} ({low:+.3f} .. {high:+.3f})",
+        "" if is_first else with_interval(metrics["difference"], metrics["difference_interval"], "+"),
         f"{metrics['answer']['f1_micro']:.3f}",
         f"{metrics['log_loss']:.3f}",
         "" if is_first else f"{more_loss:+.3f} ± {error:.3f}",

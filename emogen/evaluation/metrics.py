@@ -112,11 +112,11 @@ def check_prob(prob: np.ndarray) -> None:
         ModelError: a value is NaN, infinite, or outside 0 to 1 by more than rounding.
     """
     prob = np.asarray(prob)
-    is_wrong = ~((prob >= -1e-3) & (prob <= 1 + 1e-3))  # NaN compares as false
+    is_wrong = np.logical_not((prob >= -1e-3) & (prob <= 1 + 1e-3))  # NaN compares as false
     if is_wrong.any():
-        rows: np.ndarray = is_wrong.reshape(len(prob), -1).any(axis=1)
+        rows = is_wrong.reshape(len(prob), -1).any(axis=1)
         raise ModelError(
-            f"{rows.sum():,} of {len(rows):,} rows have probabilities that are not numbers from 0 to 1; the first is "
+            f"{rows.sum():,} of {len(prob):,} rows have probabilities that are not numbers from 0 to 1; the first is "
             f"row {rows.argmax() + 1}, with {prob[is_wrong][0]}. The model computes no valid output: was its training "
             "unstable (lower learning_rate), or does its dtype overflow (dtype: float32)?"
         )

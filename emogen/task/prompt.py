@@ -19,13 +19,13 @@ from typing import Any, Never
 from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from emogen import paths
 from emogen.errors import InputError
 from emogen.task.answer import STYLES, answer_text
 from emogen.task.labels import Label, LabelSet
 from emogen.task.rows import Problem, shorten_list
+from emogen.task.sandbox import MAX_SIZE, LimitedEnvironment, TemplateLimitError, time_limit
 
 # Characters from Unicode's private use area. A template or a label set that contains one is rejected.
 _TURN, _OPEN, _CLOSE = "\ue0f0", "\ue0f1", "\ue0f2"
@@ -97,6 +97,7 @@ VARIABLES = {
     "names": "label names, in the order of an answer",
     "labels": "labels: .name, .definition, .aliases",
     "empty": "answer for a text without labels, such as none",
+    "exactly_one": "whether every text has exactly one label, for {% if exactly_one %}",
     "examples": "few-shot examples from the training rows: .text, .answer, .labels",
     "label": "for answer: yes_no, the label in question: .name, .definition; after {{ text }}",
 }
@@ -108,13 +109,13 @@ def _refuse_list(*_: Any) -> Never:
     )
 
 
-class _List(list):  # type: ignore[type-arg]
+class _List(list):
     """A list that a template can go through, but that no filter or operator can print as a whole."""
 
     __str__ = __repr__ = _refuse_list
 
 
-class _Tuple(tuple):  # type: ignore[type-arg]
+class _Tuple(tuple):
     """The same for a tuple."""
 
     __slots__ = ()
@@ -160,7 +161,7 @@ def _printable(value: Any) -> Any:
     raise PromptError(f"this prints a {type(value).__name__}, which is not a text; is a pair of parentheses missing?")
 
 
-_environment = ImmutableSandboxedEnvironment(
+_environment = LimitedEnvironment(
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -209,6 +210,8 @@ def read_template(path: Path) -> str:
 
 def parse_prompt(source: str, path: str = "<template>") -> Prompt:
     """Check the source of a template as `load_prompt` does."""
+    if len(source) > MAX_SIZE:
+        raise PromptError(f"{path}: {len(source):,} characters; a template has {MAX_SIZE:,} at most")
     source = source.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     for number, line in enumerate(source.split("\n"), start=1):
         if _RESERVED.search(line):
@@ -218,6 +221,8 @@ def parse_prompt(source: str, path: str = "<template>") -> Prompt:
         _environment.compile(source)  # parsing alone does not check the names of filters
     except TemplateSyntaxError as error:
         raise PromptError(f"{path}:{error.lineno}: {error.message}") from None
+    except (RecursionError, MemoryError):
+        raise PromptError(f"{path}: its expressions are nested too deeply") from None
 
     for other in tree.find_all((nodes.Include, nodes.Extends, nodes.Import, nodes.FromImport)):
         tag = {"FromImport": "from"}.get(type(other).__name__, type(other).__name__.lower())
@@ -242,7 +247,7 @@ def _check_texts(tree: nodes.Template, source: str, path: str) -> None:
         *(node for node in tree.find_all(nodes.Getitem) if _is_constant(node.arg, "text")),
     ]
     printed = {id(child) for output in tree.find_all(nodes.Output) for child in output.nodes}
-    blocks = [block for block in tree.find_all((nodes.FilterBlock, nodes.AssignBlock)) if block.filter is not None]
+    blocks = [*tree.find_all(nodes.FilterBlock), *(set_ for set_ in tree.find_all(nodes.AssignBlock) if set_.filter)]
     filtered = {id(node) for block in blocks for node in block.find_all(nodes.Expr)}
     for place in [*texts, *example_texts]:
         if id(place) not in printed or id(place) in filtered:
@@ -277,7 +282,9 @@ def _definition_line(tree: nodes.Template) -> int | None:
     """The first line with `.definition`, unless `if`, `or` or `default` says what to do with a label without one."""
     shown = [node for node in tree.find_all(nodes.Getattr) if node.attr == "definition"]
     cases = [
-        *(node.test for node in tree.find_all((nodes.If, nodes.CondExpr, nodes.For)) if node.test is not None),
+        *(node.test for node in tree.find_all(nodes.If)),
+        *(node.test for node in tree.find_all(nodes.CondExpr)),
+        *(node.test for node in tree.find_all(nodes.For) if node.test is not None),
         *tree.find_all(nodes.Or),
         *(node for node in tree.find_all(nodes.Filter) if node.name in ("default", "d")),
     ]
@@ -317,9 +324,12 @@ def render(
             'with {% answer "yes_no" %} at its top'
         )
     try:
-        rendered = _environment.from_string(prompt.source).render(_values(label_set, examples, label))
+        with time_limit():
+            rendered = _environment.from_string(prompt.source).render(_values(label_set, examples, label))
     except PromptError as error:
         raise PromptError(f"{prompt.path}:{_line_of(error)} {error}") from None
+    except TemplateLimitError as error:
+        raise PromptError(f"{prompt.path}:{_line_of(error)} the template is stopped: {error}") from None
     except Exception as error:  # whatever an expression of the template raises
         raise PromptError(f"{prompt.path}:{_line_of(error)} {type(error).__name__}: {error}") from None
     messages, lines = _split_turns(prompt, rendered)
@@ -344,6 +354,7 @@ def _values(label_set: LabelSet, examples: Sequence[Example], label: Label | Non
         "names": _List(label_set.names[i] for i in label_set.answer_order),
         "labels": _List(shown(label_set.labels[i]) for i in label_set.answer_order),
         "empty": label_set.empty,
+        "exactly_one": label_set.exactly_one,
         "examples": _List(
             ShownExample(TEXT_MARK.replace("0", str(k)), example.answer, _Tuple(example.labels))
             for k, example in enumerate(examples, start=1)
@@ -508,6 +519,8 @@ def _untold(prompt: Prompt, label_set: LabelSet, style: str, content: str) -> li
     if missing := [name for name in label_set.names if _fold(name) not in named]:
         message = f"the prompt does not name {len(missing)} of the {len(label_set)} labels ({shorten_list(missing)})"
         warnings.append(Problem("warning", prompt.path, f'{message}; write {{{{ names | join(", ") }}}}'))
+    if label_set.exactly_one:
+        return warnings
     empty = answer_text((), label_set, style)
     is_told, hint = (empty in content, empty) if style == "json" else (_fold(empty) in named, "{{ empty }}")
     if not is_told:

@@ -102,7 +102,9 @@ def prompt_warnings(task: Task) -> list[Problem]:
         )
         warnings.append(Problem("warning", str(recipe.find(recipe.labels)), message))
     if "examples" in prompt.variables and not recipe.examples:
-        message = "shows {{ examples }}, but `examples` is 0, so there are none; set `examples: 4`, or choose another prompt"
+        message = (
+            "shows {{ examples }}, but `examples` is 0, so there are none; set `examples: 4`, or choose another prompt"
+        )
         warnings.append(Problem("warning", prompt.at("examples"), message))
     if recipe.examples and "examples" not in prompt.variables:
         message = f"`examples` is {recipe.examples}, but {prompt.path} shows none"

@@ -104,7 +104,16 @@ def test_invalid_templates_are_refused(recipe, tmp_path, short, source, message)
 def test_a_template_that_shows_no_examples_is_pointed_out(benchmark, caplog):
     accepted, _ = load_templates(benchmark, ["prompts/few_shot.jinja"])
     assert len(accepted) == 1
-    assert "few_shot.jinja uses {{ examples }}, but the recipe sets examples: 0" in caplog.text
+    assert "few_shot.jinja:9: shows {{ examples }}, but `examples` is 0" in caplog.text
+
+
+def test_an_untuned_model_answers_in_the_style_of_the_template(benchmark, generator, caplog):
+    (template,), _ = load_templates(benchmark, ["prompts/json.jinja"])
+    assert "json.jinja:2: is used with `answer: json`, which it asks for; the recipe has `answer: list`" in caplog.text
+    score_template(benchmark, template, generator, progress_bar)
+    records = results.read_records(template.folder / "predictions.jsonl")
+    assert all(isinstance(json.loads(record["raw"]), list) for record in records)
+    assert json.loads((template.folder / "metrics.json").read_text())["parse"]["exact"] == 1.0
 
 
 def test_scores_are_kept_until_something_changes(benchmark, recipe, generator, tmp_path, short):
@@ -129,10 +138,11 @@ def test_scores_are_kept_until_something_changes(benchmark, recipe, generator, t
 
 
 def test_compare_ranks_templates_and_tests_their_differences(recipe, tmp_path, short, run):
-    words = ["compare", recipe, short, "prompts/list.jinja", "prompts/yes_no.jinja", f"output_dir={tmp_path / 'out'}"]
+    (tmp_path / "bad.jinja").write_text("{% user %}\n{{ label.name }}: {{ text }}")
+    words = ["compare", recipe, short, "prompts/list.jinja", tmp_path / "bad.jinja", f"output_dir={tmp_path / 'out'}"]
     done = run(*words, "--limit", 20)
     assert done.exit_code == 0, done.output
-    assert "yes_no.jinja:" in done.stderr  # it is refused: the recipe asks for lists
+    assert "bad.jinja:2: {{ label }} is available only with `answer: yes_no`" in done.stderr
     for word in ("short", "list", "ln P", "real", "rows; labels decided by nested thresholds"):
         assert word in done.stdout
     folders = sorted((tmp_path / "out").glob("*-rows-*/*"))
@@ -213,7 +223,7 @@ def test_show_renders_templates_and_their_differences(recipe, tmp_path, short, r
     assert done.exit_code == 0, done.output
     assert "⟦" in done.stdout
     assert "-Feelings (anger" in done.stdout
-    assert "+You detect emotions" in done.stdout
+    assert "+Detect the emotions" in done.stdout
     assert "tokens, the same for all rows" in done.stdout
     (tmp_path / "leak.jinja").write_text(f"{{% user %}}\n{MANY[-1][0]}\n{{{{ text }}}}")  # of a row that is not shown
     done = run("show", short, tmp_path / "leak.jinja", recipe)

@@ -69,7 +69,10 @@ def test_examples_and_a_prompt_without_them_are_a_warning(check_with):
     _, problems = check_with(examples=2)
     assert problems == ["warning: tiny.yaml: `examples` is 2, but prompts/list.jinja shows none"]
     _, problems = check_with(prompt="prompts/few_shot.jinja")
-    assert problems == ["warning: tiny.yaml: prompts/few_shot.jinja shows examples, but `examples` is 0"]
+    message = (
+        "shows {{ examples }}, but `examples` is 0, so there are none; set `examples: 4`, or choose another prompt"
+    )
+    assert problems == [f"warning: prompts/few_shot.jinja:9: {message}"]
 
 
 @pytest.mark.parametrize(("answer", "max_length"), [("list", 400), ("head", 100)])
