@@ -22,7 +22,10 @@ POD = ("-m", "emogen.cli", "pod", "launch", "--follow")
 POLL_SECONDS = 0.5
 
 # Recipe keys that describe the form of the user's data files, which does not apply to files written by `write_rows`.
-_FORM = ("text_column", "id_column", "separator", "encoding", "dataset_name", "dataset_config", "dataset_test_split")
+_FORM = (
+    "text_column", "id_column", "labels_column", "separator", "quoting", "encoding",
+    "dataset_name", "dataset_config", "dataset_test_split",
+)  # fmt: skip
 
 
 @dataclass

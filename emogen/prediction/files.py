@@ -107,7 +107,9 @@ def _predict_chunks(
         size=CHUNK if len(ensemble.folders) == 1 else CHUNK_OF_ENSEMBLE,
         text_column=recipe.text_column,
         id_column=recipe.id_column,
+        labels_column=recipe.labels_column,
         separator=recipe.separator,
+        quoting=recipe.quoting,
         encoding=recipe.encoding,
     )
     summary = Summary()

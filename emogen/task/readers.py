@@ -1,25 +1,44 @@
 """CSV, TSV, JSONL and Parquet files and Hub datasets -> rows. Format, separator and encoding are detected."""
 
-import codecs
-import csv
 import difflib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from emogen import paths
-from emogen.task.columns import no_rows, rows_from_records
+from emogen.task.columns import Record, find_columns, no_rows, read_records, rows_from_records
+from emogen.task.delimited import LOOK_AHEAD, read_delimited
+from emogen.task.json_files import read_json
 from emogen.task.labels import LabelSet
-from emogen.task.rows import DataError, Problem, Rows, checked
+from emogen.task.rows import DataError, Mistakes, Problem, Rows, checked
+from emogen.task.text_files import UNREADABLE, check_kind, read_lines
 
 log = logging.getLogger(__name__)
 
-Records = Iterator[tuple[int, dict[str, Any]]]  # each with the line on which it begins
-_UNREADABLE = (OSError, ValueError, csv.Error, LookupError)
-_LOOK_AHEAD = 1000  # records of a streamed JSONL file that are searched for columns
+_JSON = (".jsonl", ".ndjson", ".json")
+_DELIMITED = (".csv", ".tsv", ".tab", ".txt")
+_PARQUET = ".parquet"
+
+
+@dataclass
+class _Table:
+    """An open file.
+
+    Attributes:
+        columns: the column names, in which a name may be repeated.
+        records: line number and values of each record, read lazily.
+        mistakes: of the records so far.
+        classes: for columns of class numbers, the names of the classes.
+    """
+
+    columns: list[str]
+    records: Iterator[tuple[int, Record]]
+    mistakes: Mistakes
+    classes: Mapping[str, Sequence[str]]
 
 
 def read_rows(
@@ -28,18 +47,22 @@ def read_rows(
     *,
     text_column: str | None = None,
     id_column: str | None = None,
+    labels_column: str | None = None,
     separator: str | None = None,
+    quoting: str | None = None,
     encoding: str | None = None,
     need_labels: bool = False,
     need_text: bool = True,
+    need_ids: bool = True,
 ) -> tuple[Rows, list[Problem]]:
     """Read a data file.
 
     Args:
-        source: a .csv, .tsv, .txt, .jsonl, .ndjson, .json or .parquet file.
-        text_column, id_column, separator, encoding: detected by default.
+        source: a .csv, .tsv, .tab, .txt, .jsonl, .ndjson or .json file, also with .gz after that; or a .parquet file.
+        text_column, id_column, labels_column, separator, quoting, encoding: detected by default.
         need_labels: report missing labels as an error.
         need_text: report a missing text column as an error. (A file of predictions has none.)
+        need_ids: report a missing id column as a warning.
 
     Returns:
         The rows that could be read, and every problem. `checked` raises the errors among them.
@@ -47,12 +70,23 @@ def read_rows(
     path = paths.find(source)
     problems: list[Problem] = []
     try:
-        columns, records = _read_table(path, separator, encoding, problems, None)
-        return rows_from_records(
-            str(source), columns, records, label_set, problems,
-            text_column=text_column, id_column=id_column, need_labels=need_labels, need_text=need_text,
+        table = _open_table(path, separator, quoting, encoding, problems, None)
+        records = list(table.records)
+        if not table.columns:
+            return no_rows(str(source)), problems + (table.mistakes.take(str(source)) or [_no_rows_problem(source)])
+        columns = find_columns(
+            str(source), table.columns, [record for _, record in records], label_set, problems,
+            text_column=text_column, id_column=id_column, labels_column=labels_column, classes=table.classes,
+            need_labels=need_labels, need_text=need_text, need_ids=need_ids,
         )  # fmt: skip
-    except _UNREADABLE as error:
+        if columns is None:
+            return no_rows(str(source)), problems + table.mistakes.take(str(source))
+        rows = read_records(
+            str(source), columns, records, label_set, problems, table.mistakes,
+            need_labels=need_labels, need_text=need_text,
+        )  # fmt: skip
+        return rows, problems
+    except UNREADABLE as error:
         return no_rows(str(path)), [*problems, _unreadable(source, path, error)]
 
 
@@ -63,13 +97,15 @@ def stream_rows(
     size: int,
     text_column: str | None = None,
     id_column: str | None = None,
+    labels_column: str | None = None,
     separator: str | None = None,
+    quoting: str | None = None,
     encoding: str | None = None,
 ) -> Iterator[Rows]:
-    """Read a data file of any size in chunks. Warnings are logged.
+    """Read a data file of any size in chunks. Each warning is logged once.
 
     Args:
-        source, text_column, id_column, separator, encoding: see `read_rows`.
+        source, text_column, id_column, labels_column, separator, quoting, encoding: see `read_rows`.
         size: maximum number of rows in a chunk.
 
     Yields:
@@ -78,20 +114,27 @@ def stream_rows(
     Raises:
         DataError: every error in the next chunk. All chunks before it have been yielded.
     """
-    path = paths.find(source)
+    path, where = paths.find(source), str(source)
     problems: list[Problem] = []
+    said: set[str] = set()
     n_rows = 0
     try:
-        columns, records = _read_table(path, separator, encoding, problems, _LOOK_AHEAD)
+        table = _open_table(path, separator, quoting, encoding, problems, LOOK_AHEAD)
+        sample = list(islice(table.records, LOOK_AHEAD))
+        if not table.columns:
+            raise DataError(table.mistakes.take(where) or [_no_rows_problem(source)])
+        columns = find_columns(
+            where, table.columns, [record for _, record in sample], label_set, problems,
+            text_column=text_column, id_column=id_column, labels_column=labels_column, classes=table.classes,
+        )  # fmt: skip
+        if columns is None:
+            raise DataError([problem for problem in problems if problem.level == "error"])
+        records = chain(sample, table.records)
         while True:
-            rows = checked(
-                rows_from_records(
-                    str(source), columns, islice(records, size), label_set, problems,
-                    text_column=text_column, id_column=id_column, may_be_empty=True,
-                )
-            )  # fmt: skip
-            for problem in problems:
-                log.warning(str(problem))
+            chunk = islice(records, size)
+            rows = read_records(where, columns, chunk, label_set, problems, table.mistakes, may_be_empty=True)
+            rows = checked((rows, problems))
+            _log_new(problems, said)
             problems.clear()
             if not n_rows and not len(rows):
                 log.warning(f"{source}: no rows below the header")
@@ -100,8 +143,18 @@ def stream_rows(
             n_rows += len(rows)
             if not len(rows):
                 return
-    except _UNREADABLE as error:
+    except DataError:
+        raise
+    except UNREADABLE as error:
         raise DataError([_unreadable(source, path, error)]) from None
+
+
+def _log_new(problems: Sequence[Problem], said: set[str]) -> None:
+    """Log the warnings whose message was not logged before."""
+    for problem in problems:
+        if problem.message not in said:
+            said.add(problem.message)
+            log.warning(str(problem))
 
 
 def read_hub(
@@ -113,7 +166,7 @@ def read_hub(
         name: name of the dataset, or path of the folder.
         config: configuration of the dataset.
         split: name of the split, such as `train`.
-        columns: `text_column`, `id_column` and `need_labels`, as in `read_rows`.
+        columns: `text_column`, `id_column`, `labels_column` and `need_labels`, as in `read_rows`.
 
     Returns:
         As `read_rows`. Lines are row numbers from 1.
@@ -126,11 +179,20 @@ def read_hub(
     except Exception as error:  # load_dataset documents no common class of its many errors
         return no_rows(where), [Problem("error", where, f"cannot be loaded: {error}")]
     records = ((i, dict(record)) for i, record in enumerate(dataset, start=1))
-    return rows_from_records(where, list(dataset.column_names), records, label_set, [], **columns)
+    classes = _class_names(dataset.features.to_dict())
+    return rows_from_records(where, list(dataset.column_names), records, label_set, [], classes=classes, **columns)
+
+
+def _no_rows_problem(source: str | Path) -> Problem:
+    return Problem("error", str(source), "no rows")
 
 
 def _unreadable(source: str | Path, path: Path, error: Exception) -> Problem:
-    message = _no_such_file(path) if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+    message = f"cannot be read: {error}"
+    if isinstance(error, FileNotFoundError):
+        message = _no_such_file(path)
+    elif isinstance(error, IsADirectoryError):
+        message = "a folder; name a file in it"
     return Problem("error", str(source), message)
 
 
@@ -139,114 +201,75 @@ def _no_such_file(path: Path) -> str:
     return "no such file" + (f"; did you mean {path.with_name(near[0])}?" if near else "")
 
 
-def _read_table(
-    path: Path, separator: str | None, encoding: str | None, problems: list[Problem], ahead: int | None
-) -> tuple[list[str], Records]:
+def _open_table(
+    path: Path,
+    separator: str | None,
+    quoting: str | None,
+    encoding: str | None,
+    problems: list[Problem],
+    ahead: int | None,
+) -> _Table:
     """Open a file as a table.
 
     Args:
-        problems: new problems are appended, also later, while the records are read.
+        problems: a warning about the encoding is appended.
         ahead: number of records of a JSONL file to search for columns; None for all.
-
-    Returns:
-        The column names, and the records, which are read lazily.
     """
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
+    ending = path.suffix.lower()
+    is_packed = ending == ".gz"
+    if is_packed:
+        ending = Path(path.stem).suffix.lower()
+    is_known = ending in (*_JSON, *_DELIMITED) or (ending == _PARQUET and not is_packed)
+    if path.is_file() or not path.exists():
+        check_kind(path, parquet=ending == _PARQUET)
+    if not is_known:
+        known = ", ".join((*_DELIMITED, *_JSON, _PARQUET))
+        shown = "".join(path.suffixes[-2:]) if is_packed else path.suffix
+        raise ValueError(f"the ending {shown!r} is unknown; expected {known}, or .gz after a text format")
+    mistakes = Mistakes()
+    if ending == _PARQUET:
+        return _open_parquet(path, mistakes)
+    lines = read_lines(path, encoding, problems)
+    if ending in _JSON:
+        return _Table(*read_json(lines, mistakes, ahead), mistakes, {})
+    return _Table(*read_delimited(path, lines, separator, quoting, mistakes), mistakes, {})
 
+
+def _open_parquet(path: Path, mistakes: Mistakes) -> _Table:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
         file = pyarrow.parquet.ParquetFile(path)
-        records = (record for batch in file.iter_batches(1024) for record in batch.to_pylist())
-        return file.schema_arrow.names, enumerate(records, start=1)
-    lines = _lines(path, encoding, problems)
-    if path.suffix in (".jsonl", ".json", ".ndjson"):
-        return _read_json(path, lines, problems, ahead)
-    return _read_delimited(path, lines, separator, problems)
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from None
+
+    def records() -> Iterator[tuple[int, Record]]:
+        try:
+            rows = (record for batch in file.iter_batches(1024) for record in batch.to_pylist())
+            yield from enumerate(rows, start=1)
+        except pyarrow.ArrowException as error:
+            raise ValueError(str(error)) from None
+
+    return _Table(file.schema_arrow.names, records(), mistakes, _parquet_classes(file.schema_arrow.metadata or {}))
 
 
-def _lines(path: Path, encoding: str | None, problems: list[Problem]) -> Iterator[str]:
-    """The lines of a text file with their line ends. Only a newline ends a line, unlike in `str.splitlines`."""
-    encoding = encoding or _detect_encoding(path, problems)
-    if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):  # where a newline is more than one byte
-        with path.open(encoding=encoding, newline="\n") as file:
-            yield from file
-        return
-    with path.open("rb") as raw:
-        for number, line in enumerate(raw, start=1):
-            try:
-                yield line.decode(encoding, "replace" if encoding == "cp1252" else "strict")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"line {number} is not {encoding}: {error.reason}") from None
+def _parquet_classes(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of class numbers, which the library datasets keeps in the schema of a Parquet file."""
+    try:
+        return _class_names(json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"])
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
-def _detect_encoding(path: Path, problems: list[Problem]) -> str:
-    """UTF-16 if the file begins with its byte order mark, UTF-8 if all lines are; else Windows-1252, with a warning."""
-    with path.open("rb") as raw:
-        for number, line in enumerate(raw, start=1):
-            if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                return "utf-16"
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                message = "not UTF-8; read as Windows-1252 (set `encoding` in the recipe to choose another)"
-                problems.append(Problem("warning", f"{path}:{number}", message))
-                return "cp1252"
-    return "utf-8-sig"
-
-
-def _read_json(
-    path: Path, lines: Iterator[str], problems: list[Problem], ahead: int | None
-) -> tuple[list[str], Records]:
-    """One JSON object per line, or one array of objects."""
-
-    def parsed(first: str) -> Iterator[tuple[int, Any]]:
-        if first.lstrip().startswith("["):
-            yield from enumerate(json.loads("".join([first, *lines])), start=1)
-            return
-        for number, line in enumerate(chain([first], lines), start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    problems.append(Problem("error", f"{path}:{number}", f"not valid JSON: {error}"))
-
-    def records() -> Records:
-        for number, record in parsed(next(lines, "")):
-            if isinstance(record, dict):
-                yield number, record
-            else:
-                problems.append(Problem("error", f"{path}:{number}", "not a JSON object"))
-
-    rest = records()
-    seen = list(islice(rest, ahead))
-    return list(dict.fromkeys(key for _, record in seen for key in record)), chain(seen, rest)
-
-
-def _read_delimited(
-    path: Path, lines: Iterator[str], separator: str | None, problems: list[Problem]
-) -> tuple[list[str], Records]:
-    """A header line, then one record per line, or per several lines if a quoted cell contains newlines."""
-    header = next(lines, "")
-    if not header.strip():
-        empty = not any(line.strip() for line in lines)
-        raise ValueError("the file is empty" if empty else "the first line is empty; it must name the columns")
-    separator = separator or max("\t,;|", key=header.count)
-    # SemEval's TSV has no quoting: a tweet may begin with a quotation mark that is never closed. CSV has.
-    quoting: Any = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(chain([header], lines), delimiter=separator, quoting=quoting)
-    csv.field_size_limit(10_000_000)
-    columns = [name.strip() for name in next(reader)]
-
-    def records() -> Records:
-        begin = reader.line_num + 1
-        for cells in reader:
-            if cells and any(cell.strip() for cell in cells):
-                if len(cells) == len(columns):
-                    yield begin, dict(zip(columns, cells, strict=True))
-                else:
-                    message = f"{len(cells)} columns where the header has {len(columns)}"
-                    if reader.line_num - begin > 20:
-                        message += f"; a quotation mark opened here is closed only on line {reader.line_num}"
-                    problems.append(Problem("error", f"{path}:{begin}", message))
-            begin = reader.line_num + 1
-
-    return columns, records()
+def _class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of the classes of each column of class numbers, or of lists of them."""
+    names = {}
+    for column, feature in features.items():
+        if isinstance(feature, list) and feature:
+            feature = feature[0]
+        if isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+            feature = feature["feature"]
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
+            names[column] = [str(name) for name in feature["names"]]
+    return names

@@ -118,7 +118,15 @@ class Recipe(BaseModel):
     dataset_test_split: str | None = Field(None, description="split of the dataset to evaluate on")
     text_column: str | None = Field(None, description="name of the text column; detected by default")
     id_column: str | None = Field(None, description="name of the id column; detected by default")
-    separator: str | None = Field(None, description="character between columns; detected by default")
+    labels_column: str | None = Field(
+        None, description="name of the one column that holds all labels; detected by default"
+    )
+    separator: str | None = Field(None, description="character between columns, or \\t for a tab; detected by default")
+    quoting: Literal["csv", "none"] | None = Field(
+        None,
+        description="csv: quotation marks quote the cells of a CSV or TSV file; none: they are plain text; detected by "
+        "default",
+    )
     encoding: str | None = Field(None, description="encoding of the files; detected by default")
     labels: str = Field("semeval2018", description="label set: name of a shipped one, or path of a YAML file")
     prompt: str = Field("prompts/list.jinja", description="path of the prompt template")

@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -13,17 +14,42 @@ from emogen.errors import InputError
 _MOJIBAKE = re.compile(r"â€|Ã[\x80-\xbf©¨¼¶¤]|ðŸ")
 _SHOWN = 5  # number of lines or ids that a message names before "and n more"
 
+Level = Literal["error", "warning"]
+
 
 @dataclass(frozen=True)
 class Problem:
     """A problem in the input. An `error` makes the input unusable; a `warning` does not."""
 
-    level: Literal["error", "warning"]
+    level: Level
     where: str
     message: str
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
+
+
+class Mistakes:
+    """Problems of single rows, collected by kind, so that a mistake in 5,000 rows is one problem."""
+
+    def __init__(self) -> None:
+        # (level, before, after) -> the lines and the different values, each in the order in which it was found
+        self._kinds: dict[tuple[Level, str, str], tuple[dict[int, None], dict[str, None]]] = {}
+
+    def add(self, line: int, before: str, value: str = "", after: str = "", level: Level = "error") -> None:
+        """Note a problem of a row. Problems that differ in their value alone are of the same kind."""
+        lines, values = self._kinds.setdefault((level, before, after), ({}, {}))
+        lines[line] = None
+        values[value] = None
+
+    def take(self, where: str) -> list[Problem]:
+        """The problems of a file, one for each kind, with its first lines and values; they are removed from here."""
+        problems = [
+            Problem(level, at_lines(where, list(lines)), before + shorten_list(list(values)) + after)
+            for (level, before, after), (lines, values) in self._kinds.items()
+        ]
+        self._kinds.clear()
+        return problems
 
 
 class DataError(InputError):
@@ -45,6 +71,8 @@ class Rows:
         gold: int8 [n, L] in canonical label order, or None if the file has no labels.
         lines: the line on which each row begins (row numbers for Parquet and Hub data).
         id_column, text_column: names of these columns, for writing files with the same columns.
+        has_ids: whether the file has an id column; otherwise the ids are line numbers.
+        others: names of the columns that were not read.
     """
 
     path: str
@@ -54,6 +82,8 @@ class Rows:
     lines: list[int]
     id_column: str = "ID"
     text_column: str = "Tweet"
+    has_ids: bool = True
+    others: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -135,20 +165,28 @@ def check_rows(rows: Rows) -> list[Problem]:
         by_id[row_id].append(i)
         by_text[normalise_text(text)].append(i)
 
-    def add(level: Literal["error", "warning"], index: Sequence[int], message: str) -> None:
+    def add(level: Level, index: Sequence[int], message: str) -> None:
         problems.append(Problem(level, at_lines(rows.path, [rows.lines[i] for i in index]), message))
 
-    for row_id, index in by_id.items():
-        if len(index) > 1:
-            add("error", index, f"the id {row_id!r} occurs {len(index)} times")
+    repeated = {row_id: index for row_id, index in by_id.items() if len(index) > 1}
+    if len(repeated) == 1:
+        ((row_id, index),) = repeated.items()
+        add("error", index, f"the id {row_id!r} occurs {len(index)} times")
+    elif repeated:
+        message = f"{len(repeated):,} ids occur more than once: {shorten_list([repr(row_id) for row_id in repeated])}"
+        add("error", sorted(chain.from_iterable(repeated.values())), message)
     if empty := by_text.pop("", []):
         add("warning", empty, "the text is empty")
     n_repeated = 0
+    contradictory: dict[str, list[int]] = {}
     for text, index in by_text.items():
         if len(index) > 1 and rows.gold is not None and len({rows.gold[i].tobytes() for i in index}) > 1:
-            add("warning", index, f"the same text with different labels: {_short(text)}")
+            contradictory.setdefault(_short(text), []).extend(index)
         else:
             n_repeated += len(index) - 1
+    if contradictory:
+        index = sorted(chain.from_iterable(contradictory.values()))
+        add("warning", index, f"the same text with different labels: {shorten_list(list(contradictory))}")
     if n_repeated:
         problems.append(Problem("warning", rows.path, f"{n_repeated:,} texts repeat an earlier one"))
     if broken := [i for i, text in enumerate(rows.texts) if "\ufffd" in text or _MOJIBAKE.search(text)]:

@@ -10,7 +10,7 @@ import numpy as np
 from emogen.task.labels import LabelSet
 from emogen.task.readers import read_hub, read_rows
 from emogen.task.recipe import Recipe
-from emogen.task.rows import Problem, Rows, check_overlap, check_rows, data_error, has_errors, normalise_text
+from emogen.task.rows import DataError, Problem, Rows, check_overlap, check_rows, data_error, has_errors, normalise_text
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +36,20 @@ def load_splits(recipe: Recipe, label_set: LabelSet) -> tuple[Splits | None, lis
     Returns:
         The splits, or None if an error makes them impossible; and every problem.
     """
-    columns: dict[str, Any] = {"text_column": recipe.text_column, "id_column": recipe.id_column, "need_labels": True}
+    columns: dict[str, Any] = {
+        "text_column": recipe.text_column,
+        "id_column": recipe.id_column,
+        "labels_column": recipe.labels_column,
+        "need_labels": True,
+    }
 
     def read(file: str | None, split: str | None) -> tuple[Rows, list[Problem]]:
         if file is not None:
-            form: dict[str, Any] = {"separator": recipe.separator, "encoding": recipe.encoding}
+            form: dict[str, Any] = {
+                "separator": recipe.separator,
+                "quoting": recipe.quoting,
+                "encoding": recipe.encoding,
+            }
             return read_rows(recipe.find(file), label_set, **columns, **form)
         return read_hub(str(recipe.dataset_name), recipe.dataset_config, str(split), label_set, **columns)
 
@@ -55,14 +64,14 @@ def load_splits(recipe: Recipe, label_set: LabelSet) -> tuple[Splits | None, lis
     if recipe.eval_fraction:
         try:
             kept, held_out = hold_out(train, recipe.eval_fraction, recipe.seed)
-        except ValueError as error:
-            return None, [*problems, Problem("error", train.path, str(error))]
+        except DataError as error:
+            return None, [*problems, *error.problems]
         train, eval_rows = train.take(kept), train.take(held_out)
     shown = np.sort(np.random.default_rng(recipe.seed).permutation(len(train))[: recipe.examples])
     examples = train.take(shown)
     train = train.take(np.setdiff1d(np.arange(len(train)), shown))
     if not len(train):
-        problems.append(Problem("error", train.path, "no training rows are left"))
+        return None, [*problems, Problem("error", train.path, "no training rows are left")]
     return Splits(train, eval_rows, examples), problems
 
 
@@ -92,15 +101,20 @@ def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[np.ndarray, np.nda
         Positions of the kept and of the held-out rows, ascending.
 
     Raises:
-        ValueError: the rows have no labels, or fewer than two different texts.
+        DataError: the rows have no labels, or too few different texts.
     """
     from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 
     groups, gold = _group_by_text(rows)
     if len(groups) < 2:
-        raise ValueError(f"{rows.path}: cannot hold out rows: fewer than two different texts")
+        raise _impossible(rows, "cannot hold out rows: fewer than two different texts")
     splitter = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
-    kept, held_out = next(splitter.split(np.zeros(len(groups)), gold))
+    try:
+        kept, held_out = next(splitter.split(np.zeros(len(groups)), gold))
+    except ValueError as error:  # a part would be empty
+        raise _impossible(rows, f"cannot hold out rows: {error}") from None
+    if not len(kept) or not len(held_out):
+        raise _impossible(rows, f"cannot hold out {fraction:.0%} of {len(groups)} different texts")
     return _positions(groups, kept), _positions(groups, held_out)
 
 
@@ -113,13 +127,13 @@ def make_folds(rows: Rows, n_folds: int, seed: int) -> np.ndarray:
         The fold of each row, int64 [n].
 
     Raises:
-        ValueError: the rows have no labels, or fewer different texts than folds.
+        DataError: the rows have no labels, or fewer different texts than folds.
     """
     from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
     groups, gold = _group_by_text(rows)
     if len(groups) < n_folds:
-        raise ValueError(f"{rows.path}: cannot make {n_folds} folds of {len(groups)} different texts")
+        raise _impossible(rows, f"cannot make {n_folds} folds of {len(groups)} different texts")
     splitter = MultilabelStratifiedKFold(n_splits=n_folds, shuffle=True, random_state=seed)
     folds = np.empty(len(rows), dtype=np.int64)
     for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(groups)), gold)):
@@ -142,14 +156,22 @@ def sample_rows(rows: Rows, n: int, seed: int) -> Rows:
 
 
 def _group_by_text(rows: Rows) -> tuple[list[list[int]], np.ndarray]:
-    """The positions of the rows of each different text, and the gold labels of its first row, int8 [groups, L]."""
+    """The positions of the rows of each different text, and the labels of its first row to stratify by, int8 [groups, L].
+
+    A single label gets a second column, its opposite: iterative stratification needs two, and then balances both.
+    """
     if rows.gold is None:
-        raise ValueError(f"{rows.path}: no labels to stratify by")
+        raise _impossible(rows, "no labels to stratify by")
     positions: dict[str, list[int]] = defaultdict(list)
     for i, text in enumerate(rows.texts):
         positions[normalise_text(text)].append(i)
     groups = list(positions.values())
-    return groups, rows.gold[[group[0] for group in groups]]
+    gold = rows.gold[[group[0] for group in groups]]
+    return groups, np.hstack([gold, 1 - gold]) if gold.shape[1] == 1 else gold
+
+
+def _impossible(rows: Rows, message: str) -> DataError:
+    return DataError([Problem("error", rows.path, message)])
 
 
 def _positions(groups: list[list[int]], chosen: np.ndarray) -> np.ndarray:
