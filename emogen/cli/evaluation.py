@@ -1,6 +1,7 @@
 """Commands that evaluate predictions, without a model: score, compare, report."""
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import typer
 from emogen.cli.shared import JsonOption
 from emogen.console import err, out
 
+log = logging.getLogger("emogen")
+
 DECISIONS = {"thresholds": "nested thresholds", "stack": "nested stacks and thresholds", "answer": "answer"}
 PICTURE_TYPES = (".svg", ".png", ".pdf")
 
@@ -18,6 +21,10 @@ def score(
     gold: Annotated[str, typer.Argument(help="A file with the true labels.")],
     pred: Annotated[list[str], typer.Argument(help="One or more files with predicted labels, matched by id.")],
     labels: Annotated[str, typer.Option(help="The label set: a shipped one, or a YAML file.")] = "semeval2018",
+    id_column: Annotated[str | None, typer.Option(help="The id column of all files; detected by default.")] = None,
+    labels_column: Annotated[
+        str | None, typer.Option(help="The one column that holds all labels; detected by default.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score predicted labels against the true ones.
@@ -31,13 +38,23 @@ def score(
     from emogen.evaluation.tables import print_scores
     from emogen.task.labels import load_label_set
     from emogen.task.readers import read_rows
-    from emogen.task.rows import align, checked
+    from emogen.task.rows import Rows, align, checked
 
     label_set = load_label_set(labels)
-    gold_rows = checked(read_rows(gold, label_set, need_labels=True, need_text=False))
+
+    def read(file: str) -> Rows:
+        rows, problems = read_rows(
+            file, label_set, id_column=id_column, labels_column=labels_column, need_labels=True, need_text=False
+        )
+        for problem in problems:
+            if problem.level == "warning":
+                log.warning(str(problem))
+        return checked((rows, problems))
+
+    gold_rows = read(gold)
     systems = []
     for file in pred:
-        rows = align(gold_rows, checked(read_rows(file, label_set, need_labels=True, need_text=False)))
+        rows = align(gold_rows, read(file))
         systems.append((file, score(gold_rows.truth, rows.truth, label_set.names)))
     if as_json:
         results = {file: with_caveats(metrics) for file, metrics in systems}

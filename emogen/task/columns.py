@@ -22,8 +22,8 @@ _LABEL_NAMES = ("label", "emotion")  # the same, where labels are needed: other 
 
 # Names of columns that are ids if their values are different: `comment_id`, `tweetID`, `id_str`; and of pandas' index.
 _ID_WORD = re.compile(
-    "(.* )?(id|ids|uid|uuid|guid|identifier)|ids? .*|(tweet|post|text|row|doc|document|comment|sample|message|msg|review|"
-    "sentence|item|record|example|instance)id"
+    "(.* )?(id|ids|uid|uuid|guid|identifier)|ids? .*|"
+    "(tweet|post|text|row|doc|document|comment|sample|message|msg|review|sentence|item|record|example|instance)id"
 )
 _INDEX_NAME = re.compile(
     r"|index|idx|unnamed \d+|index level \d+|level \d+|key|number|num|nr|no|(row|line)( (number|no|nr))?|row ?names?|"
@@ -173,7 +173,7 @@ def read_records(
     problems += mistakes.take(where)
     if not ids and not may_be_empty and not any(problem.level == "error" for problem in problems):
         problems.append(Problem("error", where, "no rows below the header"))
-    gold = _stack_labels(where, vectors, lines, len(label_set), columns.empty, problems, need_labels)
+    gold = _stack_labels(where, vectors, lines, label_set, columns.empty, problems, need_labels)
     return Rows(
         where, ids, texts, gold, lines,
         "ID" if columns.id is None else columns.id, columns.text or "Tweet", columns.id is not None, columns.others,
@@ -411,8 +411,8 @@ def _text_of(record: Record, column: str | None, line: int, mistakes: Mistakes) 
 
 
 def _shown_value(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", bytes: "bytes"}
-    return kinds.get(type(value)) or str(value)[:60]
+    kinds = {"dict": "an object", "list": "a list", "bytes": "bytes"}
+    return kinds.get(type(value).__name__) or str(value)[:60]
 
 
 def _no_labels(record: Record, line: int, mistakes: Mistakes) -> Vector | None:
@@ -454,7 +454,7 @@ def _stack_labels(
     where: str,
     vectors: Sequence[Vector | None],
     lines: Sequence[int],
-    n_labels: int,
+    label_set: LabelSet,
     empty: str,
     problems: list[Problem],
     need_labels: bool,
@@ -469,4 +469,10 @@ def _stack_labels(
     if missing:
         message = f"no labels here, though other rows have them; write {empty} for a text without labels"
         problems.append(Problem("error", at_lines(where, missing), message))
-    return np.array([vector or (0,) * n_labels for vector in vectors], dtype=np.int8)
+    gold = np.array([vector or (0,) * len(label_set) for vector in vectors], dtype=np.int8)
+    if label_set.exactly_one and not any(problem.level == "error" for problem in problems):
+        for n in sorted(set(gold.sum(axis=1).tolist()) - {1}):
+            wrong = [line for line, row in zip(lines, gold, strict=True) if row.sum() == n]
+            message = f"{n or 'no'} labels, but {label_set.name!r} says exactly_one: each text has one label"
+            problems.append(Problem("error", at_lines(where, wrong), message))
+    return gold

@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import yaml
 from pydantic import (
@@ -20,7 +20,12 @@ from pydantic import (
 
 from emogen import paths
 from emogen.errors import InputError
+from emogen.task.yaml_files import place_of, read_yaml
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+MAX_PROBLEMS = 10  # that a message lists
 NEUTRAL_TASK = "Label the text."  # the task of a label set that does not say what it is about
 
 
@@ -150,12 +155,26 @@ def load_label_set(name_or_path: str | Path) -> LabelSet:
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in paths.shipped("prompts/labels").glob("*.yaml")))
         raise InputError(f"{name_or_path}: no such label set; give the path of a YAML file, or one of: {shipped}")
+    values, _ = read_yaml(path)
     try:
-        return LabelSet.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
+        return LabelSet.model_validate(values)
     except ValidationError as error:
-        problems = "\n".join(
-            f"  {'.'.join(str(part) for part in e['loc']) or 'label set'}: {e['msg']}" for e in error.errors()
-        )
-        raise InputError(f"{path}: not a valid label set\n{problems}") from None
+        problems = [problem for problem in error.errors() if problem["type"] != "too_short"] or error.errors()
+        raise InputError("\n".join(_explain(path, problem) for problem in problems[:MAX_PROBLEMS])) from None
+
+
+def _explain(path: Path, problem: "ErrorDetails") -> str:
+    """A problem of a label set as `file:line: key: what is wrong`."""
+    key = ".".join(map(str, problem["loc"]))
+    keys = ", ".join((Label if "labels" in problem["loc"] else LabelSet).model_fields)
+    message = {
+        "missing": "is missing",
+        "extra_forbidden": f"no such key; the keys are: {keys}",
+        "model_type": "expected a label, such as `- name: joy`",
+        "tuple_type": "expected a list",
+        "too_short": "expected at least one label",
+    }.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+    if problem["type"] == "string_type" and not isinstance(problem["input"], dict | list):
+        shown = {None: "null"}.get(problem["input"], str(problem["input"]))
+        message = f"{shown} is no text in YAML; write it in quotes"
+    return f"{place_of(path, problem['loc'])}: " + (f"{key}: {message}" if key else message)

@@ -129,11 +129,19 @@ def checked(result: tuple[Rows, list[Problem]]) -> Rows:
 
 
 def align(gold: Rows, pred: Rows) -> Rows:
-    """The rows of `pred` in the order of `gold`, matched by id.
+    """The rows of `pred` in the order of `gold`, matched by id; by line number if no file has ids.
 
     Raises:
-        DataError: an id is repeated, or occurs in only one of the two.
+        DataError: an id is repeated, or occurs in only one of the two; only one of the two has ids; or neither has
+            ids, and the texts are not the same.
     """
+    if gold.has_ids != pred.has_ids:
+        without, other = (gold, pred) if pred.has_ids else (pred, gold)
+        message = f"no id column, but {other.path} has {other.id_column!r}: rows cannot be matched; set the id column"
+        raise DataError([Problem("error", without.path, message)])
+    if not gold.has_ids and gold.texts != pred.texts and any(gold.texts) and any(pred.texts):
+        message = f"no id column, and other texts (or another order) than {gold.path}: rows cannot be matched"
+        raise DataError([Problem("error", pred.path, message)])
     problems = []
     for rows in (gold, pred):
         repeated = [row_id for row_id, count in Counter(rows.ids).items() if count > 1]

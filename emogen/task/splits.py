@@ -156,7 +156,7 @@ def sample_rows(rows: Rows, n: int, seed: int) -> Rows:
 
 
 def _group_by_text(rows: Rows) -> tuple[list[list[int]], np.ndarray]:
-    """The positions of the rows of each different text, and the labels of its first row to stratify by, int8 [groups, L].
+    """The positions of the rows of each different text, and labels to stratify by: those of its first row, [groups, L].
 
     A single label gets a second column, its opposite: iterative stratification needs two, and then balances both.
     """

@@ -1,6 +1,7 @@
 """YAML files of `key: value` lines -> values, and the line of each key for messages."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,21 @@ import yaml
 from emogen import paths
 from emogen.errors import InputError
 
+MAX_VALUES = 100_000  # of a file, with its aliases expanded
+
 
 class _Loader(yaml.SafeLoader):
     """Reads scalars as YAML 1.2 does: `2e-4` is a number, and `no` (as in `eval_strategy: no`) is a string."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, AttributeError, TypeError, KeyError, OverflowError) as error:  # such as `!!int x`
+            kind = node.tag.rpartition(":")[2]
+            message = f"not a valid {kind}" + (f": {error}" if isinstance(error, ValueError) else "")
+            if "string conversion" in message:
+                message = "a number of thousands of digits"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark) from None
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -42,9 +55,13 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
 def read_keys(path: str | Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """Read a YAML file as `read_yaml` does, but return the messages about repeated keys instead of raising them."""
     try:
-        text = paths.find(path).read_text(encoding="utf-8")
-        values = _load(text)
+        text = _read_text(path)
         node = yaml.compose(text, _Loader)
+        if node is not None:
+            _check_size(node)
+        values = _load(text)
+    except RecursionError:
+        raise InputError(f"{path}: cannot be read: nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -67,12 +84,73 @@ def read_keys(path: str | Path) -> tuple[dict[str, Any], dict[str, str], list[st
     return values, dict.fromkeys(values, str(path)) | where, repeated
 
 
+def place_of(path: str | Path, keys: Sequence[str | int]) -> str:
+    """`file:line` of a value within a YAML file, or of the innermost one that exists.
+
+    Args:
+        keys: the keys and positions that lead to it, such as `("labels", 2, "name")`.
+    """
+    node = yaml.compose(_read_text(path), _Loader)
+    for key in keys:
+        if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+        elif isinstance(node, yaml.MappingNode):
+            found = [value for name, value in node.value if name.value == str(key)]
+            if not found:
+                break
+            node = found[0]
+        else:
+            break
+    return f"{path}:{node.start_mark.line + 1}" if node is not None else str(path)
+
+
 def read_value(text: str) -> Any:
     """The value of a YAML expression, or the text itself if it is not valid YAML."""
     try:
         return _load(text)
     except (yaml.YAMLError, ValueError):
         return text
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Refuse aliases that contain themselves, or that expand to very many values.
+
+    Raises:
+        ValueError: the file has such aliases.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in sizes:
+            if not sizes[id(node)]:
+                raise ValueError(f"line {node.start_mark.line + 1}: an alias that contains itself")
+            return sizes[id(node)]
+        sizes[id(node)] = 0  # not yet known
+        children = []
+        if isinstance(node, yaml.SequenceNode):
+            children = node.value
+        elif isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        sizes[id(node)] = 1 + sum(map(size, children))
+        return sizes[id(node)]
+
+    if size(root) > MAX_VALUES:
+        raise ValueError(f"its aliases expand to more than {MAX_VALUES:,} values")
+
+
+def _read_text(path: str | Path) -> str:
+    """The text of a file, without a byte order mark.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8; the message names the line.
+    """
+    content = paths.find(path).read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line} is not UTF-8; save the file as UTF-8") from None
 
 
 def _load(text: str) -> Any:

@@ -1,6 +1,7 @@
 """The commands that evaluate run folders: compare and report."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -68,3 +69,60 @@ def test_compare_refuses_bad_options(runs, options, message):
     done = emogen("compare", *runs, *options)
     assert done.exit_code == 2
     assert message in done.output
+
+
+GOLD = "comment_id,Tweet,spam,ham\nx9,a,1,0\nx7,b,0,1\nx5,c,1,1\n"
+SHUFFLED = "comment_id,spam,ham\nx5,1,1\nx9,1,0\nx7,0,1\n"
+
+
+@pytest.fixture
+def two(tmp_path):
+    (tmp_path / "two.yaml").write_text("name: two\nlabels:\n  - name: spam\n  - name: ham\n")
+    return tmp_path / "two.yaml"
+
+
+@pytest.mark.parametrize(
+    ("gold", "pred", "options", "f1_macro"),
+    [
+        (GOLD, SHUFFLED, [], 1.0),
+        (GOLD.replace("comment_id", "Index"), SHUFFLED.replace("comment_id", "Index"), [], 1.0),
+        (GOLD.replace("comment_id", "tweetID"), SHUFFLED.replace("comment_id", "ID"), [], 1.0),
+        (GOLD.replace("comment_id", "k"), SHUFFLED.replace("comment_id", "k"), ["--id-column", "k"], 1.0),
+        (GOLD, "comment_id,tags\nx5,ham\nx9,spam\nx7,ham\n", ["--labels-column", "tags"], None),
+    ],
+)  # fmt: skip
+def test_rows_are_matched_by_their_ids_whatever_the_column_is_called(
+    emogen, tmp_path, two, gold, pred, options, f1_macro
+):
+    (tmp_path / "gold.csv").write_text(gold)
+    (tmp_path / "pred.csv").write_text(pred)
+    if f1_macro is None:  # the gold file has no such column
+        words = ["score", tmp_path / "gold.csv", tmp_path / "pred.csv", "--labels", two, *options]
+        assert "gold.csv: labels_column is 'tags', but the columns are" in emogen(*words, code=2).err
+        (tmp_path / "gold.csv").write_text("comment_id,tags\nx9,spam\nx7,ham\nx5,ham\n")
+        f1_macro = 1.0
+    printed = emogen("score", tmp_path / "gold.csv", tmp_path / "pred.csv", "--labels", two, "--json", *options)
+    assert json.loads(printed.out)["f1_macro"] == f1_macro
+
+
+@pytest.mark.parametrize(
+    ("gold", "pred", "message"),
+    [
+        (GOLD, "spam,ham\n1,0\n0,1\n1,1\n", "pred.csv: no id column, but .*gold.csv has 'comment_id'"),
+        ("Tweet,spam,ham\na,1,0\nb,0,1\n", "Tweet,spam,ham\nb,0,1\na,1,0\n", "pred.csv: no id column, and other texts"),
+        (GOLD, SHUFFLED.replace("x5", "x4"), "pred.csv: no row for 1 ids of .*: x5"),
+    ],
+)
+def test_rows_that_cannot_be_matched_are_not_scored(emogen, tmp_path, two, gold, pred, message):
+    (tmp_path / "gold.csv").write_text(gold)
+    (tmp_path / "pred.csv").write_text(pred)
+    printed = emogen("score", tmp_path / "gold.csv", tmp_path / "pred.csv", "--labels", two, code=2)
+    assert re.search(message, printed.err)
+
+
+def test_files_without_ids_are_matched_by_line_and_that_is_said(emogen, tmp_path, two, caplog):
+    (tmp_path / "gold.csv").write_text("spam,ham\n1,0\n0,1\n")
+    printed = emogen("score", tmp_path / "gold.csv", tmp_path / "gold.csv", "--labels", two, "--json")
+    assert json.loads(printed.out)["f1_macro"] == 1.0
+    assert "gold.csv: no id column" in caplog.text
+    assert "the ids are the line numbers" in caplog.text

@@ -83,6 +83,7 @@ def test_an_interrupted_prediction_resumes(predict, tmp_path, labels, monkeypatc
 
 def test_an_invalid_row_loses_no_finished_chunk(predict, tmp_path, labels, monkeypatch):
     monkeypatch.setattr(prediction_files, "CHUNK", 10)
+    monkeypatch.setattr("emogen.task.readers.LOOK_AHEAD", 10)  # errors in these rows are found before the first chunk
     source = write_posts(tmp_path / "new.csv", labels, MANY)
     lines = source.read_text().splitlines(keepends=True)
     source.write_text("".join([*lines[:23], "p22,oops\n", *lines[24:]]))

@@ -44,8 +44,13 @@ def test_given_columns_replace_detection():
     assert (rows.ids, rows.texts) == (["k"], ["b"])
 
 
-def test_a_missing_text_is_an_empty_text():
-    assert checked(read({"text": None}, {"text": 7}, {"id": 1}, columns=["text"])).texts == ["", "7", ""]
+def test_a_text_is_a_string_and_null_is_an_empty_one():
+    assert checked(read({"text": None}, {"text": "7"})).texts == ["", "7"]
+    result = read({"text": 7}, {"id": 1}, {"text": ["so", "happy"]}, {"text": float("nan")}, columns=["text"])
+    assert errors_in(result) == [
+        "d.csv:2, 4, 5: the text is no string: 7, a list, nan",
+        "d.csv:3: no text (text)",
+    ]
 
 
 def test_a_wrong_column_name_lists_the_columns():
@@ -90,17 +95,16 @@ def test_test_files_with_no_value_for_any_label_have_no_gold(value):
 
 def test_labels_in_some_rows_only_are_an_error():
     result = read(record(), record(joy="NONE", anger="NONE", surprise="NONE"), record())
-    assert errors_in(result) == ["d.csv:3: no labels here, though other rows have them"]
+    assert errors_in(result) == [
+        "d.csv:3: no labels here, though other rows have them; write 0 for a text without labels"
+    ]
 
 
 def test_a_missing_label_column_is_an_error_that_suggests_a_misspelt_one():
     result = read({"text": "x", "joy": 1, "anger": 0, "suprise": 0})
     assert errors_in(result) == ["d.csv:1: no column for the label 'surprise'; is 'suprise' misspelt?"]
     result = read({"text": "x", "joy": 1})
-    assert errors_in(result) == [
-        "d.csv:1: no column for the label 'Anger'",
-        "d.csv:1: no column for the label 'surprise'",
-    ]
+    assert errors_in(result) == ["d.csv:1: no column for 2 labels: 'Anger', 'surprise'"]
 
 
 def test_a_file_without_label_columns_has_no_gold():
@@ -131,7 +135,14 @@ def test_a_file_without_rows_is_an_error_unless_it_may_be_empty():
         ('["joy"]', ("joy",)),
         ("[]", ()),
         ("none", ()),
-        ("", ()),
+        ("['joy', 'anger']", ("joy", "Anger")),
+        ("['joy' 'anger']", ("joy", "Anger")),
+        ("joy|anger", ("joy", "Anger")),
+        ("{'joy': 1, 'Anger': 0, 'surprise': 1}", ("joy", "surprise")),
+        ({"joy": True, "anger": 0, "surprise": "1"}, ("joy", "surprise")),
+        ([1, 0, 1], ("joy", "surprise")),
+        ("[1. 0. 1.]", ("joy", "surprise")),
+        ("[True, False, True]", ("joy", "surprise")),
     ],
 )
 @pytest.mark.parametrize("column", ["labels", "Emotions"])
@@ -139,8 +150,11 @@ def test_a_column_of_names(column, value, names):
     assert checked(read({"text": "x", column: value})).gold.tolist() == [list(MOODS.vector(names))]
 
 
-def test_a_column_of_names_without_a_value_is_unlabelled():
-    assert checked(read({"text": "x", "labels": None})).gold is None
+@pytest.mark.parametrize("value", [None, "", "nan", float("nan")])
+def test_a_column_of_names_without_a_value_is_unlabelled(value):
+    assert checked(read({"text": "x", "labels": value})).gold is None
+    (message,) = errors_in(read({"text": "x", "labels": value}, {"text": "y", "labels": ["joy"]}))
+    assert message.startswith("d.csv:2: no labels here, though other rows have them; write 'none' or []")
 
 
 def test_label_columns_take_precedence_over_a_column_of_names():
@@ -150,9 +164,17 @@ def test_label_columns_take_precedence_over_a_column_of_names():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("joyy", "d.csv:2: 'joyy' is not a label of 'moods'; did you mean 'joy'?"),
-        (["calm"], "d.csv:2: 'calm' is not a label of 'moods'"),
-        ('["joy"', "d.csv:2: labels is not valid JSON: '[\"joy\"'"),
+        ("joyy", "d.csv:2: not a label of 'moods': 'joyy' (did you mean 'joy'?)"),
+        (["calm"], "d.csv:2: not a label of 'moods': 'calm'"),
+        ('["joy"', "d.csv:2: labels that are no list of names: '[\"joy\"'"),
+        (["joy", "none"], "d.csv:2: 'none' beside labels: ['joy', 'none']"),
+        ({"joy": 1}, "d.csv:2: an object without a value for 'Anger', 'surprise'"),
+        ({"joy": 1, "Anger": 2, "surprise": 0}, "d.csv:2: label 'Anger' is '2'; expected 0 or 1"),
+        (
+            17,
+            "d.csv:2: labels as numbers, and the file does not say which labels they stand for: 17; write names, or a "
+            "0/1 column for each label",
+        ),
     ],
 )
 def test_a_wrong_value_in_a_column_of_names_is_an_error(value, message):

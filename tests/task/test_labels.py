@@ -114,3 +114,30 @@ def test_the_order_of_answers_does_not_change_the_canonical_order():
     for order in (("a", "b"), ("a", "b", "b"), ("a", "b", "d")):
         with pytest.raises(ValueError, match="each label once"):
             LabelSet(name="x", labels=labels.labels, order=order)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\nlabels:\n  - name: 401.9\n", r"x\.yaml:3: labels\.0\.name: 401\.9 is no text in YAML; write it in quotes"),
+        ("name: x\nlabels:\n  - name: a\n  - name: null\n", r"x\.yaml:4: labels\.1\.name: null is no text in YAML"),
+        ("name: x\nlabels:\n  - name: true\n", r"x\.yaml:3: labels\.0\.name: True is no text in YAML"),
+        ("name: x\nlabels:\n  - name: 2020-01-01\n", r"x\.yaml:3: labels\.0\.name: 2020-01-01 is no text in YAML"),
+        ("name: x\nlabels: [a, b]\n", r"x\.yaml:2: labels\.0: expected a label, such as `- name: joy`"),
+        ("name: x\nlabels: {a: b}\n", r"x\.yaml:2: labels: expected a list"),
+        ("name: x\nlabels: []\n", r"x\.yaml:2: labels: expected at least one label"),
+        ("labels: [{name: a}]\n", r"x\.yaml:1: name: is missing"),
+        ("name: x\nlabels:\n  - name: a\n    colour: red\n", r"x\.yaml:4: labels\.0\.colour: no such key; the keys are: name, definition, aliases"),
+    ],
+)  # fmt: skip
+def test_problems_of_a_label_set_are_named_with_their_lines(tmp_path, text, message):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_label_set(tmp_path / "x.yaml")
+
+
+def test_yes_and_no_are_names(tmp_path):
+    (tmp_path / "x.yaml").write_text(
+        "name: x\nlabels:\n  - name: no\n  - name: yes\n  - name: off\n", encoding="utf-8-sig"
+    )
+    assert load_label_set(tmp_path / "x.yaml").names == ("no", "yes", "off")

@@ -98,7 +98,7 @@ def test_a_given_separator_is_used(tmp_path, labels):
     ("text", "message"),
     [
         (f"{HEADER}\n1,hello,1,0\n", "d.csv:2: 4 columns where the header has 13"),
-        (f'{HEADER}\n1,"hello{ROW}' + f"\n{ROW}" * 30, "d.csv:2: 2 columns where the header has 13; a quotation mark opened here is closed only on line 32"),
+        (f'{HEADER}\n1,"hello{ROW}' + f"\n{ROW}" * 30, "d.csv:2: a quotation mark opens a cell here and is never closed; within a quoted cell"),
         ("", "the file is empty"),
         ("\n\n", "the file is empty"),
         (f"\n{HEADER}\n{ROW}\n", "the first line is empty; it must name the columns"),
@@ -112,7 +112,7 @@ def test_errors_in_delimited_files_name_file_and_line(tmp_path, labels, text, me
 def test_errors_in_json_files_name_file_and_line(tmp_path, labels):
     text = '{"text": "x", "labels": ["joyy"]}\n{"text": "y", "labels": ["joy"]}\nnot json\n["a"]\n'
     messages = "\n".join(errors_in(read_rows(write_file(tmp_path / "d.jsonl", text), labels)))
-    assert "d.jsonl:1: 'joyy' is not a label of 'semeval2018'; did you mean 'joy'?" in messages
+    assert "d.jsonl:1: not a label of 'semeval2018': 'joyy' (did you mean 'joy'?)" in messages
     assert "d.jsonl:3: not valid JSON" in messages
     assert "d.jsonl:4: not a JSON object" in messages
 
@@ -139,7 +139,8 @@ def test_streaming_a_file_without_rows_gives_one_empty_chunk(tmp_path, labels, c
     assert "no rows below the header" in caplog.text
 
 
-def test_streaming_yields_all_chunks_before_an_error(tmp_path, labels, caplog):
+def test_streaming_yields_all_chunks_before_an_error(tmp_path, labels, caplog, monkeypatch):
+    monkeypatch.setattr("emogen.task.readers.LOOK_AHEAD", 2)
     text = f"{HEADER}\n{ROW}\n{ROW}\n2,hello\n".replace("hello", "héllo")
     chunks = stream_rows(write_file(tmp_path / "d.csv", text, "cp1252"), labels, size=2)
     with caplog.at_level(logging.WARNING):

@@ -1,7 +1,7 @@
 import pytest
 
 from emogen.errors import InputError
-from emogen.task.yaml_files import read_keys, read_value, read_yaml
+from emogen.task.yaml_files import place_of, read_keys, read_value, read_yaml
 
 
 def write_yaml(tmp_path, text):
@@ -71,7 +71,7 @@ def test_a_repeated_key_is_an_error_and_the_last_value_counts(tmp_path):
         ("a: *b\n", r"f\.yaml:1: not valid YAML: found undefined alias"),
         ("[a]: 1\n", r"f\.yaml:1: not valid YAML: found unhashable key"),
         ("a: !!python/object:os.system x\n", r"f\.yaml:1: not valid YAML: could not determine a constructor"),
-        ("a: 2024-99-99\n", r"f\.yaml: cannot be read: month must be in 1\.\.12"),
+        ("a: 2024-99-99\n", r"f\.yaml:1: not valid YAML: not a valid timestamp: month must be in 1\.\.12"),
         ("- a\n", r"f\.yaml:1: expected `key: value` lines"),
         ("text\n", r"f\.yaml:1: expected `key: value` lines"),
         ("!!set {a, b}\n", r"f\.yaml:1: expected `key: value` lines"),
@@ -86,5 +86,34 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.yaml: cannot be read: "):
         read_yaml(tmp_path / "nowhere.yaml")
     (tmp_path / "latin.yaml").write_bytes("a: ä".encode("latin-1"))
-    with pytest.raises(InputError, match=r"latin\.yaml: cannot be read: .*utf-8"):
+    with pytest.raises(InputError, match=r"latin\.yaml: cannot be read: line 1 is not UTF-8"):
         read_yaml(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: !!timestamp x\n", r"odd\.yaml:2: not valid YAML: not a valid timestamp"),
+        ("a: !!int x\n", r"odd\.yaml:1: not valid YAML: not a valid int"),
+        ("a: " + "9" * 5000 + "\n", r"odd\.yaml:1: not valid YAML: a number of thousands of digits"),
+        ("a: !!python/object/apply:os.system ['ls']\n", r"odd\.yaml:1: not valid YAML: could not determine a constructor"),
+        ("? [1]\n: 2\n", r"odd\.yaml:1: not valid YAML: "),
+        ("a: &x [*x]\n", r"odd\.yaml: cannot be read: line 1: an alias that contains itself"),
+        ("a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 10)}]\n" for a, b in zip("abcde", "bcdef", strict=True)),
+         r"odd\.yaml: cannot be read: its aliases expand to more than 100,000 values"),
+        ("[" * 5000, r"odd\.yaml: cannot be read: nested too deeply"),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_built_are_errors(tmp_path, text, message):
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_yaml(tmp_path / "odd.yaml")
+
+
+def test_the_place_of_a_value(tmp_path):
+    (tmp_path / "a.yaml").write_text("x: 1\nlabels:\n  - name: a\n  - name: b\n    definition: c\n")
+    path = tmp_path / "a.yaml"
+    assert place_of(path, ("labels", 1, "definition")) == f"{path}:5"
+    assert place_of(path, ("labels", 0)) == f"{path}:3"
+    assert place_of(path, ("labels", 0, "missing")) == f"{path}:3"
+    assert place_of(path, ()) == f"{path}:1"
