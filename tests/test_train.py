@@ -172,6 +172,10 @@ def test_select_best_ends_with_the_checkpoint_of_its_rule(tiny_recipe, tmp_path,
     assert json.loads((tmp_path / "early" / "metrics.json").read_text())["f1_macro"] == metrics["f1_macro"]
 
 
+def train_loss(run):
+    return [entry["train_loss"] for entry in read_jsonl(run / "train_log.jsonl") if "train_loss" in entry][-1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_recipe, tmp_path, dropout):
@@ -192,6 +196,12 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_recipe
     assert expected.keys() == resumed.keys()
     for name, value in expected.items():
         assert torch.equal(value, resumed[name]), name
+    # The mean loss of all steps, also after a resume, and if there was nothing left to do.
+    means = [train_loss(tmp_path / "whole"), train_loss(cut)]
+    main([str(recipe), f"output_dir={cut}", "resume_from_checkpoint=true"])
+    assert [*means, train_loss(cut)] == pytest.approx([means[0]] * 3, rel=1e-6)
+    losses = [entry["loss"] for entry in read_jsonl(cut / "train_log.jsonl") if "loss" in entry]
+    assert means[0] == pytest.approx(sum(losses) / 6, abs=1e-3)
 
 
 # ------------------------------------------------------------------------------------------ run folders

@@ -37,7 +37,8 @@ from emogen.cli.shared import split_overrides
 from emogen.cli.training import STARTER_FILES
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.prompt import make_examples, parse_prompt, render
-from emogen.task.recipe import SETTLED, Recipe
+from emogen.task.recipe import Recipe
+from emogen.task.trl_keys import SETTLED
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATED = {"docs/commands.md": reference.commands_page, "docs/keys.md": reference.keys_page}

@@ -14,7 +14,8 @@ from emogen import paths
 from emogen.cli.shared import Overrides, RecipeArgument
 from emogen.console import err, out
 from emogen.errors import InputError
-from emogen.task.recipe import SETTLED, Recipe, field_types, load_recipe
+from emogen.task.recipe import Recipe, field_types, load_recipe
+from emogen.task.trl_keys import SETTLED
 
 STARTER_FILES = {
     "recipe.yaml": "recipes/smollm2-135m.yaml",

@@ -16,38 +16,21 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from emogen import paths
 from emogen.errors import InputError
+from emogen.task.trl_keys import (
+    IDLE,
+    LIMITS,
+    OBEYED_BY_EMOGEN,
+    OBEYED_BY_TRAINER,
+    OLD_NAMES,
+    REMOVED,
+    SETTLED,
+    SETTLED_FOR_HEADS,
+    SETTLED_FOR_SHARED_PREFIXES,
+)
 from emogen.task.yaml_files import read_keys, read_value
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
-
-# Names of the same settings in other tools and in older versions of TRL.
-OLD_NAMES = {
-    "max_seq_length": "max_length",
-    "cutoff_len": "max_length",
-    "torch_dtype": "dtype",
-    "lora_rank": "lora_r",
-    "lora_target": "lora_target_modules",
-    "evaluation_strategy": "eval_strategy",
-    "num_epochs": "num_train_epochs",
-    "micro_batch_size": "per_device_train_batch_size",
-    "load_in_nf4": "load_in_4bit",
-}
-
-# Fields of SFTConfig that emogen decides itself. A recipe that sets one would expect an effect that it does not have.
-SETTLED = {
-    "packing": "rows share their instruction instead (`shared_prefix`)",
-    "padding_free": "rows share their instruction instead (`shared_prefix`)",
-    "assistant_only_loss": "the loss is always computed on the answer",
-    "completion_only_loss": "the loss is always computed on the answer",
-    "dataset_text_field": "use `text_column`",
-    "truncation_mode": "a text that is too long is shortened inside the prompt",
-    "chat_template_path": "the chat template of the model is used, or a plain one for a base model",
-    "eos_token": "the chat template determines the end of an answer",
-    "label_names": "use `labels` to name the label set",
-    "remove_unused_columns": "emogen encodes the rows itself",
-    "hub_token": "a recipe is no place for secrets, as run folders keep it; set HF_TOKEN, or run `hf auth login`",
-}
 
 # Defaults that differ from TRL's. bf16 and gradient checkpointing are useful on some GPUs only.
 DEFAULTS = {
@@ -85,7 +68,7 @@ class SelectBest(BaseModel):
         patience: number of evaluations without a new choice after which training stops; None for no early stopping.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     metric: str = "f1_macro"
     within: float = Field(0.002, ge=0)
@@ -102,7 +85,7 @@ class SelectBest(BaseModel):
 class Recipe(BaseModel):
     """A validated recipe: emogen's own keys as fields, and TRL's in `sft_args` and `lm_args`."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), strict=True)
 
     train_file: str | None = Field(None, description="training data: a CSV, TSV, JSONL or Parquet file")
     eval_file: str | None = Field(None, description="labelled file to evaluate on, during training and at its end")
@@ -259,6 +242,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         values, where, problems = read_keys(path)
     except InputError as error:
         raise RecipeError([str(error)]) from None
+    if values.get("trust_remote_code") and not any(word.startswith("trust_remote_code=") for word in overrides):
+        problems.append(
+            f"{where['trust_remote_code']}: trust_remote_code: a file cannot allow the code of others; add "
+            "trust_remote_code=true to the command if you trust the model's repository"
+        )
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -275,6 +263,12 @@ def _no_such_recipe(path: str) -> str:
     near = difflib.get_close_matches(path, shipped, 1)
     hint = f"did you mean {near[0]}?" if near else f"the shipped ones are: {', '.join(sorted(shipped))}"
     return f"{path}: no such recipe; {hint}"
+
+
+def _sft_config() -> "type[SFTConfig]":
+    from trl import SFTConfig
+
+    return SFTConfig
 
 
 @cache
@@ -331,6 +325,7 @@ def _validate(path: Path, values: dict[str, Any], where: dict[str, str], problem
     problems += _check_trl(path, keys, where)
     if recipe is not None:
         problems += _conflicts(recipe, where)
+        recipe.notices.extend(_idle_keys(recipe, where))
     if recipe is None or problems:
         raise RecipeError(problems)
     return recipe
@@ -351,21 +346,37 @@ def _separate(values: dict[str, Any], where: dict[str, str], problems: list[str]
         if key in OLD_NAMES and key not in sft_types | lm_types:
             keys.notices.append(f"{here}: {key} is now called {OLD_NAMES[key]}; it is read as that")
             key = OLD_NAMES[key]
-        if key in SETTLED:
-            problems.append(f"{here}: {key}: cannot be set: {SETTLED[key]}")
+        if refusal := SETTLED.get(key) or REMOVED.get(key):
+            problems.append(f"{here}: {key}: cannot be set: {refusal}")
         elif key in own:
             keys.own[key] = value
-        elif key in sft_types or key in lm_types:
+        elif key in OBEYED_BY_EMOGEN | OBEYED_BY_TRAINER and key in sft_types | lm_types:
             target, types = (keys.sft_args, sft_types) if key in sft_types else (keys.lm_args, lm_types)
             try:
-                target[key] = TypeAdapter(types[key]).validate_python(value)
+                target[key] = _checked_value(key, types[key], value)
             except ValidationError as error:
                 problems.append(f"{here}: {key}: {_reasons(error)}, got {value!r}")
+        elif key in sft_types | lm_types:
+            problems.append(
+                f"{here}: {key}: a newer TRL has added this key, and this emogen does not know if a run obeys it; "
+                "leave it out"
+            )
         else:
-            near = difflib.get_close_matches(key, [*own, *sft_types, *lm_types, *OLD_NAMES], 1)
+            near = difflib.get_close_matches(key, [*own, *OBEYED_BY_EMOGEN, *OBEYED_BY_TRAINER, *OLD_NAMES], 1)
             hint = f"did you mean {near[0]}?" if near else "`emogen keys` lists all keys"
             problems.append(f"{here}: {key}: no such key; {hint}")
     return keys
+
+
+def _checked_value(key: str, annotation: Any, value: Any) -> Any:
+    """A value of one of TRL's keys, unchanged: `"8"` is not taken for 8, nor `true` for 1.
+
+    Raises:
+        ValidationError: it is not of the type, or outside of the limits that make sense.
+    """
+    limits = LIMITS.get(key)
+    expected: Any = typing.Annotated[annotation, *limits] if limits and value is not None else annotation
+    return TypeAdapter(expected).validate_python(value, strict=True)
 
 
 def _check_trl(path: Path, keys: _Keys, where: dict[str, str]) -> list[str]:
@@ -399,6 +410,28 @@ def _conflicts(recipe: Recipe, where: dict[str, str]) -> Iterator[str]:
         yield f"{where['train_file']}: train_file: cannot be combined with dataset_name; choose one"
     if recipe.eval_file and recipe.eval_fraction:
         yield f"{where['eval_fraction']}: eval_fraction: cannot be combined with eval_file; choose one"
+    if recipe.answer == "head":
+        settled, when, hint = SETTLED_FOR_HEADS, "answer: head", ""
+    elif recipe.shared_prefix:
+        settled, when, hint = SETTLED_FOR_SHARED_PREFIXES, "shared_prefix: true", "; or set shared_prefix: false"
+    else:
+        return
+    defaults = {field.name: field.default for field in dataclasses.fields(_sft_config())}
+    for key in settled.keys() & where.keys():
+        if recipe.sft_args.get(key) not in (defaults[key], None):
+            yield f"{where[key]}: {key}: cannot be combined with {when}: {settled[key]}{hint}"
+
+
+def _idle_keys(recipe: Recipe, where: dict[str, str]) -> Iterator[str]:
+    """Warnings about keys that have no effect in this recipe."""
+    defaults = DEFAULTS | {name: field.default for name, field in Recipe.model_fields.items()}
+    values = recipe.model_dump() | recipe.lm_args | recipe.sft_args
+    # A resolved recipe, as in a run folder, contains the defaults as well.
+    given = [key for key in where if key not in defaults or values.get(key) != defaults[key]]
+    for applies, why, keys in IDLE:
+        idle = [key for key in keys if key in given]
+        if idle and applies(recipe):
+            yield f"{where[idle[0]]}: no effect, as {why}: {', '.join(idle)}"
 
 
 def _reasons(error: ValidationError, key: str | None = None) -> str:

@@ -4,10 +4,12 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import TrainerCallback
 
 from emogen import processes
@@ -23,9 +25,14 @@ from emogen.task.splits import make_folds
 
 log = logging.getLogger(__name__)
 
+LOSS_SUM = "loss_sum"  # in the state of a checkpoint, beside the states of callbacks
+
 
 class ScoringMixin:
-    """Adds to the evaluations of a transformers `Trainer`: metrics of the model's answers, and another best checkpoint.
+    """Adds to a transformers `Trainer`: metrics of the model's answers, another best checkpoint, the loss of all steps.
+
+    transformers logs as `train_loss` the mean over the steps since a run was resumed, or 0.0 if there are none. Here it
+    is the mean over all steps: each checkpoint keeps the sum so far.
 
     Attributes:
         model_metrics: computes metrics of the model. They are logged as `eval_...` beside the loss, and each of them
@@ -39,6 +46,9 @@ class ScoringMixin:
     control: Any
     model: Any
     accelerator: Any
+    _tr_loss: torch.Tensor
+    _total_loss_scalar: float
+    _initial_global_step: int
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the loss on the validation rows, then the metrics of the model's answers."""
@@ -48,6 +58,31 @@ class ScoringMixin:
             metrics = self.model_metrics(self.accelerator.unwrap_model(self.model))
             output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
         return output
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        total = self._total_loss_scalar + self.accelerator.reduce(self._tr_loss.clone(), "mean").item()
+        before = self._loss_before
+        if before is not None:
+            self.state.stateful_callbacks[LOSS_SUM] = {"args": {}, "attributes": {"value": before + total}}
+        super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log the mean loss of all steps as `train_loss`; leave it out after an old checkpoint, which has no sum."""
+        if "train_loss" in logs:
+            before = self._loss_before
+            if before is None:
+                del logs["train_loss"]
+            else:
+                logs["train_loss"] = (before + self._total_loss_scalar) / max(self.state.global_step, 1)
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    @cached_property
+    def _loss_before(self) -> float | None:
+        """The sum of the losses of the steps before this call; None if the checkpoint does not have it."""
+        if not self._initial_global_step:
+            return 0.0
+        kept = self.state.stateful_callbacks.get(LOSS_SUM)
+        return None if kept is None else float(kept["attributes"]["value"])
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Whether this step is the best so far. Called after each evaluation, before the checkpoint is saved."""

@@ -229,7 +229,11 @@ class EmogenTrainer(ScoringMixin, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean negative log-likelihood of the supervised tokens, as in TRL, each times its weight if there are any."""
+        """TRL's loss of the supervised tokens, each times its weight if there are any.
+
+        `loss_type: nll` is the mean negative log-likelihood, with `label_smoothing_factor`; `dft` weighs each token by
+        its probability (Dynamic Fine-Tuning, arXiv 2508.05629), without smoothing.
+        """
         if self.n_prefix:
             labels = inputs["labels"]
             supervised = (labels != IGNORE).nonzero()[:, 0]  # [A], the tokens whose successor is supervised
@@ -244,7 +248,11 @@ class EmogenTrainer(ScoringMixin, SFTTrainer):
         else:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         logits = logits.float()  # [A, V]
-        nll = functional.cross_entropy(logits, target, reduction="none")
+        is_dft = self.args.loss_type == "dft"
+        smoothing = 0.0 if is_dft else self.args.label_smoothing_factor
+        nll = functional.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
+        if is_dft:
+            nll = nll * (-nll).exp().detach()
         total = nll.sum() if weights is None else nll @ weights[supervised]
         loss = total / (len(target) if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -6,7 +7,16 @@ from tiny import save_model
 
 from emogen import paths
 from emogen.report import compare
-from emogen.task.recipe import RecipeError, load_recipe
+from emogen.task.recipe import RecipeError, field_types, load_recipe
+from emogen.task.trl_keys import (
+    LIMITS,
+    OBEYED_BY_EMOGEN,
+    OBEYED_BY_TRAINER,
+    OLD_NAMES,
+    SETTLED,
+    SETTLED_FOR_HEADS,
+    SETTLED_FOR_SHARED_PREFIXES,
+)
 from emogen.training.check import check
 
 RECIPES = [p for p in paths.shipped("recipes").rglob("*.yaml") if p.parent.name != "accelerate"]
@@ -154,3 +164,106 @@ def test_accelerate_reads_every_launch_configuration_and_each_names_its_command(
     assert config_file == f"recipes/accelerate/{path.name}"
     script = words.index("emogen/train.py")
     load_recipe(words[script + 1], words[script + 2 :])
+
+
+# ------------------------------------------------------------------------------------------ TRL's keys
+
+
+def test_every_key_of_trl_is_in_exactly_one_list():
+    """A key that a newer TRL or transformers adds fails here: does a run obey it, or must it be refused?"""
+    sft, lm = field_types()
+    keys = set(sft | lm)
+    lists = (set(SETTLED), OBEYED_BY_EMOGEN, OBEYED_BY_TRAINER)
+    assert keys - set().union(*lists) == set()
+    assert all(not a & b for a, b in itertools.combinations(lists, 2))
+    assert set().union(SETTLED_FOR_HEADS, SETTLED_FOR_SHARED_PREFIXES, LIMITS) <= OBEYED_BY_EMOGEN | OBEYED_BY_TRAINER
+    assert not keys & set(OLD_NAMES)
+    assert set(OLD_NAMES.values()) <= keys
+
+
+@pytest.mark.parametrize("key", ["push_to_hub", "packing", "use_liger_kernel", "warmup_ratio", "include_for_metrics"])
+def test_what_a_run_would_not_obey_is_refused_with_the_reason(tmp_path, key):
+    with pytest.raises(RecipeError, match=f"mine.yaml:3: {key}: cannot be set: .{{20}}"):
+        load_recipe(write(tmp_path, f"model_name_or_path: m\ntrain_file: t.csv\n{key}: true\n"))
+
+
+def test_a_key_that_nobody_has_checked_is_refused(tmp_path, monkeypatch):
+    sft, lm = field_types()
+    monkeypatch.setattr("emogen.task.recipe.field_types", lambda: (sft | {"new_loss": float}, lm))
+    with pytest.raises(RecipeError, match="new_loss: a newer TRL has added this key"):
+        load_recipe(write(tmp_path), ["new_loss=1.0"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lora_r='8'", "valid integer, got '8'"),
+        ("lora_r=8.0", "valid integer, got 8.0"),
+        ("lora_r=true", "valid integer, got True"),
+        ("lora_r=0", "greater than or equal to 1, got 0"),
+        ("bf16='false'", "valid boolean, got 'false'"),
+        ("bf16=no", "valid boolean, got 'no'"),
+        ("bf16=0", "valid boolean, got 0"),
+        ("learning_rate='2e-4'", "valid number, got '2e-4'"),
+        ("learning_rate=-1", "greater than or equal to 0, got -1"),
+        ("num_train_epochs=0", "greater than 0, got 0"),
+        ("max_steps=0", "expected at least 1, or -1 for no limit, got 0"),
+        ("warmup_steps=1.5", "a whole number of steps, or a share of all steps below 1, got 1.5"),
+        ("examples='4'", "valid integer, got '4'"),
+        ("examples=4.0", "valid integer, got 4.0"),
+        ("shared_prefix=1", "valid boolean, got 1"),
+        ("train_file=[a.csv]", r"valid string, got \['a.csv'\]"),
+        ("select_best={within: '0.1'}", "select_best: .*valid number"),
+        ("label_smoothing_factor=1.5", "less than 1, got 1.5"),
+    ],
+)
+def test_values_are_not_converted(tmp_path, override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(tmp_path), [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["neftune_noise_alpha=5"],
+            "neftune_noise_alpha: cannot be combined with shared_prefix: true: the noise depends",
+        ),
+        (["torch_compile=true"], "torch_compile: cannot be combined with shared_prefix: true"),
+        (["router_aux_loss_coef=0.1"], "router_aux_loss_coef: cannot be combined with shared_prefix: true"),
+        (["answer=head", "loss_type=dft"], "loss_type: cannot be combined with answer: head"),
+        (["answer=head", "label_smoothing_factor=0.1"], "label_smoothing_factor: cannot be combined with answer: head"),
+    ],
+)
+def test_keys_that_would_mean_something_else_are_refused(tmp_path, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(tmp_path), overrides)
+    if "shared_prefix" in message:
+        assert load_recipe(write(tmp_path), [*overrides, "shared_prefix=false"]).shared_prefix is False
+
+
+@pytest.mark.parametrize(
+    ("overrides", "notice"),
+    [
+        (["eval_steps=5"], "'eval_steps=5': no effect, as eval_strategy is no: eval_steps"),
+        (
+            ["answer=head", "decode=free"],
+            "'decode=free': no effect, as a classification head reads the text alone: decode",
+        ),
+        (["bnb_4bit_quant_type=fp4"], "'bnb_4bit_quant_type=fp4': no effect, as load_in_4bit is not set"),
+        (["metric_for_best_model=f1"], "'metric_for_best_model=f1': no effect, as nothing is chosen by it"),
+        (["save_strategy=no", "save_total_limit=3"], "'save_total_limit=3': no effect, as save_strategy is no"),
+    ],
+)
+def test_keys_without_effect_are_warned_about(tmp_path, overrides, notice):
+    notices = load_recipe(write(tmp_path), overrides).notices
+    assert len(notices) == 1
+    assert notices[0].startswith(notice)
+
+
+def test_no_file_switches_on_the_code_of_others(tmp_path):
+    path = write(tmp_path, "model_name_or_path: m\ntrain_file: t.csv\ntrust_remote_code: true\n")
+    with pytest.raises(RecipeError, match=r"mine\.yaml:3: trust_remote_code: a file cannot allow the code of others"):
+        load_recipe(path)
+    assert load_recipe(path, ["trust_remote_code=true"]).trusts_code
+    assert not load_recipe(path, ["trust_remote_code=false"]).trusts_code
