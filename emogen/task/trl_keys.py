@@ -5,13 +5,12 @@ adds is in none, and a recipe that sets it is an error, because nobody has check
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from annotated_types import Ge, Gt, Interval
 from pydantic import AfterValidator
 
-if TYPE_CHECKING:
-    from emogen.task.recipe import Recipe
+Recipe = Any  # `recipe.Recipe`, whose file imports this one
 
 # --------------------------------------------------------------------------------------------- the three lists
 
@@ -214,7 +213,7 @@ _LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_ta
 _BEST = ("metric_for_best_model", "greater_is_better")
 
 
-def chooses_by_metric(recipe: "Recipe") -> bool:
+def chooses_by_metric(recipe: Recipe) -> bool:
     """Whether the trainer reads `metric_for_best_model`."""
     args = recipe.sft_args
     by_metric = ("reduce_lr_on_plateau", "greedy")
@@ -225,24 +224,24 @@ def chooses_by_metric(recipe: "Recipe") -> bool:
     )
 
 
-def evaluates(recipe: "Recipe") -> bool:
+def evaluates(recipe: Recipe) -> bool:
     """Whether there are evaluations during training."""
     return recipe.sft_args.get("eval_strategy", "no") != "no" or bool(recipe.sft_args.get("eval_on_start"))
 
 
-def saves_memory(recipe: "Recipe") -> bool:
+def saves_memory(recipe: Recipe) -> bool:
     """Whether activations are computed again in the backward pass; the newer of the two names is the stronger."""
     newer = recipe.sft_args.get("activation_checkpointing")
     return bool(recipe.sft_args.get("gradient_checkpointing") if newer is None else newer)
 
 
-def _only_suffixes(recipe: "Recipe", *suffixes: str) -> bool:
+def _only_suffixes(recipe: Recipe, *suffixes: str) -> bool:
     files = [file for file in (recipe.train_file, recipe.eval_file) if file]
     return all(file.lower().endswith(suffixes) for file in files)
 
 
 # (a condition, why keys have no effect under it, these keys). What a recipe sets in vain is a warning.
-IDLE: list[tuple[Callable[["Recipe"], bool], str, tuple[str, ...]]] = [
+IDLE: list[tuple[Callable[[Recipe], bool], str, tuple[str, ...]]] = [
     (
         lambda recipe: recipe.answer == "head",
         "a classification head reads the text alone",
