@@ -2,6 +2,7 @@
 
 import logging
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,17 +143,16 @@ def make_folds(rows: Rows, n_folds: int, seed: int) -> np.ndarray:
 
 
 def sample_rows(rows: Rows, n: int, seed: int) -> Rows:
-    """About n rows, stratified by label if the rows have labels; all rows if there are no more than n.
+    """About n rows, stratified by label if the rows have labels and are enough; all rows if there are no more than n.
 
     The same rows, n and seed give the same sample.
     """
     if n >= len(rows):
         return rows
-    if rows.gold is None:
-        index = np.sort(np.random.default_rng(seed).permutation(len(rows))[:n])
-    else:
-        index = hold_out(rows, n / len(rows), seed)[1]
-    return rows.take(index)
+    if rows.gold is not None:
+        with suppress(DataError):  # a handful of rows cannot be split
+            return rows.take(hold_out(rows, n / len(rows), seed)[1])
+    return rows.take(np.sort(np.random.default_rng(seed).permutation(len(rows))[:n]))
 
 
 def _group_by_text(rows: Rows) -> tuple[list[list[int]], np.ndarray]:

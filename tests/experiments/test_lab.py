@@ -47,12 +47,16 @@ def test_every_token_is_shown_with_its_part(lab):
     labels = lab.benchmark.task.label_set
     (row,) = template.encoder.rows(text, labels.names_of(lab.benchmark.rows.truth[0]))
     n_shared = len(template.encoder.prefix_ids)
-    counts, _, shown = lab.see(SOURCE, "mine", text).partition("</p>")
+    warnings, _, seen = lab.see(SOURCE, "mine", text).partition('<div class="seen">')
+    assert warnings.startswith(
+        '<p class="warning">mine.jinja: the prompt does not say that the answer for a text without labels'
+    )
+    counts, _, shown = seen.partition("</p>")
     assert shown.count('class="shared"') == n_shared
     assert shown.count('class="text"') == row.n_text
     assert shown.count('class="answer"') == row.n_answer
     assert shown.count("<span") == n_shared + len(row)
-    assert counts.startswith(f'<div class="seen"><p>{n_shared + len(row)} tokens: {n_shared} ')
+    assert counts.startswith(f"<p>{n_shared + len(row)} tokens: {n_shared} ")
     unknown = lab.see(SOURCE, "mine", "a text of my own")
     assert 'class="answer" title' not in unknown  # its answer is not known
 
@@ -149,9 +153,9 @@ def use_page(page, folder):
     editor.click()
     page.keyboard.press("Control+End")
     page.keyboard.insert_text("{{ oops }}")
-    seen.get_by_text("list.jinja:5: undefined variable 'oops'").wait_for()
+    seen.get_by_text("list.jinja:10: undefined variable 'oops'").wait_for()
     page.get_by_role("button", name="Score on").click()
-    page.get_by_test_id("toast-body").get_by_text("list.jinja:5").wait_for()
+    page.get_by_test_id("toast-body").get_by_text("list.jinja:10").wait_for()
     editor.click()
     page.keyboard.press("Control+A")
     page.keyboard.insert_text(SOURCE)

@@ -5,7 +5,7 @@ from emogen.errors import InputError
 from emogen.model.encode import chat_text, load_encoder, make_encoder
 from emogen.model.tokenizer import PLAIN_CHAT_TEMPLATE
 from emogen.task.answer import answer_text
-from emogen.task.prompt import load_prompt, make_examples, parse_prompt, render
+from emogen.task.prompt import TEXT_MARK, load_prompt, make_examples, parse_prompt, render
 from emogen.task.recipe import load_recipe
 from emogen.task.task import load_task
 
@@ -35,7 +35,7 @@ def test_a_row_reads_as_the_chat_template_writes_it(labels, tokenizer, encoder_f
     encoder = encoder_for("list")
     (row,) = encoder.rows("hello there")
     whole = tokenizer.decode([*encoder.prefix_ids, *row.suffix_ids])
-    assert whole == chat_text(tokenizer, render(LIST, labels)).replace("\ue0f10\ue0f2", "hello there")
+    assert whole == chat_text(tokenizer, render(LIST, labels)).replace(TEXT_MARK, "hello there")
 
 
 def test_the_text_of_an_example_never_becomes_a_special_token(labels, tokenizer):
