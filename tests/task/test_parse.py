@@ -169,7 +169,7 @@ REPAIRED = [
     ("Sure! joy", "joy", ()),
     ("Yes, joy.", "joy", ()),
     ("anger or joy", "anger, joy", ()),
-    ("Reason: sunshine. Emotions: joy", "joy", ("sunshine",)),
+    ("Reason: sunshine. Emotions: joy", "joy", ()),
     # a cut-off last label
     ("anger, pessi", "anger, pessimism", ()),
     ("pessi", "pessimism", ()),
