@@ -52,10 +52,12 @@ _SPECIAL = re.compile(
 )
 _STRUCK_S = re.compile(r"<s>([^<>\n]{1,200})</s>")
 _NEW_TURN = re.compile(
-    r"\n[ \t\r]{0,9}\n\W{0,9}(?:tweet|text|input|question|example|instruction|user|human|assistant|system"
-    r"|explanation|reason|reasoning|justification|rationale|note)\b\W{0,3}\d{0,4}\W{0,3}[:：]"
-    r"|\n\W{0,9}(?:tweet|user|human|assistant|system)\W{0,3}:",
+    r"\n[ \t\r]{0,9}\n\W{0,9}(?:tweet|text|input|question|example|instruction|user|human|assistant|system)"
+    r"\b\W{0,3}\d{0,4}\W{0,3}[:：]|\n\W{0,9}(?:tweet|user|human|assistant|system)\W{0,3}:",
     re.IGNORECASE,
+)
+_AFTERTHOUGHT = re.compile(
+    r"\n[ \t\r]{0,9}\n\W{0,9}(?:explanation|reason|reasoning|justification|rationale|note)\b\W{0,6}[:：]", re.IGNORECASE
 )
 _ESCAPE = re.compile(r"\\u(?!d[89a-f])([0-9a-f]{4})", re.IGNORECASE)  # as json.dumps writes "Ä"; no lone surrogates
 
@@ -108,16 +110,19 @@ def answer_part(text: str, words: Words, known: re.Pattern[str]) -> AnswerPart:
     inside, closed = _inside_answer_tags(kept, words)
     if inside is not None:
         mended, open_ended, kept = True, not closed, inside
-    if lead_in := _last_lead_in(kept, words, known):
-        mended, kept = True, kept[lead_in:]
-    if len(kept) > MAX_CHARS:
-        mended, kept = True, kept[:MAX_CHARS]
     if end := _SPECIAL.search(kept):
         mended |= bool(_SPECIAL.sub("", kept[end.start() :]).replace("<s>", "").strip())
         kept, open_ended = kept[: end.start()], False
     kept = kept.strip()
     if turn := _NEW_TURN.search(kept):
         kept, open_ended, mended = kept[: turn.start()], False, True
+    if lead_in := _last_lead_in(kept, words, known):
+        mended, kept = True, kept[lead_in:]
+    if len(kept) > MAX_CHARS:
+        mended, kept = True, kept[:MAX_CHARS]
+    kept = kept.strip()
+    if afterthought := _AFTERTHOUGHT.search(kept):
+        kept, open_ended, mended = kept[: afterthought.start()], False, True
     kept = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), kept)
     plain = _without_markup(kept, words)
     return AnswerPart(_rows_of_tables(unicodedata.normalize("NFC", plain), words), open_ended, mended)
@@ -191,7 +196,7 @@ def _closing_brace(text: str, start: int) -> tuple[int, bool]:
     return len(text), False
 
 
-def has_prose(text: str, words: Words, known: re.Pattern[str]) -> bool:
+def _has_prose(text: str, known: re.Pattern[str]) -> bool:
     """Whether a text has three words in a row that name no label."""
     return bool(_THREE_WORDS.search(known.sub("\n", re.sub(r"\b(?:and|or|und|y|et)\b", ",", text))))
 
@@ -203,7 +208,7 @@ def _last_lead_in(text: str, words: Words, known: re.Pattern[str]) -> int:
     checked, prose, announced = 0, False, False
     for lead_in in _LEAD_IN.finditer(text):
         if not prose:
-            prose = has_prose(text[checked : lead_in.start()], words, known)
+            prose = _has_prose(text[checked : lead_in.start()][-MAX_CHARS:], known)
         checked = lead_in.start()
         if words.meaning(lead_in["strong"] or lead_in["weak"]) or (lead_in["line"] is not None and lead_in["weak"]):
             continue

@@ -281,14 +281,16 @@ def _read_tolerantly(text: str, label_set: LabelSet) -> ParsedAnswer:
     if structure is None:
         _Reader(part.text, part.open_ended, label_set, found).read()
     else:
-        said, found.words = structure
-        for each in said:
+        found.empty, found.words = structure.empty, not structure.empty and not structure.said
+        found.mended |= structure.mended or bool(re.search(r"\w", structure.rest))
+        for each in structure.said:
             if each.label and each.verdict:
                 _judge(found, each.label, each.verdict, each.text)
                 found.mended |= not each.plain
             elif each.text:
                 _Reader(each.text, each.cut_off and part.open_ended, label_set, found).read()
-        found.empty |= not said
+        if not structure.said and not structure.empty:
+            _Reader(structure.rest, part.open_ended, label_set, found).read()
     return _combined(found, part.text, label_set)
 
 
@@ -399,8 +401,9 @@ class _Reader:
             if kind == "word" and word in ("and", "y", "und", "et", "e", "и") and word not in self.words.exact:
                 token.kind = "sep"
             elif kind in ("word", "known"):
-                token.label = self.words.meaning(word) or "" if kind == "known" else ""
-                token.kind = "label" if token.label else kind
+                meaning = self.words.meaning(word) if kind == "known" else None
+                token.label = meaning or ""
+                token.kind = "word" if meaning is None else "label" if meaning else "known"
                 token.verdict = VERDICTS.get(word)
             elif kind == "symbol":
                 token.verdict = SYMBOLS[word]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from emogen.task.words import VERDICTS, Verdict, Words, fold, leading_verdict, number_verdict, verdict_of
@@ -77,33 +77,46 @@ class Said:
     cut_off: bool = False  # the string ends the text
 
 
-def read_structure(text: str, words: Words) -> tuple[list[Said], bool] | None:
-    """Read the objects in a text.
+@dataclass(frozen=True)
+class Structure:
+    """What the objects in a text say.
 
-    Returns:
-        What they say, and whether the text contains anything besides. None if it has no object with keys and no pairs.
+    Attributes:
+        said: in their order.
+        empty: whether they are empty.
+        mended: whether something was dropped: other keys, a cut-off key.
+        rest: the text besides them.
     """
+
+    said: tuple[Said, ...]
+    empty: bool
+    mended: bool
+    rest: str
+
+
+def read_structure(text: str, words: Words) -> Structure | None:
+    """Read the objects in a text. None if it has no object with keys and no array of pairs."""
     for fence in _FENCE.finditer(text):
         if (read := read_structure(fence[1], words)) is not None:
-            around = text[: fence.start()] + text[fence.end() :]
-            return read[0], read[1] or bool(re.search(r"\w", around))
+            return replace(read, rest=f"{text[: fence.start()]}\n{read.rest}\n{text[fence.end() :]}")
     starts = (start for start in _START.finditer(text) if not words.meaning(start["callee"] or "{"))
     for start in islice(starts, 5):
-        root, end = _parse(text, start.start())
+        root, end, cut_off = _parse(text, start.start())
         roots = [value for _, value in root.items if isinstance(value, Node)]
         if any(_is_structure(node, words) for node in roots):
             break
     else:
         return None
-    said = [each for node in roots for each in _read(node, words, None)]
-    before = re.sub(r"\w{1,20}\s?[:=]\s*$|^\s*\w{1,20}\s*\Z", "", text[: start.start()])
-    if not said and roots and not all(_is_empty(node) for node in roots):
-        return None if re.search(r"\w", before + text[end:]) else (said, True)
-    return said, bool(re.search(r"\w", before + text[end:])) or any(_has_asides(node) for node in roots)
+    said = tuple(each for node in roots for each in _read(node, words))
+    asides = any(_has_asides(node) for node in roots)
+    caption = re.compile(r"(?:\b[\w ]{1,40}\s?[:=]|\A\s*\w{1,20})\s*\Z")  # `Emotions: {`, `json {`
+    before = caption.sub("", text[: start.start()])
+    return Structure(said, all(_is_empty(node) for node in roots), asides or cut_off, f"{before}\n{text[end:]}")
 
 
-def _parse(text: str, start: int) -> tuple[Node, int]:
-    """The values from `start` on, as far as they follow each other, under one root."""
+def _parse(text: str, start: int) -> tuple[Node, int, bool]:
+    """The values from `start` on, as far as they follow each other, under one root; where they end; and whether a key
+    was cut off."""
     root = Node()
     stack: list[tuple[Node, str | None]] = [(root, None)]
     key: str | None = None
@@ -136,7 +149,12 @@ def _parse(text: str, start: int) -> tuple[Node, int]:
             key = last = None
         if kind != "skip" or not token[0].isspace():
             end = token.end() if kind in ("open", "close", "string", "bare") or len(stack) > 1 else end
-    return root, end
+    cut_off = key is not None
+    for node, _ in stack[1:]:
+        if node.keyed and node.items[-1][0] is None and isinstance(node.items[-1][1], Scalar):
+            node.items.pop()
+            cut_off = True
+    return root, end, cut_off
 
 
 def _drop_valueless(node: Node, key: str | None) -> None:
@@ -196,9 +214,9 @@ def _pair(node: Node, words: Words) -> tuple[str, Scalar] | None:
     return None
 
 
-def _read(node: Node, words: Words, denied: bool | None) -> Iterator[Said]:
+def _read(node: Node, words: Words) -> Iterator[Said]:
     """Everything that a node says. The walk keeps its own stack, since nesting is as deep as the text is long."""
-    stack: list[tuple[Node | Said, bool]] = [(node, bool(denied))]
+    stack: list[tuple[Node | Said, bool]] = [(node, False)]
     while stack:
         current, is_denied = stack.pop()
         if isinstance(current, Said):

@@ -176,4 +176,4 @@ def _word_pattern(word: str, is_loose: bool) -> str:
     if not is_loose:
         return r"\s+".join(re.escape(part) for part in word.split())
     parts = re.split(r"(?<=[^\s_-])[\s_‐‑-]+(?=[^\s_-])|(?<=[a-z])(?=[A-Z])", word)
-    return r"(?:\s+|\\?[-_‐‑])?".join(re.escape(part) for part in parts)
+    return r"(?:\s+|[-_‐‑])?".join(re.escape(part) for part in parts)

@@ -423,6 +423,427 @@ def test_names_with_several_words_hyphens_signs_and_other_scripts(
     check(text, names, status, unknown, ODD)
 
 
+# What models write freely around, beside and instead of a list of labels. Each table is of one kind: text, labels.
+
+TOXIC = LabelSet(
+    name="toxic",
+    labels=tuple(Label(name=name) for name in "toxic severe_toxic obscene threat insult identity_hate".split()),
+)
+TOPICS = LabelSet(
+    name="topics",
+    labels=tuple(
+        Label(name=name)
+        for name in (
+            "love and care", "yes", "not joy", "joy", "1", "none of these", "Health (general)", "Q&A", "Who?", "U.S. politics",
+            "news: local", "true or false", "arts - music", "1. FC", "A.I.", "24/7", "reason", "labels", "iPhone",
+        )
+    ),
+)  # fmt: skip
+SPANISH = LabelSet(
+    name="emociones",
+    empty="ninguna",
+    labels=(Label(name="alegría", aliases=("feliz",)), Label(name="ira"), Label(name="tristeza"), Label(name="miedo")),
+)
+CHINESE = LabelSet(name="情感", empty="无", labels=tuple(Label(name=name) for name in ("喜悦", "愤怒", "悲伤", "恐惧")))
+ARABIC = LabelSet(name="مشاعر", empty="لا شيء", labels=tuple(Label(name=name) for name in ("فرح", "غضب", "حزن", "خوف")))
+
+REASONING = [
+    ("The text sounds angry, not sad.</think>joy", "joy"),
+    ("anger? no.\n</think>\n\njoy, love", "joy, love"),
+    ("<think>first anger</think> then <think>fear</think>\njoy", "joy"),
+    ("<think>the tag <think> opens it; anger</think>joy", "joy"),
+    ("<think reason='fear'>anger</think>joy", "joy"),
+    ("<THINK>anger</THINK>joy", "joy"),
+    ("joy\n<think>or anger?", "joy"),
+    ("<thinking>anger</thinking>joy", "joy"),
+    ("<thought>anger</thought>\njoy", "joy"),
+    ("<reasoning>\nThe user is mad.\n</reasoning>\njoy", "joy"),
+    ("<reflection>anger</reflection>joy", "joy"),
+    ("<scratchpad>anger</scratchpad>joy", "joy"),
+    ("<analysis>anger</analysis><answer>joy</answer>", "joy"),
+    ("joy\n<explanation>She overcame her fear.</explanation>", "joy"),
+    ("<answer>joy</answer><explanation>no fear, no anger", "joy"),
+    ("<seed:think>anger</seed:think>joy", "joy"),
+    ("anger</seed:think>joy", "joy"),
+    ("◁think▷anger◁/think▷joy", "joy"),
+    ("[THINK]anger[/THINK]joy", "joy"),
+    ("[THINK]anger[/THINK] joy</s>", "joy"),
+    ("<|channel|>analysis<|message|>anger?<|end|><|start|>assistant<|channel|>final<|message|>joy", "joy"),
+    ("<|channel|>final<|message|>joy<|return|>", "joy"),
+    ("<|channel|>analysis<|message|>anger<|channel|>commentary<|message|>fear<|channel|>final<|message|>joy", "joy"),
+    ("analysisThe user sounds angry.assistantfinaljoy", "joy"),
+    ("<|START_THINKING|>anger<|END_THINKING|><|START_RESPONSE|>joy<|END_RESPONSE|>", "joy"),
+    ("<|begin_of_thought|>anger<|end_of_thought|><|begin_of_solution|>joy<|end_of_solution|>", "joy"),
+    ("<|begin_of_box|>joy, love<|end_of_box|>", "joy, love"),
+    ("She is angry at first. <answer>joy</answer>", "joy"),
+    ("She is angry. <answer>\njoy\nlove\n</answer>\nI see no fear.", "joy, love"),
+    ("She is angry. <final_answer>joy", "joy"),
+    ("I use <answer></answer> tags, not anger. <answer>joy</answer>", "joy"),
+    ("<answer>joy</answer> and <answer>love</answer>", "joy, love"),
+    ("<answer>anger: no\njoy: yes</answer>", "joy"),
+    ("<answer>none</answer> although he sounds angry", ""),
+    ("anger is ruled out, so \\boxed{joy}", "joy"),
+    ("anger... $\\boxed{\\text{joy}, \\text{love}}$", "joy, love"),
+    ("The user is mad. \\boxed{joy} and \\boxed{love}", "joy, love"),
+    ("The user is mad. \\boxed{joy", "joy"),
+    ("The writer is angry, so there may be anger. But she laughs. Answer: joy", "joy"),
+    ("The writer is angry, so ... Answer: anger", "anger"),
+    ("The writer is angry at first, then calm. Final answer: joy, love", "joy, love"),
+    ("The writer is angry at first.\n\n**Final Answer:** joy", "joy"),
+    ("The writer is angry at first.\n\n### Final answer\n\njoy", "joy"),
+    ("The writer is angry at first.\nEmotions: joy", "joy"),
+    ("The writer is angry at first. The answer is joy.", "joy"),
+    ("The writer is angry at first. So the final labels are: joy", "joy"),
+    ("Her fear is gone, so the answer is joy", "joy"),
+    ("1. The writer is angry at the bus.\n2. Then the bus comes.\nOutput: joy", "joy"),
+    ("Answer: anger? The text says she laughs, though. Final answer: joy", "joy"),
+    ("Step 1: the writer was angry. Conclusion: joy", "joy"),
+    ("Primary emotion: joy\nSecondary emotion: anger", "anger, joy"),
+    ("Primary emotion: joy, since the sun is out.\nSecondary emotion: anger", "anger, joy"),
+    ("Emotions: joy\nReasoning: her anger is gone", "joy"),
+    ("joy. Reason: her anger is gone", "joy"),
+    ("joy\nThe writer lost her fear.", "joy"),
+    ("joy\nThere is also some anger in it.", "anger, joy"),
+    ("none\nThe writer only quotes somebody who is angry.", ""),
+    ("joy because she overcame her fear", "joy"),
+    ("joy because of the sun, and anger because of the rain", "anger, joy"),
+    ("joy: she lost her fear of flying, anger: the flight was late", "anger, joy"),
+    ("joy - she lost her fear of flying\nlove - she hugs the captain without fear", "joy, love"),
+    ("joy (she lost all her fear), love", "joy, love"),
+    ("Text: I am so angry\nLabels: joy", "joy"),
+    ("I'd be happy to help! The emotion is: anger", "anger"),
+    ("anger\n\nI hope this helps!", "anger"),
+    ("<|im_start|>assistant\njoy<|im_end|>", "joy"),
+    ("<s>joy</s>", "joy"),
+    ("<start_of_turn>model\njoy<end_of_turn>", "joy"),
+]
+
+NOT_ANSWERED = [
+    "<think>joy", "<think>\nThe text is about joy and", "<thinking>anger, joy", "<|channel|>analysis<|message|>anger, joy",
+    "[THINK]joy", "◁think▷joy", "<seed:think>joy", "joy</think>", "<reasoning>joy</reasoning>", "<answer></answer>",
+    "<think>a</think><think>joy", "analysisWe must decide: joy", "The writer is angry at first. Final answer:",
+]  # fmt: skip
+
+STRUCTURES = [
+    ('{"confidence": 0.9, "labels": ["joy"]}', "joy"),
+    ('{"labels": ["joy"], "confidence": 0.2}', "joy"),
+    ('{"reason": "her anger and fear are gone", "labels": ["joy"]}', "joy"),
+    ('{"labels": ["joy", "love"], "reasoning": "not sad, but happy"}', "joy, love"),
+    ('{"text": "I am so angry", "emotion": "joy"}', "joy"),
+    ('{"joy": {"present": true, "score": 0.9}, "anger": {"present": false, "score": 0.2}}', "joy"),
+    ('{"joy": {"score": 0.9, "reason": "not angry"}, "anger": {"score": 0.1}}', "joy"),
+    ('{"anger": {"confidence": 0.95, "present": false}, "joy": {"confidence": 0.6, "present": true}}', "joy"),
+    ('[{"label": "joy", "score": 0.98}, {"label": "anger", "score": 0.01}]', "joy"),
+    ('[[{"label": "joy", "score": 0.98}, {"label": "anger", "score": 0.01}]]', "joy"),
+    ('[{"score": 0.98, "label": "joy"}, {"score": 0.01, "label": "anger"}]', "joy"),
+    ('{"label": "joy", "score": 0.98}\n{"label": "anger", "score": 0.01}', "joy"),
+    ('{"emotion": "joy", "present": "yes"}, {"emotion": "anger", "present": "no"}', "joy"),
+    ('{"labels": {"anger": 0, "joy": 1}}', "joy"),
+    ('{"result": {"emotions": {"anger": false, "joy": true}}}', "joy"),
+    ('{"labels": ["joy", "anger"], "scores": [0.9, 0.1]}', "joy"),
+    ('{"sequence": "I am angry", "labels": ["joy", "anger"], "scores": [0.9, 0.1]}', "joy"),
+    ("{'joy': True, 'anger': False, 'fear': None}", "joy"),
+    ("{'labels': ['joy', 'love']}", "joy, love"),
+    ("[('joy', 0.98), ('anger', 0.01)]", "joy"),
+    ('[["joy", 0.98], ["anger", 1e-05]]', "joy"),
+    ("dict(joy=True, anger=False)", "joy"),
+    ("Counter({'joy': 1, 'anger': 0})", "joy"),
+    ("Emotions(joy=True, anger=False)", "joy"),
+    ("{'joy', 'love'}", "joy, love"),
+    ("{joy: true, anger: false}", "joy"),
+    ("{joy: 0.9, anger: 0.1}", "joy"),
+    ('{"joy": "85%", "anger": "10%"}', "joy"),
+    ('{"joy": "present", "anger": "absent"}', "joy"),
+    ('{"joy": "No, calm", "anger": "Yes - he shouts"}', "anger"),
+    ('{"joy": "not present", "anger": "yes"}', "anger"),
+    ('{"present": ["joy"], "absent": ["anger", "fear"]}', "joy"),
+    ('{"yes": ["joy"], "no": ["anger"]}', "joy"),
+    ('{"labels": ["joy"], "rejected": ["anger"]}', "joy"),
+    ('{"primary_emotion": "joy", "secondary_emotions": ["love"]}', "joy, love"),
+    ('{"emotions": "joy, love"}', "joy, love"),
+    ('{"answer": "none"}', ""),
+    ('{"labels": [], "reason": "no anger, no joy"}', ""),
+    ('{"1": "joy", "2": "love"}', "joy, love"),
+    ('{"anger": 0, "joy": 0}', ""),
+    ('{"JOY": true, "Anger": false}', "joy"),
+    ('Here is the JSON you asked for:\n```json\n{"labels": ["joy"]}\n```\nHope this helps!', "joy"),
+    ('The user is angry:\n```\n{"joy": 0.9, "anger": 0.2}\n```', "joy"),
+    ('Emotions: {"joy": 1, "anger": 0}', "joy"),
+    ('{"labels": ["joy", // not anger\n "love"]}', "joy, love"),
+    ('{"joy": true, "anger": false,}', "joy"),
+    # cut off
+    ('{"labels": ["joy", "pessi', "joy, pessimism"),
+    ('{"confidence": 0.9, "labels": ["joy", "lo', "joy"),
+    ('[{"label": "joy", "score": 0.98}, {"label": "anger", "sco', "joy, anger"),
+    ('[{"label": "joy", "score": 0.98}, {"label": "anger", "score": 0.', "joy"),
+    ('{"joy": {"present": true, "score": 0.9}, "anger": {"present": fal', "joy"),
+    ('{"joy": {"present": true}, "anger": {', "joy"),
+    ('{"labels": {"anger": 0, "joy": 1', "joy"),
+    ("[('joy', 0.98), ('ang", "joy"),
+    ('{"labels": ["joy"], "reason": "her anger is', "joy"),
+    ('{"joy": 0.9, "anger":', "joy"),
+    # YAML
+    ("joy: true\nanger: false", "joy"),
+    ("- joy: true\n- anger: false", "joy"),
+    ("labels:\n  - joy\n  - love", "joy, love"),
+    ("joy:\n  present: true\nanger:\n  present: false", "joy"),
+    ("joy:\n  score: 0.9\nanger:\n  score: 0.1", "joy"),
+    ("- label: joy\n  score: 0.98\n- label: anger\n  score: 0.01", "joy"),
+    ("Label: joy\nConfidence: 90%", "joy"),
+    ("Label: joy\nConfidence: high", "joy"),
+    ("Present: joy, love\nAbsent: anger, fear", "joy, love"),
+    ("Yes: joy\nNo: anger, fear", "joy"),
+    ("Present:\n- joy\n- love\n\nNot present:\n- anger\n- fear", "joy, love"),
+    ("✅: joy, love\n❌: anger, fear", "joy, love"),
+    ("The tweet does not express the following emotions: anger, fear", ""),
+    ("Absent emotions: anger, fear. Present emotions: joy", "joy"),
+]
+
+VERDICT_SIGNS = [
+    ("anger ❌, joy ✅", "joy"),
+    ("anger ❌ joy ✅", "joy"),
+    ("❌ anger, ✅ joy", "joy"),
+    ("❌ anger ✅ joy", "joy"),
+    ("✅ joy\n❌ anger", "joy"),
+    ("joy: ✅\nanger: ❌", "joy"),
+    ("joy ✔️, anger ✖️", "joy"),
+    ("joy ✓ anger ✗", "joy"),
+    ("joy ☑ anger ☐", "joy"),
+    ("joy 👍, anger 👎", "joy"),
+    ("🟢 joy, 🔴 anger", "joy"),
+    ("anger ⛔, joy 🟢", "joy"),
+    ("[x] joy\n[ ] anger", "joy"),
+    ("- [x] joy\n- [ ] anger", "joy"),
+    ("- [X] **joy**\n- [] anger", "joy"),
+    ("joy [x], anger [ ]", "joy"),
+    ("joy [✓], anger [x]", "joy"),
+    ("(x) joy ( ) anger", "joy"),
+    ("- [ ] anger\n- [ ] fear", ""),
+    ("joy: +, anger: -", "joy"),
+    ("joy (+), anger (-)", "joy"),
+    ("+joy, -anger", "joy"),
+    ("- joy\n- anger", "anger, joy"),
+    ("+ joy\n+ anger", "anger, joy"),
+    ("joy ✅ Yes, anger ❌ No", "joy"),
+    ("joy\n✅\nanger\n❌", "joy"),
+    ("joy: present, anger: absent", "joy"),
+    ("joy: Present\nanger: Not present", "joy"),
+    ("joy: detected; anger: not detected", "joy"),
+    ("joy = True, anger = False", "joy"),
+    ("joy [yes], anger [no]", "joy"),
+    ("[yes] joy, [no] anger", "joy"),
+    ("joy → yes\nanger → no", "joy"),
+    ("joy => 1, anger => 0", "joy"),
+    ("joy: Y, anger: N", "joy"),
+    ("joy: yes (very clear), anger: no (calm)", "joy"),
+    ("joy: N/A\nanger: yes", "anger"),
+    ("joy\tyes\nanger\tno", "joy"),
+    ("joy,yes\nanger,no", "joy"),
+    ("joy: likely, anger: unlikely", "joy"),
+    ("Is joy expressed? Yes. Is it anger? No.", "joy"),
+    ("joy: high, anger: none", "joy"),
+    ("joy is present, anger is absent", "joy"),
+    ("anger is absent but joy is present", "joy"),
+    ("Anger is not present. Joy is.", "joy"),
+    ("joy and anger are not present, love is", "love"),
+    ("anger isn't expressed, joy", "joy"),
+    # numbers
+    ("joy: 85%, anger: 10%", "joy"),
+    ("joy: 85 %, anger: 10 %", "joy"),
+    ("joy 85%, anger 10%", "joy"),
+    ("joy (85%), anger (10%)", "joy"),
+    ("joy [85%], anger [10%]", "joy"),
+    ("85% joy, 10% anger", "joy"),
+    ("85% joy and 10% anger", "joy"),
+    ("joy: 85 percent, anger: 10 percent", "joy"),
+    ("joy: 50%, anger: 49%", "joy"),
+    ("joy: 100%, anger: 0%", "joy"),
+    ("joy: ~85%, anger: <5%", "joy"),
+    ("joy: 80-90%, anger: 10-20%", "joy"),
+    ("joy - 85%\nanger - 10%", "joy"),
+    ("joy (0.9), anger (0.1)", "joy"),
+    ("joy 0.9 anger 0.1", "joy"),
+    ("0.9 joy, 0.1 anger", "joy"),
+    ("joy: .85, anger: .15", "joy"),
+    ("joy: 0,85; anger: 0,15", "joy"),
+    ("joy: 0,85, anger: 0,15", "joy"),
+    ("joy: 4/5, anger: 1/5", "joy"),
+    ("joy: 8/10\nanger: 2/10", "joy"),
+    ("joy (8 out of 10), anger (2 out of 10)", "joy"),
+    ("joy: 85/100, anger: 10/100", "joy"),
+    ("joy: 0.98, anger: 1e-05", "joy"),
+    ("joy,0.98\nanger,0.01", "joy"),
+    ("joy, 0.98, anger, 0.01", "joy"),
+    ("joy (confidence: 0.9), anger (confidence: 0.2)", "joy"),
+    ("joy (p=0.9), anger (p=0.2)", "joy"),
+    ("joy (90% confidence), anger (20% confidence)", "joy"),
+    ("joy with a probability of 0.9, anger with a probability of 0.1", "joy"),
+    ("joy score: 0.9\nanger score: 0.1", "joy"),
+    ("**joy**: 0.9\n**anger**: 0.1", "joy"),
+    ("joy: 1\nanger: 0", "joy"),
+    ("joy[1], anger[2]", "anger, joy"),
+    ("joy¹, anger²", "anger, joy"),
+    ("(1) joy (2) anger", "anger, joy"),
+]
+
+TABLES = [
+    ("| anger | no |\n| joy | yes |", "joy"),
+    ("| emotion | present |\n|---|---|\n| anger | no |\n| joy | yes |", "joy"),
+    ("| Emotion | Score |\n|:--|--:|\n| anger | 0.1 |\n| joy | 0.9 |", "joy"),
+    ("| Emotion | Present | Reason |\n|---|---|---|\n| anger | ❌ | the user was never mad |\n| joy | ✅ | no fear |", "joy"),
+    ("| Emotion | Reason | Present |\n|---|---|---|\n| anger | he is not sad | no |\n| joy | he lost his fear | yes |", "joy"),
+    ("| # | Emotion | Present |\n|---|---|---|\n| 1 | anger | no |\n| 2 | joy | yes |", "joy"),
+    ("| label | yes | no |\n|---|---|---|\n| joy | x | |\n| anger | | x |", "joy"),
+    ("| anger | joy |\n|---|---|\n| no | yes |", "joy"),
+    ("| | anger | joy |\n|---|---|---|\n| text | 0 | 1 |", "joy"),
+    ("anger,joy\n0,1", "joy"),
+    ("anger | joy\n0 | 1", "joy"),
+    ("anger\tjoy\n0\t1", "joy"),
+    ("label,score\njoy,0.9\nanger,0.1", "joy"),
+    ("<table><tr><td>joy</td><td>yes</td></tr><tr><td>anger</td><td>no</td></tr></table>", "joy"),
+    ("| joy | love |", "joy, love"),
+]
+
+MARKUP = [
+    ("<b>joy</b>", "joy"),
+    ("<ul><li>joy</li><li>love</li></ul>", "joy, love"),
+    ("<p>joy</p><br/>love", "joy, love"),
+    ("<label>joy</label>", "joy"),
+    ("<labels><label>joy</label><label>love</label></labels>", "joy, love"),
+    ("<anger>0</anger><joy>1</joy>", "joy"),
+    ("<anger>no</anger>\n<joy>yes</joy>", "joy"),
+    ('<emotion name="joy" value="1"/><emotion name="anger" value="0"/>', "joy"),
+    ('<emotion name="joy">yes</emotion><emotion name="anger">no</emotion>', "joy"),
+    ("<joy present='true'/><anger present='false'/>", "joy"),
+    ("<label>joy</label><reason>She is not angry.</reason>", "joy"),
+    ("<!-- anger -->joy", "joy"),
+    ("&quot;joy&quot; &amp; &quot;love&quot;", "joy, love"),
+    ("~~anger~~ joy", "joy"),
+    ("~~anger, fear~~, joy", "joy"),
+    ("joy, <del>anger</del>", "joy"),
+    ("joy, <s>anger</s>", "joy"),
+    ("a\u0336n\u0336g\u0336e\u0336r\u0336, joy", "joy"),
+    ("\\text{joy}, \\textbf{love}", "joy, love"),
+    ("$\\text{joy}$", "joy"),
+    ("\\begin{itemize}\\item joy\\item love\\end{itemize}", "joy, love"),
+    ("joy $\\checkmark$, anger $\\times$", "joy"),
+    ("# joy\n## love", "joy, love"),
+    ("***joy***, __love__", "joy, love"),
+    ("> joy", "joy"),
+    ("```yaml\njoy: true\nanger: false\n```", "joy"),
+    ("```xml\n<joy>1</joy><anger>0</anger>\n```", "joy"),
+    ("joy 😊, love ❤️", "joy, love"),
+    ("😡 anger 😊 joy", "anger, joy"),
+    ("joy[^1]\n\n[^1]: the anger is quoted", "joy"),
+    ("[joy](https://example.org/anger)", "joy"),
+]
+
+DENIED = [
+    ("joy rather than anger", "joy"),
+    ("joy instead of anger", "joy"),
+    ("a lack of joy", ""),
+    ("devoid of anger", ""),
+    ("no anger, fear, or sadness", ""),
+    ("no anger, fear or sadness. Only joy", "joy"),
+    ("neither joy nor love, only anger", "anger"),
+    ("Rejected: anger. Chosen: joy", "joy"),
+    ("non-anger, joy", "joy"),
+]
+
+# fmt: off
+OF_OTHER_SETS = [
+    (TOXIC, [
+        ("severe toxic", "severe_toxic"), ("Severe-Toxic, insult", "severe_toxic, insult"), ("severeToxic", "severe_toxic"),
+        ("severetoxic", "severe_toxic"), ("SEVERE_TOXIC", "severe_toxic"), ("toxic, severe toxic", "toxic, severe_toxic"),
+        ("toxic: yes\nsevere toxic: no", "toxic"), ("toxic, identity hate", "toxic, identity_hate"),
+        ('{"toxic": 1, "severe toxic": 0, "identityHate": 1}', "toxic, identity_hate"),
+        ("severe\\_toxic", "severe_toxic"), ("toxic, severe_to", "toxic, severe_toxic"), ("toxic, severe to", "toxic, severe_toxic"),
+        ("<severe_toxic>1</severe_toxic><toxic>0</toxic>", "severe_toxic"), ("not toxic", ""), ("non-toxic", ""),
+        ("not severe toxic but toxic", "toxic"), ("toxic ✅ severe toxic ❌ threat ❌", "toxic"),
+        ("| toxic | severe toxic | threat |\n|---|---|---|\n| 1 | 0 | 0 |", "toxic"), ("threat: none\ninsult: 0.7", "insult"),
+        ("toxic (0.93), severe toxic (0.12), insult (0.71)", "toxic, insult"), ("The comment is toxic, an insult.", "toxic, insult"),
+        ("It is not a threat. It is an insult.", "insult"),
+    ]),
+    (GO_EMOTIONS, [
+        ("joy: neutral, love: yes", "love"), ("neutral: 0.9, joy: 0.1", "neutral"), ("neutral ✅ joy ❌", "neutral"),
+        ('{"neutral": true, "joy": false}', "neutral"), ("not neutral, joy", "joy"), ("neutral (no joy)", "neutral"),
+        ("approval, not disapproval", "approval"), ("[{'label': 'neutral', 'score': 0.99}]", "neutral"),
+        ("The answer is neutral.", "neutral"), ("self-love, caring", "caring"),
+    ]),
+    (TOPICS, [
+        ("love and care", "love and care"), ("joy, love and care.", "love and care, joy"), ("Yes.", "yes"), ("yes, joy", "yes, joy"),
+        ("yes: yes, joy: no", "yes"), ("yes: no, joy: yes", "joy"), ("not joy.", "not joy"), ("not  joy, joy", "not joy, joy"), ("1.", "1"),
+        ("1, joy", "joy, 1"), ("1: yes\njoy: no", "1"), ("1. joy\n2. yes", "yes, joy"), ("None of these.", "none of these"),
+        ("Health (general); Q&A", "Health (general), Q&A"), ("Health (general): yes, Q&A: no", "Health (general)"), ("who?", "Who?"),
+        ("Who?: no\nQ&A: yes", "Q&A"), ("U.S. Politics, A.I.", "U.S. politics, A.I."), ("news: local, joy", "joy, news: local"),
+        ("news: local: no, joy: yes", "joy"), ("true or false", "true or false"), ("arts-music", "arts - music"),
+        ("arts - music, 24/7", "arts - music, 24/7"), ("24/7: 0.9, 1. FC: 0.1", "24/7"), ("1. FC", "1. FC"), ("reason: yes, joy: no", "reason"),
+        ('{"reason": 1, "labels": 0, "iphone": 1}', "reason, iPhone"), ('{"labels": ["reason"]}', "reason"),
+        ('["love and care", "not joy"', "love and care, not joy"), ("Labels: labels", "labels"), ("<reason>1</reason>", "reason"),
+    ]),
+    (SPANISH, [
+        ("alegría: sí, ira: no", "alegría"), ("alegría: 0,85; ira: 0,1", "alegría"), ("sin ira, alegría", "alegría"), ("ALEGRÍA y miedo", "alegría, miedo"),
+        ("no hay ira", ""), ("ninguna", ""), ("Respuesta: tristeza", "tristeza"), ("ni ira ni miedo", ""), ("alegría ✅ ira ❌", "alegría"),
+        ("El texto habla de ira y miedo, pero ella ríe. Respuesta: alegría", "alegría"), ('{"alegría": true, "ira": false}', "alegría"),
+        ("verdadero: alegría, falso: ira", "alegría"), ("alegría (85 %), tristeza (15 %)", "alegría"), ("feliz, tris", "alegría, tristeza"),
+    ]),
+    (CHINESE, [
+        ("喜悦：是，愤怒：否", "喜悦"), ("喜悦、悲伤", "喜悦, 悲伤"), ("喜悦和悲伤", "喜悦, 悲伤"), ("喜悦 ✅ 愤怒 ❌", "喜悦"), ("情感：喜悦", "喜悦"),
+        ("喜悦：85%，愤怒：10%", "喜悦"), ("没有 愤怒", ""), ("无", ""), ('{"喜悦": 1, "愤怒": 0}', "喜悦"), ("<喜悦>1</喜悦><愤怒>0</愤怒>", "喜悦"),
+        ("这个人很愤怒，但后来很高兴。答案：喜悦", "喜悦"), ("| 情感 | 有 |\n|---|---|\n| 喜悦 | 是 |\n| 愤怒 | 否 |", "喜悦"),
+    ]),
+    (ARABIC, [
+        ("فرح: نعم، غضب: لا", "فرح"), ("فرح وغضب", "فرح, غضب"), ("فرح، حزن", "فرح, حزن"), ("فرح ✅ غضب ❌", "فرح"), ("بدون غضب، فرح", "فرح"),
+        ("فرح: ٨٥٪، غضب: ١٠٪", "فرح"), ('{"فرح": true, "غضب": false}', "فرح"), ("لا شيء", ""), ("فرح؟ نعم. غضب؟ لا.", "فرح"),
+    ]),
+]
+# fmt: on
+
+UNCLEAR = [
+    ("joy: high, anger: low", "joy", "repaired", ("anger: low",)),
+    ("joy: 3, anger: yes", "anger", "repaired", ("joy: 3",)),
+    ("joy: 8, anger: 2", "", "unknown", ("joy: 8", "anger: 2")),
+    ("joy: 85, anger: 10", "", "unknown", ("joy: 85", "anger: 10")),
+    ("joy: maybe", "", "unknown", ("joy: maybe",)),
+    ("joy 🟡", "", "unknown", ("joy 🟡",)),
+    ('{"joy": 7, "anger": 0}', "", "unknown", ("joy: 7",)),
+    ('{"joy": "the weather is nice"}', "", "unknown", ("joy: the weather is nice",)),
+    ('{"joy": true, "anger": "partly"}', "joy", "repaired", ("anger: partly",)),
+    ("joy: yes, anger: unclear", "joy", "repaired", ("anger: unclear",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"), REASONING + STRUCTURES + VERDICT_SIGNS + TABLES + MARKUP + DENIED, ids=lambda value: ascii(value)[:60]
+)
+def test_free_answers(text: str, names: str) -> None:
+    read = parse_answer(text, EMOTIONS)
+    assert set(read.labels) == set(names.split(", ")) - {""}
+    assert not read.failed
+
+
+@pytest.mark.parametrize(
+    ("label_set", "text", "names"),
+    [(label_set, text, names) for label_set, rows in OF_OTHER_SETS for text, names in rows],
+    ids=lambda value: value.name if isinstance(value, LabelSet) else ascii(value)[:60],
+)
+def test_free_answers_of_other_label_sets(label_set: LabelSet, text: str, names: str) -> None:
+    read = parse_answer(text, label_set)
+    assert set(read.labels) == set(names.split(", ")) - {""}
+    assert not read.failed
+
+
+@pytest.mark.parametrize("text", NOT_ANSWERED)
+def test_reasoning_alone_is_no_answer(text: str) -> None:
+    read = parse_answer(text, EMOTIONS)
+    assert (read.labels, read.failed) == ((), True)
+
+
+@pytest.mark.parametrize(("text", "names", "status", "unknown"), UNCLEAR)
+def test_a_label_with_an_unclear_verdict_is_unknown(text: str, names: str, status: str, unknown: tuple[str, ...]) -> None:
+    check(text, names, status, unknown)
+
+
 # Canonical answers, both ways.
 
 
