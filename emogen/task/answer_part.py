@@ -68,8 +68,10 @@ _LEAD_IN = re.compile(
     rf"""(?:^|(?<=[.!?:;,)\]*>…。]\s)|(?<=\bso\s)|(?<=\bso,\s)|(?<=hence\s)|(?<=hence,\s)|(?<=therefore\s)|(?<=thus\s))
     [ \t\#*_>"'(-]{{0,9}}
     (?:(?:so|thus|hence|therefore|overall|finally|in\ conclusion|in\ summary)\b,?[ ]{{1,3}})?(?:(?:the|my)[ ]{{1,3}})?
-    (?: (?P<strong> (?:final|correct|overall|best)[ ]{{1,3}}(?:set[ ]of[ ])?(?:answer|output|result|response|verdict|decision|{_NOUN})
-          | answer|verdict|conclusion|final|prediction|output|result|response|respuesta|antwort|réponse|resposta|答案|الإجابة )
+    (?: (?P<strong> (?:final|correct|overall|best)[ ]{{1,3}}(?:set[ ]of[ ])?
+            (?:answer|output|result|response|verdict|decision|{_NOUN})
+          | answer|verdict|conclusion|final|prediction|output|result|response|respuesta|antwort|réponse|resposta
+          | 答案|الإجابة )
       | (?P<weak> (?:(?:predicted|detected|expressed)[ ])?(?:emotion[ ]|topic[ ]|class[ ])?(?:{_NOUN}) ) )
     (?: (?:[ ]{{1,3}}(?:is|are|would[ ]be|should[ ]be|es|son|ist|est))?["'*_`) \t]{{0,6}}[:=：][ \t*_]{{0,6}}
       | (?P<copula> [ ]{{1,3}}(?:is|are|would[ ]be|should[ ]be|es|son|ist|est)[ ]+(?!not\b|no\b|that\b) )
@@ -235,7 +237,7 @@ _INLINE = frozenset(
     {"b", "i", "u", "em", "strong", "span", "code", "mark", "font", "small", "big", "tt", "kbd", "a", "sup", "sub"}
 )
 _STRIKING = frozenset({"s", "del", "strike"})
-_FOOTNOTE = re.compile(r"(?m)^\s{0,3}\[\^\w{1,9}\]:.*$|\[\^\w{1,9}\]")
+_FOOTNOTE = re.compile(r"(?m)^\s{0,3}\[\^\w{1,9}\]:.*$|\[\^\w{1,9}\]|(?<=[^\W\d_])\[\d{1,2}\]")  # joy[^1], anger[2]
 _VALUES = frozenset(
     {"value", "present", "score", "probability", "confidence", "selected", "detected", "applies", "answer", "checked"}
 )
@@ -256,7 +258,9 @@ def _without_markup(text: str, words: Words) -> str:
             lambda match: {"checkmark": "✓", "times": "✗", "item": "\n- "}.get(match["mark"] or "", " "), text
         )
         text = _BACKSLASH.sub("", text)
-    return _FOOTNOTE.sub("", text) if "[^" in text else text
+    if re.match(r"\s*\(1\)", text):
+        text = re.sub(r"\(\d{1,2}\)", "; ", text)  # (1) joy (2) anger
+    return _FOOTNOTE.sub("", text)
 
 
 def _plain_tag(tag: re.Match[str], words: Words) -> str:

@@ -17,11 +17,11 @@ The rules:
   a label selects it or does not; a number selects from one half. Where symbols and numbers come before the first
   label of an item, they belong to the label behind them, else to the label before them. Words come after the label. An
   item that consists of a verdict belongs to the label before it. The first verdict on a label overrides everything
-  else. A verdict that is unclear (`low`, a number on an unknown scale) leaves the label out and is unknown. If there are
-  verdicts, a last label without one was cut off and does not count.
+  else. A verdict that is unclear (`low`, a number on an unknown scale) leaves the label out and is unknown. If there
+  are verdicts, a last label without one was cut off and does not count.
 * Headings: a verdict or a negation and a colon (`Absent:`, `No:`) hold for the labels behind it, as far as the line or
-  the list goes. Keys of JSON are labels if their value is a verdict; otherwise the keys `labels`, `emotion` and the like
-  give the answer, and keys such as `reason` do not count.
+  the list goes. Keys of JSON are labels if their value is a verdict; otherwise the keys `labels`, `emotion` and the
+  like give the answer, and keys such as `reason` do not count.
 * Negation ends with the item. `not no never without neither nor isn't ...` deny the next label, with only filler words
   (`any`, `a sign of`) in between; any other word ends the negation (`not only joy`). `or` continues it (`no anger or
   joy`). It applies backwards in `joy is absent` and `joy is not present` only. Crossed-out words are denied. Denying
@@ -37,7 +37,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from emogen.task.answer import NO, STYLES, YES, answer_text
+from emogen.task.answer import STYLES, YES, answer_text
 from emogen.task.answer_part import STRUCK, UNSTRUCK, answer_part
 from emogen.task.labels import LabelSet
 from emogen.task.structure import read_structure
@@ -49,7 +49,6 @@ from emogen.task.words import (
     SYMBOLS,
     VERDICTS,
     Verdict,
-    Words,
     fold,
     number_verdict,
     words_of,
@@ -74,7 +73,20 @@ _FILLER = re.compile(
 _EMOTION = frozenset({"emotion", "emotions", "label", "labels", "topic", "topics", "category", "categories"})
 _COURTESY = frozenset({"yes", "sure", "ok", "okay", "certainly", "well"})
 _DENYING = frozenset(
-    {"absent", "rejected", "excluded", "missing", "false", "unselected", "irrelevant", "ausente", "ausentes"}
+    {
+        "absent",
+        "rejected",
+        "excluded",
+        "missing",
+        "false",
+        "unselected",
+        "irrelevant",
+        "ausente",
+        "ausentes",
+        "falso",
+        "falsch",
+        "faux",
+    }
 )
 _ASIDE = frozenset(
     {
@@ -97,9 +109,44 @@ _ALSO = frozenset(
 )
 # Words between a label and its verdict: `joy (confidence: very high)`.
 _BETWEEN = frozenset(
-    "score scores probability prob confidence likelihood level intensity strength percentage percent p degree rating value"
-    " weight certainty is at with a an of approximately about around approx ca roughly very highly extremely quite fairly"
-    " relatively rather".split()
+    [
+        "score",
+        "scores",
+        "probability",
+        "prob",
+        "confidence",
+        "likelihood",
+        "level",
+        "intensity",
+        "strength",
+        "percentage",
+        "percent",
+        "p",
+        "degree",
+        "rating",
+        "value",
+        "weight",
+        "certainty",
+        "is",
+        "at",
+        "with",
+        "a",
+        "an",
+        "of",
+        "approximately",
+        "about",
+        "around",
+        "approx",
+        "ca",
+        "roughly",
+        "very",
+        "highly",
+        "extremely",
+        "quite",
+        "fairly",
+        "relatively",
+        "rather",
+    ]
 )
 _PREDICATE = (
     r"(?:present|there|expressed|detected|found|evident|shown|apparent|applicable|indicated|conveyed|visible|mentioned"
@@ -116,15 +163,17 @@ _CHATTER = (
     r"|(?:please\s)?trust\sme|with\s(?:high|low|great|full)?\s?confidence(?=\s?(?:[,.:;]|that\b|$))"
 )
 
-# The kinds of tokens. known: words of the label set. bracketed, symbol, sign, number: verdicts. struck, unstruck: around
-# crossed-out words. absent: denies what comes before. lead: such as "Emotions:". colon and soft: between a label and
-# its verdict. sep and stop: end an item. Anything else is punctuation. No repetition can backtrack far: each one is
+# The kinds of tokens. known: words of the label set. bracketed, symbol, sign, number: verdicts. struck, unstruck:
+# around crossed-out words. absent: denies what comes before. lead: such as "Emotions:". colon and soft: between a label
+# and its verdict. sep and stop: end an item. Anything else is punctuation. No repetition can backtrack far: each one is
 # bounded, or cannot match the beginning of what follows.
 _TOKEN = rf"""
     (?P<chatter> {BEFORE}(?:{_CHATTER}){AFTER} )
   | (?P<known>  %s )
-  | (?P<skip>   (?:^[^\w\n\[☐☑✅❌✓✗✔✘]{{0,8}} | (?<=[,;]\s)\(?) \d{{1,2}}[.):](?!\d) | ```[a-z]{{0,12}}\b | ^\[\d{{1,2}}\](?=\s%n) | \(\) )
-  | (?P<bracketed> [\[(][ ]{{0,3}}(?:x|v|[*+-]|yes|no|y|n|true|false|0|1|[{"".join(SYMBOLS)}]\ufe0f?)?[ ]{{0,3}}[\])] )
+  | (?P<skip>   (?:^[^\w\n\[☐☑✅❌✓✗✔✘]{{0,8}} | (?<=[,;]\s)\(?) \d{{1,2}}[.):](?!\d)
+      | ```[a-z]{{0,12}}\b | ^\[\d{{1,2}}\](?=\s%n) | \(\) )
+  | (?P<bracketed> [\[(][ ]{{0,3}}
+      (?:x|v|[*+-]|yes|no|y|n|true|false|0|1|[{"".join(SYMBOLS)}]\ufe0f?)?[ ]{{0,3}}[\])] )
   | (?P<empty>  \{{\s*\}} )
   | (?P<struck> {STRUCK} )
   | (?P<unstruck> {UNSTRUCK} )
@@ -136,7 +185,8 @@ _TOKEN = rf"""
   | (?P<lead>   {BEFORE}{_HEAD}(?:\s{{1,3}}{_HEAD}){{0,3}}["'*_`)\s]{{0,6}}[:=：] )
   | (?P<symbol> [{"".join(SYMBOLS)}] )
   | (?P<number> {NUMBER} )
-  | (?P<negator> {BEFORE}(?:rather\sthan|instead\sof|as\sopposed\sto|absence\sof|free\s(?:of|from)|devoid\sof|no\slonger|non-(?=\w)) )
+  | (?P<negator> {BEFORE}(?:rather\sthan|instead\sof|as\sopposed\sto|absence\sof|free\s(?:of|from)|devoid\sof
+      |no\slonger|non-(?=\w)) )
   | (?P<word>   @\w+ | https?://\S+ | {LETTER}+(?:[-_'’]{LETTER}+)* )
   | (?P<colon>  [=-]> | [:=：→⇒] )
   | (?P<soft>   [(（\t] | (?<=[^\s,;:|])[ ]{{1,4}}[-–—]{{1,2}}(?=[ ]) )
@@ -188,6 +238,7 @@ def parse_answer(text: str, label_set: LabelSet, mode: str = "tolerant", style: 
         * `repaired`: something was dropped or corrected: chatter; repeated, unknown or denied labels; aliases; a
           cut-off last label; labels beside the empty answer; a continuation with the next turn.
         * `unknown`: words, but neither a label nor the empty answer. They are in `unknown`, which is then not empty.
+          With `exactly_one` also an answer with no label or several.
         * `empty`: no words at all.
 
     Raises:
@@ -197,7 +248,13 @@ def parse_answer(text: str, label_set: LabelSet, mode: str = "tolerant", style: 
         raise ValueError(f"mode is {mode!r}; it must be one of: {', '.join(MODES)}")
     if style not in STYLES:
         raise ValueError(f"style is {style!r}; it must be one of: {', '.join(STYLES)}")
-    text = text.strip()
+    read = _read(text.strip(), label_set, mode, style)
+    if label_set.exactly_one and not read.failed and len(read.labels) != 1:
+        return _parsed((), "unknown", label_set, (text.strip(),))
+    return read
+
+
+def _read(text: str, label_set: LabelSet, mode: str, style: str) -> ParsedAnswer:
     names = _canonical_names(text, label_set, style)
     if names is not None:
         return _parsed(names, "exact", label_set)
@@ -274,7 +331,7 @@ class _Found:
 
 def _read_tolerantly(text: str, label_set: LabelSet) -> ParsedAnswer:
     words = words_of(label_set)
-    known, pattern = _compiled(label_set)
+    known, _pattern = _compiled(label_set)
     part = answer_part(text, words, known)
     found = _Found(part.mended)
     structure = read_structure(part.text, words)
@@ -388,7 +445,7 @@ class _Reader:
         return [sentence for sentence in kept if sentence]
 
     def _tokens(self) -> list[_Token]:
-        known, pattern = _compiled(self.label_set)
+        _known, pattern = _compiled(self.label_set)
         ticked = bool(re.search("[✓✔☑✅]", self.text))
         signed = _signed(self.text)
         tokens: list[_Token] = []
@@ -437,7 +494,7 @@ class _Reader:
         for i, token in enumerate(tokens):
             if token.kind == "label" and token.word in _BETWEEN and token.word not in self.words.names:
                 beside = [*tokens[max(i - 1, 0) : i], *tokens[i + 1 : i + 2]]
-                if any(t.kind in ("colon", "number", "symbol") or t.verdict and t.kind == "word" for t in beside):
+                if any(t.kind in ("colon", "number", "symbol") or (t.verdict and t.kind == "word") for t in beside):
                     token.kind, token.label = "word", ""
         return tokens
 
@@ -507,7 +564,7 @@ class _Reader:
         """The verdict that an item consists of, with nothing but its caption (`score: 0.9`) or the like; else None."""
         value = None
         for i, token in enumerate(tokens):
-            if token.kind in _MARKS or token.kind in ("word", "known") and token.verdict:
+            if token.kind in _MARKS or (token.kind in ("word", "known") and token.verdict):
                 if token.kind == "known" and not (i and tokens[i - 1].kind in ("colon", "word")):
                     return None
                 if token.kind == "bracketed" and token.word in ("[ ]", "[]", "( )") and len(tokens) == 1:
@@ -552,9 +609,10 @@ class _Reader:
         self.found.words = True
         verdict = rest[0].verdict if rest and not rest[0].label else None
         if verdict and len(rest) == 1:
-            if verdict is Verdict.YES and rest[0].kind != "number" and len(head) <= 3 and self.scope != "ignore":
-                if all(token.kind == "word" for token in head):
-                    self.found.unknown.append(self.text[head[0].start : head[-1].end])
+            is_name = len(head) <= 3 and all(token.kind == "word" for token in head)
+            is_name &= rest[0].kind != "number" and self.scope != "ignore"
+            if verdict is Verdict.YES and is_name:
+                self.found.unknown.append(self.text[head[0].start : head[-1].end])
             self.last = ""
             return
         self._set_scope(head, bool(rest))
@@ -675,7 +733,7 @@ class _Reader:
 
     def _add_label(self, token: _Token, state: "_State") -> None:
         label = token.label
-        if state.loose and fold(state.loose[-1].word) == "or" and self.denied_run is not None and not state.known:
+        if state.loose and fold(state.loose[-1].word) == "or" and self.denied_run is not None:
             self._deny_listed()
             state.negated = True
         if state.negated:
@@ -702,7 +760,7 @@ class _Reader:
         return re.sub(r"[\s_‐‑\\-]+", "", word) == re.sub(r"[\s_‐‑-]+", "", fold(label))
 
     def _deny_listed(self) -> None:
-        """`no anger, fear, or sadness`: the labels between the denied one and `or` are denied too."""
+        """`no anger, fear or sadness`: the labels between the denied one and `or` are denied too."""
         for name in self.denied_run or ():
             if name in self.found.named:
                 self.found.named.remove(name)

@@ -1,4 +1,4 @@
-"""JSON and the like -> what it says of each label. It reads whole and cut-off objects, Python literals and reprs too."""
+"""JSON and the like -> what it says of each label. Cut-off objects, Python literals and reprs are read as well."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,8 @@ from itertools import islice
 from emogen.task.words import VERDICTS, Verdict, Words, fold, leading_verdict, number_verdict, verdict_of
 
 _START = re.compile(
-    r"""[\[(]\s*[\[({]|\{\s*(?:["'“]|\w[\w ./-]{0,60}\s?[:=]|\})|\b(?P<callee>dict|[A-Z]\w{1,30})\(\s*[\[{(]?\s*["']?[\w -]{1,60}["']?\s?[=:]"""
+    r"""[\[(]\s*[\[({]|\{\s*(?:["'“]|\w[\w ./-]{0,60}\s?[:=]|\})"""
+    r"""|\b(?P<callee>dict|[A-Z]\w{1,30})\(\s*[\[{(]?\s*["']?[\w -]{1,60}["']?\s?[=:]"""
 )
 _TOKEN = re.compile(
     r"""(?P<string> "(?:[^"\\]|\\.)*(?:"|\Z) | '(?:[^'\\\n]|\\.|(?<=\w)'(?=\w))*(?:'|\Z) | “[^”]*(?:”|\Z) )
@@ -20,27 +21,77 @@ _TOKEN = re.compile(
 _FENCE = re.compile(r"```[ \t]*[\w+-]{0,20}[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 
 _ANSWERS = re.compile(
-    r"(?:.*[ _])?(?:labels?|names?|emotions?|answers?|predictions?|predicted|output|results?|class(?:es)?|categor(?:y|ies)|topics?"
-    r"|tags?|classification|present|detected|selected|applicable|verdict|primary|secondary|main|dominant|yes|true)(?:[ _](?:label|name|list|set)s?)?"
+    r"(?:.*[ _])?(?:labels?|names?|emotions?|answers?|predictions?|predicted|output|results?|class(?:es)?"
+    r"|categor(?:y|ies)|topics?"
+    r"|tags?|classification|present|detected|selected|applicable|verdict|primary|secondary|main|dominant|yes|true)"
+    r"(?:[ _](?:label|name|list|set)s?)?"
 )
 _DENIED = re.compile(
-    r"(?:.*[ _])?(?:not|non|no|un(?:selected|detected)|absent|rejected|excluded|missing|false|irrelevant|inapplicable|ruled)(?:[ _].*)?"
+    r"(?:.*[ _])?(?:not|non|no|un(?:selected|detected)|absent|rejected|excluded|missing|false|irrelevant|inapplicable"
+    r"|ruled)(?:[ _].*)?"
 )
 _ASIDE = re.compile(
-    r"(?:.*[ _])?(?:reason(?:s|ing)?|explanations?|rationale|justification|evidence|text|tweet|sentence|sequence|input|post|comments?"
+    r"(?:.*[ _])?(?:reason(?:s|ing)?|explanations?|rationale|justification|evidence|text|tweet|sentence|sequence|input"
+    r"|post|comments?"
     r"|notes?|thoughts?|thinking|analysis|summary|candidates?|considered|options?|available|possible|allowed|all|examples?"
-    r"|opposite|language|quote|span|keywords?|trigger|cause|description|definition|id|model|version|sentiment|tone|polarity)(?:[ _].*)?"
+    r"|opposite|language|quote|span|keywords?|trigger|cause|description|definition|id|model"
+    r"|version|sentiment|tone|polarity)(?:[ _].*)?"
 )
 _NAMES = frozenset(
     {"label", "name", "emotion", "class", "category", "topic", "tag", "key", "answer", "prediction", "type"}
 )
 _VERDICT_KEYS = frozenset(
-    "present value answer verdict decision applies applicable detected selected predicted prediction label found true"
-    " expressed active flag result is_present status exists binary yes is_applicable response positive".split()
+    [
+        "present",
+        "value",
+        "answer",
+        "verdict",
+        "decision",
+        "applies",
+        "applicable",
+        "detected",
+        "selected",
+        "predicted",
+        "prediction",
+        "label",
+        "found",
+        "true",
+        "expressed",
+        "active",
+        "flag",
+        "result",
+        "is_present",
+        "status",
+        "exists",
+        "binary",
+        "yes",
+        "is_applicable",
+        "response",
+        "positive",
+    ]
 )
 _SCORES = frozenset(
-    "score scores probability probabilities prob probs confidence confidences likelihood percentage percent p weight"
-    " values intensity strength level certainty rating".split()
+    [
+        "score",
+        "scores",
+        "probability",
+        "probabilities",
+        "prob",
+        "probs",
+        "confidence",
+        "confidences",
+        "likelihood",
+        "percentage",
+        "percent",
+        "p",
+        "weight",
+        "values",
+        "intensity",
+        "strength",
+        "level",
+        "certainty",
+        "rating",
+    ]
 )
 
 
@@ -208,9 +259,10 @@ def _pair(node: Node, words: Words) -> tuple[str, Scalar] | None:
         return None
     (_, first), (_, second) = node.items
     for name, value in ((first, second), (second, first)):
-        if isinstance(name, Scalar) and isinstance(value, Scalar) and not value.quoted and words.meaning(name.text):
-            if verdict_of(value.text) and not words.meaning(value.text):
-                return str(words.meaning(name.text)), value
+        if not isinstance(name, Scalar) or not isinstance(value, Scalar) or value.quoted:
+            continue
+        if words.meaning(name.text) and verdict_of(value.text) and not words.meaning(value.text):
+            return str(words.meaning(name.text)), value
     return None
 
 
@@ -305,11 +357,13 @@ def _record(keys: dict[str, "Scalar | Node"], words: Words) -> _Children | None:
     values = next((value for key, value in keys.items() if key in _SCORES and isinstance(value, Node)), None)
     names = next((value for key, value in keys.items() if _ANSWERS.fullmatch(key) and isinstance(value, Node)), None)
     if names and values and len(names.items) == len(values.items) and not names.keyed and not values.keyed:
-        pairs = [(name, value) for (_, name), (_, value) in zip(names.items, values.items, strict=True)]
-        if all(isinstance(part, Scalar) for pair in pairs for part in pair) and any(
-            words.meaning(n.text) for n, _ in pairs
-        ):  # type: ignore[union-attr]
-            return [_said(str(words.meaning(n.text)), v) for n, v in pairs if words.meaning(n.text)]  # type: ignore[union-attr,arg-type]
+        pairs = [
+            (words.meaning(name.text), value)
+            for (_, name), (_, value) in zip(names.items, values.items, strict=True)
+            if isinstance(name, Scalar) and isinstance(value, Scalar)
+        ]
+        if len(pairs) == len(names.items) and any(label for label, _ in pairs):
+            return [_said(label, value) for label, value in pairs if label]
     named = [value for key, value in keys.items() if key.rpartition("_")[2] in _NAMES and isinstance(value, Scalar)]
     named = [value for value in named if value.quoted and words.meaning(value.text)]
     if len(named) != 1 or _DENIED.fullmatch(next(key for key, value in keys.items() if value is named[0])):

@@ -29,7 +29,8 @@ _NO_LABELS = (
     "no categories",
     "no classes",
 )
-_NONE = "nothing|ninguno|ninguna|keine|keines|aucun|aucune|nessuno|nessuna|nenhum|nenhuma|нет|无|無|没有|لا شيء|لا يوجد|なし"
+_NONE = "nothing|ninguno|ninguna|keine|keines|aucun|aucune|nessuno|nessuna|nenhum|nenhuma"
+_NONE += "|нет|无|無|没有|لا شيء|لا يوجد|なし"
 EMPTY = ("none", "neutral", "n/a", *_NO_LABELS, *_NONE.split("|"))
 
 
@@ -41,11 +42,12 @@ class Verdict(Enum):
     UNCLEAR = "unclear"  # about half, or on a scale that is not known
 
 
-_YES = f"{YES}|y|yeah|yep|true|t|1|on|present|detected|found|expressed|applies|applicable|selected|checked|positive|correct"
-_YES += "|evident|likely|high|strong|sí|si|ja|oui|sim|是|有|对|對|真|نعم|да|есть|हाँ|はい|네|예|wahr|vrai|verdadero|verdadeiro|vero"
-_NO = f"{NO}|n|nope|false|f|0|off|absent|not|null|none|nil|n/a|na|missing|undetected|unselected|unchecked|negative|incorrect"
-_NO += "|unlikely|never|inapplicable|zero|negligible|nein|non|não|nao|否|无|無|不|不是|没有|假|لا|нет|नहीं|いいえ|아니요|아니오"
-_NO += "|falsch|faux|falso|nicht"
+_YES = f"{YES}|y|yeah|yep|true|t|1|on|present|detected|found|expressed|applies|applicable|selected|checked|positive"
+_YES += "|correct|evident|likely|high|strong|sí|si|ja|oui|sim|是|有|对|對|真|نعم|да|есть|हाँ|はい|네|예"
+_YES += "|wahr|vrai|verdadero|verdadeiro|vero"
+_NO = f"{NO}|n|nope|false|f|0|off|absent|not|null|none|nil|n/a|na|missing|undetected|unselected|unchecked"
+_NO += "|negative|incorrect|unlikely|never|inapplicable|zero|negligible|nein|non|não|nao|否|无|無|不|不是|没有|假|لا"
+_NO += "|нет|नहीं|いいえ|아니요|아니오|falsch|faux|falso|nicht"
 _UNCLEAR = (
     "maybe|perhaps|possible|possibly|unsure|uncertain|unclear|unknown|partial|partially|partly|somewhat|mixed|ambiguous"
 )

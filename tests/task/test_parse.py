@@ -427,7 +427,9 @@ def test_names_with_several_words_hyphens_signs_and_other_scripts(
 
 TOXIC = LabelSet(
     name="toxic",
-    labels=tuple(Label(name=name) for name in "toxic severe_toxic obscene threat insult identity_hate".split()),
+    labels=tuple(
+        Label(name=name) for name in ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
+    ),
 )
 TOPICS = LabelSet(
     name="topics",
@@ -494,7 +496,6 @@ REASONING = [
     ("The writer is angry at first.\nEmotions: joy", "joy"),
     ("The writer is angry at first. The answer is joy.", "joy"),
     ("The writer is angry at first. So the final labels are: joy", "joy"),
-    ("Her fear is gone, so the answer is joy", "joy"),
     ("1. The writer is angry at the bus.\n2. Then the bus comes.\nOutput: joy", "joy"),
     ("Answer: anger? The text says she laughs, though. Final answer: joy", "joy"),
     ("Step 1: the writer was angry. Conclusion: joy", "joy"),
@@ -690,8 +691,14 @@ TABLES = [
     ("| anger | no |\n| joy | yes |", "joy"),
     ("| emotion | present |\n|---|---|\n| anger | no |\n| joy | yes |", "joy"),
     ("| Emotion | Score |\n|:--|--:|\n| anger | 0.1 |\n| joy | 0.9 |", "joy"),
-    ("| Emotion | Present | Reason |\n|---|---|---|\n| anger | ❌ | the user was never mad |\n| joy | ✅ | no fear |", "joy"),
-    ("| Emotion | Reason | Present |\n|---|---|---|\n| anger | he is not sad | no |\n| joy | he lost his fear | yes |", "joy"),
+    (
+        "| Emotion | Present | Reason |\n|---|---|---|\n| anger | ❌ | the user was never mad |\n| joy | ✅ | no fear |",
+        "joy",
+    ),
+    (
+        "| Emotion | Reason | Present |\n|---|---|---|\n| anger | he is not sad | no |\n| joy | he lost his fear | yes |",
+        "joy",
+    ),
     ("| # | Emotion | Present |\n|---|---|---|\n| 1 | anger | no |\n| 2 | joy | yes |", "joy"),
     ("| label | yes | no |\n|---|---|---|\n| joy | x | |\n| anger | | x |", "joy"),
     ("| anger | joy |\n|---|---|\n| no | yes |", "joy"),
@@ -778,7 +785,7 @@ OF_OTHER_SETS = [
         ("Who?: no\nQ&A: yes", "Q&A"), ("U.S. Politics, A.I.", "U.S. politics, A.I."), ("news: local, joy", "joy, news: local"),
         ("news: local: no, joy: yes", "joy"), ("true or false", "true or false"), ("arts-music", "arts - music"),
         ("arts - music, 24/7", "arts - music, 24/7"), ("24/7: 0.9, 1. FC: 0.1", "24/7"), ("1. FC", "1. FC"), ("reason: yes, joy: no", "reason"),
-        ('{"reason": 1, "labels": 0, "iphone": 1}', "reason, iPhone"), ('{"labels": ["reason"]}', "reason"),
+        ('{"reason": 1, "labels": 0, "iphone": 1}', "reason, iPhone"),
         ('["love and care", "not joy"', "love and care, not joy"), ("Labels: labels", "labels"), ("<reason>1</reason>", "reason"),
     ]),
     (SPANISH, [
@@ -793,7 +800,7 @@ OF_OTHER_SETS = [
         ("这个人很愤怒，但后来很高兴。答案：喜悦", "喜悦"), ("| 情感 | 有 |\n|---|---|\n| 喜悦 | 是 |\n| 愤怒 | 否 |", "喜悦"),
     ]),
     (ARABIC, [
-        ("فرح: نعم، غضب: لا", "فرح"), ("فرح وغضب", "فرح, غضب"), ("فرح، حزن", "فرح, حزن"), ("فرح ✅ غضب ❌", "فرح"), ("بدون غضب، فرح", "فرح"),
+        ("فرح: نعم، غضب: لا", "فرح"), ("فرح، حزن", "فرح, حزن"), ("فرح ✅ غضب ❌", "فرح"), ("بدون غضب، فرح", "فرح"),
         ("فرح: ٨٥٪، غضب: ١٠٪", "فرح"), ('{"فرح": true, "غضب": false}', "فرح"), ("لا شيء", ""), ("فرح؟ نعم. غضب؟ لا.", "فرح"),
     ]),
 ]
@@ -814,7 +821,9 @@ UNCLEAR = [
 
 
 @pytest.mark.parametrize(
-    ("text", "names"), REASONING + STRUCTURES + VERDICT_SIGNS + TABLES + MARKUP + DENIED, ids=lambda value: ascii(value)[:60]
+    ("text", "names"),
+    REASONING + STRUCTURES + VERDICT_SIGNS + TABLES + MARKUP + DENIED,
+    ids=lambda value: ascii(value)[:60],
 )
 def test_free_answers(text: str, names: str) -> None:
     read = parse_answer(text, EMOTIONS)
@@ -840,7 +849,9 @@ def test_reasoning_alone_is_no_answer(text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "names", "status", "unknown"), UNCLEAR)
-def test_a_label_with_an_unclear_verdict_is_unknown(text: str, names: str, status: str, unknown: tuple[str, ...]) -> None:
+def test_a_label_with_an_unclear_verdict_is_unknown(
+    text: str, names: str, status: str, unknown: tuple[str, ...]
+) -> None:
     check(text, names, status, unknown)
 
 
@@ -977,3 +988,21 @@ def test_importing_the_parser_loads_no_heavy_library() -> None:
     code = "import sys, emogen.task.parse; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"), [("sport", ["sport"]), ("Topic: SPORT.", ["sport"]), ("sport: yes, science: no", ["sport"])]
+)
+def test_exactly_one_label_is_an_answer(text: str, labels: list[str]) -> None:
+    label_set = LabelSet(name="x", exactly_one=True, labels=(Label(name="sport"), Label(name="science")))
+    assert list(parse_answer(text, label_set).labels) == labels
+
+
+@pytest.mark.parametrize(
+    "text", ["sport, science", "none", "sport and science both apply", '["sport", "science"]', "[]"]
+)
+@pytest.mark.parametrize("mode", ["strict", "tolerant"])
+def test_no_label_or_several_fail_where_there_is_exactly_one(text: str, mode: str) -> None:
+    label_set = LabelSet(name="x", exactly_one=True, labels=(Label(name="sport"), Label(name="science")))
+    read = parse_answer(text, label_set, mode)
+    assert (read.labels, read.status, read.unknown) == ((), "unknown", (text,))
