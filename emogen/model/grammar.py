@@ -1,18 +1,21 @@
 """All valid answers as one automaton over the token ids of a tokenizer.
 
 The grammar is built with the tokenizer itself, because a label may be several tokens, and a comma or a space before it
-may change them. Training targets are made of the same pieces (`encode_answer`), so a model is trained on exactly the
-token sequences that constrained decoding allows.
+may change them, as may the comma or the end after it. Training targets are made of the same pieces (`encode_answer`),
+so a model is trained on exactly the token sequences that constrained decoding allows.
 
-Terms: a piece is a part of an answer that is encoded as a whole, such as `anger` or `, joy`. A choice is a label, or
-yes or no. A node is a state of the automaton over tokens; a node with several allowed tokens is a decision. A jump is
-what a node leaves no decision about: the tokens from there to the next decision (see `Jumps`).
+Terms: a piece is a part of an answer, such as `anger` or `, joy`. A choice is a label, or yes or no. A node is a state
+of the automaton over tokens; a node with several allowed tokens is a decision. A jump is what a node leaves no decision
+about: the tokens from there to the next decision (see `Jumps`).
 
 Shapes: N nodes, R tokens that can occur in an answer, C choices.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise, takewhile
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,9 +23,29 @@ from emogen.task.answer import NO, YES, Pieces, counted, pieces
 from emogen.task.labels import LabelSet
 
 # The states of the automaton over pieces. State i + C k means that choice i has been made last and k more choices must
-# follow; k is 0 unless the answer begins with the number of its labels (style `count`).
+# follow; k is 0 unless the answer begins with the number of its labels (style `count`). State i + C k + C C is the same
+# for the first choice of an answer.
 START, DONE = -1, -2
-Arcs = dict[int, list[tuple[tuple[int, ...], int]]]  # state -> [(token ids of a piece, next state)]
+
+
+class Arc(NamedTuple):
+    """A step from one state to another.
+
+    The tokens at the end of a piece may depend on the piece after it, as in a tokenizer that makes `y,` one token. Such
+    tokens belong to the next arc.
+
+    Attributes:
+        ids: the token ids; empty if all tokens of a first piece depend on the next one.
+        target: the next state.
+        n_previous: the number of ids, the first ones, that spell the end of the piece before.
+    """
+
+    ids: tuple[int, ...]
+    target: int
+    n_previous: int
+
+
+Arcs = dict[int, list[Arc]]  # the arcs of each state
 
 
 @dataclass(frozen=True)
@@ -149,7 +172,7 @@ def spell(grammar: Grammar, jumps: Jumps, columns: Iterable[int]) -> list[int]:
         node = int(grammar.next_node[jumps.decisions[node, 0], column])
 
 
-def build_grammar(label_set: LabelSet, style: str, encode: Callable[[str], list[int]], end: list[int]) -> Grammar:
+def build_grammar(label_set: LabelSet, style: str, encode: Callable[[str], list[int]], end: str) -> Grammar:
     """The grammar of an answer style.
 
     `list`, `json`: labels in the order of `LabelSet.answer_order`, each at most once, or the empty answer.
@@ -157,56 +180,112 @@ def build_grammar(label_set: LabelSet, style: str, encode: Callable[[str], list[
     label, and there is no empty answer.
 
     Args:
-        encode: plain text -> token ids, without special tokens.
-        end: the ids that end the assistant's turn; at least one, and none that occurs within an answer.
+        encode: the beginning of an answer -> its token ids after the prompt.
+        end: what follows an answer, up to the token that ends the assistant's turn. No other token of an answer may
+            be that one.
 
     Raises:
-        ValueError: `end` is empty, or one of its ids occurs within an answer; or `count` is asked of `exactly_one`.
+        ValueError: `end` is empty, its last token occurs within an answer, the tokenizer joins labels, or `count` is asked
+            of `exactly_one`.
     """
     if not end:
         raise ValueError("an answer needs at least one token that ends it")
     if style == "yes_no":
-        arcs: Arcs = {START: [(tuple(encode(word)), i) for i, word in enumerate((YES, NO))]}
-        arcs |= {i: [(tuple(end), DONE)] for i in range(2)}
-        return _determinise(arcs, 2)
+        states = {START: _State("", [(YES, 0), (NO, 1)])}
+        states |= {i: _State(word, [(end, DONE)]) for i, word in enumerate((YES, NO))}
+        return _determinise(_encode_arcs(states, encode), 2)
     parts = pieces(label_set, "list" if style == "count" else style)
     if label_set.exactly_one and style == "count":
         raise ValueError("count answers need label sets in which a text can have several labels")
-    make_arcs = _single_arcs if label_set.exactly_one else _count_arcs if style == "count" else _list_arcs
-    return _determinise(make_arcs(parts, label_set.answer_order, encode, end), len(label_set), style == "count")
+    make_states = _single_states if label_set.exactly_one else _count_states if style == "count" else _list_states
+    arcs = _encode_arcs(make_states(parts, label_set.answer_order, end), encode)
+    return _determinise(_merge_first(arcs, len(label_set)), len(label_set), style == "count")
 
 
-def _single_arcs(parts: Pieces, order: tuple[int, ...], encode: Callable[[str], list[int]], end: list[int]) -> Arcs:
-    """The arcs of answers with exactly one label."""
-    close = (*(encode(parts.close) if parts.close else ()), *end)
-    arcs: Arcs = {START: [(tuple(encode(parts.first[i])), i) for i in order]}
-    return arcs | {i: [(close, DONE)] for i in order}
+@dataclass
+class _State:
+    """A state of the automaton over pieces: the beginning of an answer that leads to it; and its steps (piece, target).
+
+    The first and the last step stand for all others where it matters how a piece is continued.
+    """
+
+    beginning: str
+    steps: list[tuple[str, int]] = field(default_factory=list)
 
 
-def _list_arcs(parts: Pieces, order: tuple[int, ...], encode: Callable[[str], list[int]], end: list[int]) -> Arcs:
-    """The arcs of `list` and `json` answers: after each label, a later one in `order` or the end."""
-    close = (*(encode(parts.close) if parts.close else ()), *end)
-    following = [tuple(encode(parts.following[i])) for i in order]
-    first = [(tuple(encode(parts.first[i])), i) for i in order]
-    arcs: Arcs = {START: [*first, ((*encode(parts.empty), *end), DONE)]}
-    return arcs | {
-        i: [*zip(following[k + 1 :], order[k + 1 :], strict=True), (close, DONE)] for k, i in enumerate(order)
-    }
+def _single_states(parts: Pieces, order: tuple[int, ...], end: str) -> dict[int, _State]:
+    """The states of `list` and `json` answers with exactly one label."""
+    states = {START: _State("", [(parts.first[i], i) for i in order])}
+    return states | {i: _State(parts.first[i], [(parts.close + end, DONE)]) for i in order}
 
 
-def _count_arcs(parts: Pieces, order: tuple[int, ...], encode: Callable[[str], list[int]], end: list[int]) -> Arcs:
-    """The arcs of `count` answers: after each label, a later one in `order` that leaves enough labels for the rest."""
+def _list_states(parts: Pieces, order: tuple[int, ...], end: str) -> dict[int, _State]:
+    """The states of `list` and `json` answers: after each label, a later one in `order` or the end."""
     n = len(order)
-    following = [tuple(encode(parts.following[i])) for i in order]
-    first = [
-        (tuple(encode(counted(left + 1, parts.first[i]))), i + n * left) for left in range(n) for i in order[: n - left]
-    ]
-    arcs: Arcs = {START: [*first, ((*encode(parts.empty), *end), DONE)]}
-    for left in range(n - 1, 0, -1):
+    states = {START: _State("", [*((parts.first[i], i + n * n) for i in order), (parts.empty + end, DONE)])}
+    states |= {i + n * n: _State(parts.first[i]) for i in order}
+    states |= {i: _State(parts.first[before] + parts.following[i]) for before, i in pairwise(order)}
+    for k, i in enumerate(order):
+        steps = [*((parts.following[j], j) for j in order[k + 1 :]), (parts.close + end, DONE)]
+        for state in {i, i + n * n} & states.keys():
+            states[state].steps = steps
+    return states
+
+
+def _count_states(parts: Pieces, order: tuple[int, ...], end: str) -> dict[int, _State]:
+    """The states of `count` answers: after each label, a later one in `order` that leaves enough for the rest."""
+    n = len(order)
+    first = [(counted(left + 1, parts.first[i]), i + n * left + n * n) for left in range(n) for i in order[: n - left]]
+    states = {START: _State("", [*first, (parts.empty + end, DONE)])}
+    states |= {state: _State(beginning) for beginning, state in first}
+    for left in reversed(range(n)):
         for k, i in enumerate(order[: n - left]):
-            later = range(k + 1, n - left + 1)
-            arcs[i + n * left] = [(following[m], order[m] + n * (left - 1)) for m in later]
-    return arcs | {i: [(tuple(end), DONE)] for i in order}
+            steps = [(parts.following[j], j + n * (left - 1)) for j in order[k + 1 : n - left + 1]]
+            state = i + n * left
+            if k:
+                states[state] = _State(counted(left + 2, parts.first[order[k - 1]]) + parts.following[i])
+            for each in {state, state + n * n} & states.keys():
+                states[each].steps = steps if left else [(end, DONE)]
+    return states
+
+
+def _encode_arcs(states: dict[int, _State], encode: Callable[[str], list[int]]) -> Arcs:
+    """The arcs of all states, with the token ids that are certain at the end of each arc."""
+    encode = cache(encode)
+
+    def certain(beginning: str, state: int) -> tuple[int, ...]:
+        """The token ids of the beginning of an answer that do not depend on how it is continued."""
+        if state == DONE:
+            return tuple(encode(beginning))
+        steps = states[state].steps
+        return tuple(common_beginning([encode(beginning + piece) for piece in ("", steps[0][0], steps[-1][0])]))
+
+    arcs: Arcs = {}
+    for state, each in states.items():
+        own = certain(each.beginning, state) if state != START else ()
+        n_left = len(encode(each.beginning)) - len(own) if state != START else 0
+        arcs[state] = []
+        for piece, target in each.steps:
+            ids = certain(each.beginning + piece, target)[len(own) :]
+            if not ids and state != START:
+                raise ValueError(f"the tokenizer joins {each.beginning!r} and {piece!r} into one token")
+            arcs[state].append(Arc(ids, target, min(n_left, len(ids))))
+    return arcs
+
+
+def common_beginning(sequences: Sequence[Sequence[Any]]) -> list[Any]:
+    """The longest list that all sequences begin with."""
+    return [each[0] for each in takewhile(lambda each: len(set(each)) == 1, zip(*sequences, strict=False))]
+
+
+def _merge_first(arcs: Arcs, n: int) -> Arcs:
+    """The arcs without the states of first choices that have the arcs of later ones."""
+    same = {state + n * n: state for state in arcs if arcs.get(state + n * n) == arcs[state]}
+    return {
+        state: [arc._replace(target=same.get(arc.target, arc.target)) for arc in own]
+        for state, own in arcs.items()
+        if state not in same
+    }
 
 
 def encode_answer(grammar: Grammar, choices: Iterable[int]) -> tuple[list[int], list[int]]:
@@ -219,86 +298,95 @@ def encode_answer(grammar: Grammar, choices: Iterable[int]) -> tuple[list[int], 
         The token ids, end tokens included; and for each token the choice that it names, or -1.
     """
     choices = list(choices)
-    n_choices = grammar.settles.shape[2]
-    states = [
-        choice + n_choices * (len(choices) - 1 - k) if grammar.has_count else choice for k, choice in enumerate(choices)
-    ]
+    n = grammar.settles.shape[2]
     ids: list[int] = []
     named: list[int] = []
-    state = START
-    for choice, next_state in zip([*choices, -1], [*states, DONE], strict=True):
-        piece = next(piece for piece, target in grammar.arcs[state] if target == next_state)
-        ids += piece
-        named += [choice] * len(piece)
-        state = next_state
+    state, last = START, -1
+    for k, choice in enumerate([*choices, -1]):
+        left = len(choices) - 1 - k if grammar.has_count else 0
+        targets = (DONE,) if choice < 0 else (choice + n * left, choice + n * left + n * n)
+        arc = next(arc for arc in grammar.arcs[state] if arc.target in targets)
+        ids += arc.ids
+        named += [last] * arc.n_previous + [choice] * (len(arc.ids) - arc.n_previous)
+        state, last = arc.target, choice
     return ids, named
 
 
-Item = tuple[int, int, int]  # a piece that may be in progress: (state, index of its arc, number of tokens read)
+# A piece that may be in progress: state, index of its arc, number of tokens read, and whether the choice that led to
+# the state has been settled.
+Item = tuple[int, int, int, bool]
 
 
 def _determinise(arcs: Arcs, n_choices: int, has_count: bool = False) -> Grammar:
     """Subset construction: a node is the set of pieces that may be in progress."""
 
-    def begin(state: int) -> frozenset[Item]:
-        return frozenset((state, a, 0) for a in range(len(arcs[state])))
+    def begin(state: int) -> set[Item]:
+        items: set[Item] = set()
+        for a, arc in enumerate(arcs[state]):
+            items |= {(state, a, 0, state == START)} if arc.ids else begin(arc.target)
+        return items
 
-    start = begin(START)
+    start = frozenset(begin(START))
     number = {start: 0}
-    edges: list[tuple[int, int, int]] = []  # node, token, next node (DONE for the end)
+    edges: list[_Edge] = []
     todo = [start]
     while todo:
         node = todo.pop()
-        after: dict[int, set[Item]] = {}  # by token
-        ending: set[int] = set()  # the tokens that end the answer
-        for state, a, read in node:
-            ids, target = arcs[state][a]
-            items = after.setdefault(ids[read], set())
-            if read + 1 < len(ids):
-                items.add((state, a, read + 1))
-            elif target == DONE:
-                ending.add(ids[read])
-            else:
-                items |= begin(target)
-        for token, items in after.items():
-            if token in ending:
-                if items:
-                    raise ValueError(f"token {token} both ends an answer and continues one")
-                edges.append((number[node], token, DONE))
-                continue
-            key = frozenset(items)
-            if key not in number:
+        taken: dict[int, list[Item]] = {}  # by token
+        for item in sorted(node):
+            taken.setdefault(arcs[item[0]][item[1]].ids[item[2]], []).append(item)
+        for token, items in taken.items():
+            settled = _unsettled(items)
+            after: set[Item] = set()
+            ends = False
+            for state, a, read, is_settled in items:
+                ids, target, _ = arcs[state][a]
+                if read + 1 < len(ids):
+                    after.add((state, a, read + 1, is_settled or state in settled))
+                elif target == DONE:
+                    ends = True
+                else:
+                    after |= begin(target)
+            if ends and after:
+                raise ValueError(f"token {token} both ends an answer and continues one")
+            if reached := _unsettled(after):
+                settled |= reached
+                after = {(state, a, read, True) for state, a, read, _ in after}
+            key = frozenset(after)
+            if not ends and key not in number:
                 number[key] = len(number)
                 todo.append(key)
-            edges.append((number[node], token, number[key]))
-    return _tabulate(arcs, list(number), edges, n_choices, has_count)
+            choices = [state % n_choices for state in settled]
+            edges.append(_Edge(number[node], token, DONE if ends else number[key], choices))
+    return _tabulate(arcs, len(number), edges, n_choices, has_count)
 
 
-def _tabulate(
-    arcs: Arcs, nodes: list[frozenset[Item]], edges: list[tuple[int, int, int]], n_choices: int, has_count: bool
-) -> Grammar:
-    """The tables of a grammar, from its nodes (without the end) and its edges (node, token, next node)."""
-    token_ids = np.unique([token for _, token, _ in edges])
-    next_node = np.full((len(nodes) + 1, len(token_ids)), -1, dtype=np.int64)
+def _unsettled(items: Iterable[Item]) -> set[int]:
+    """The state, in a set, that all pieces in progress come from, if the choice that led to it has not been settled."""
+    states = {state for state, _, _, _ in items}
+    return states if len(states) == 1 and not all(settled for _, _, _, settled in items) else set()
+
+
+class _Edge(NamedTuple):
+    """An edge of the automaton over tokens, with the choices that it settles. The target is DONE for the end."""
+
+    source: int
+    token: int
+    target: int
+    settles: list[int]
+
+
+def _tabulate(arcs: Arcs, n_nodes: int, edges: list[_Edge], n_choices: int, has_count: bool) -> Grammar:
+    """The tables of a grammar, from the number of its nodes (without the end) and its edges."""
+    token_ids = np.unique([edge.token for edge in edges])
+    next_node = np.full((n_nodes + 1, len(token_ids)), -1, dtype=np.int64)
     settles = np.zeros((*next_node.shape, n_choices), dtype=bool)
-    last_choice = [_last_choice(items, n_choices) for items in nodes]
-    for source, token, target in edges:
-        column = np.searchsorted(token_ids, token)
-        next_node[source, column] = len(nodes) if target == DONE else target
-        if target != DONE and last_choice[target] is not None:
-            settles[source, column, last_choice[target]] = True
-        if last_choice[source] is None:
-            # One piece is the beginning of another. The token that begins the next piece tells which one it was.
-            begun = {state for state, a, read in nodes[source] if read == 0 and arcs[state][a][0][0] == token}
-            settles[source, column, [state % n_choices for state in begun - {START}]] = True
+    for edge in edges:
+        column = np.searchsorted(token_ids, edge.token)
+        next_node[edge.source, column] = n_nodes if edge.target == DONE else edge.target
+        settles[edge.source, column, edge.settles] = True
 
     longest = {DONE: 0}
     for state in reversed(arcs):  # arcs lead to later states only
-        longest[state] = max(len(ids) + longest[target] for ids, target in arcs[state])
+        longest[state] = max(len(arc.ids) + longest[arc.target] for arc in arcs[state])
     return Grammar(arcs, has_count, token_ids, next_node, settles, longest[START])
-
-
-def _last_choice(items: Iterable[Item], n_choices: int) -> int | None:
-    """The choice that was certainly made last if one of these pieces is in progress, or None."""
-    made = {state % n_choices if read == 0 and state != START else None for state, _, read in items}
-    return made.pop() if len(made) == 1 else None

@@ -30,7 +30,7 @@ def probabilities(
     model: PreTrainedModel,
     encoder: Encoder,
     suffixes: Sequence[list[int]],
-    questions: Sequence[list[int]] = ([],),
+    questions: Sequence[Sequence[list[int]]] | None = None,
     *,
     how: str = "marginal",
     floor: float = 0.002,
@@ -49,8 +49,8 @@ def probabilities(
 
     Args:
         suffixes: n lists of token ids: what each row has after the prefix, without an answer.
-        questions: K lists of token ids, all of which follow each row separately; the row itself is computed once. By
-            default, nothing follows.
+        questions: for each row K lists of token ids, each of which follows the row separately; the row itself is
+            computed once. By default, nothing follows.
         how: `marginal` or `maximum`.
         floor: beginnings of this probability or less are not followed.
         width: the number of beginnings of a row that are followed at each depth, the most probable ones; None for all.
@@ -64,11 +64,13 @@ def probabilities(
     with evaluating(model), _reachable_logits(model, encoder):
         branches = (_SharedPrefixBranches if shares_prefix(model) else _PlainBranches)(model, encoder)
         search = _Search(branches, how == "maximum", floor, width)
-        found = in_batches(partial(search.run, questions=questions), suffixes, batch_size, progress)
+        rows = [_Text(ids, questions[i] if questions else [[]]) for i, ids in enumerate(suffixes)]
+        found = in_batches(search.run, rows, batch_size, progress)
     if np.isnan(found).any():
         raise ModelError("the model computes NaN: its training has diverged (a lower learning_rate may help)")
+    n_questions = len(questions[0]) if questions else 1
     n_choices = encoder.grammar.settles.shape[2]
-    return np.array(found, dtype=np.float32).reshape(-1, len(questions), n_choices)
+    return np.array(found, dtype=np.float32).reshape(-1, n_questions, n_choices)
 
 
 @torch.inference_mode()
@@ -132,6 +134,17 @@ def _reachable_logits(model: PreTrainedModel, encoder: Encoder) -> Iterator[None
         base.set_output_embeddings(head)
 
 
+@dataclass(frozen=True)
+class _Text:
+    """A row without its answer, and the K lists of token ids that follow it."""
+
+    ids: list[int]
+    questions: Sequence[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 @dataclass
 class _Beam:
     """A beginnings of answers, each of which stands at a decision.
@@ -166,10 +179,11 @@ class _Search:
         )
         self.forced = _padded(jumps.forced, branches.device)
 
-    def run(self, suffixes: list[list[int]], questions: Sequence[list[int]]) -> list[list[list[float]]]:
-        """B suffixes, K questions -> probabilities [B][K][C]."""
-        logits = self._begin(suffixes, questions)  # [A, R]
-        row = torch.arange(len(suffixes) * len(questions), device=self.branches.device)
+    def run(self, texts: list[_Text]) -> list[list[list[float]]]:
+        """B texts with K questions each -> probabilities [B][K][C]."""
+        logits = self._begin(texts)  # [A, R]
+        n_questions = len(texts[0].questions)
+        row = torch.arange(len(texts) * n_questions, device=self.branches.device)
         beam = _Beam(
             row=row,
             node=self.decision[torch.zeros_like(row)],
@@ -184,21 +198,22 @@ class _Search:
             kept = _most_probable(beam.row[parent], log_prob[parent, column], self.width)
             parent, column = parent[kept], column[kept]
             if not len(parent):
-                return prob.clamp(max=1).unflatten(0, (len(suffixes), len(questions))).tolist()
+                return prob.clamp(max=1).unflatten(0, (len(texts), n_questions)).tolist()
             reached = self.next_node[beam.node[parent], column]
             beam = _Beam(beam.row[parent], self.decision[reached], log_prob[parent, column], is_greedy[parent, column])
             ids = torch.cat([self.token_ids[column][:, None], self.forced[reached]], 1)
             logits = self.branches.extend(parent, ids)
 
-    def _begin(self, suffixes: list[list[int]], questions: Sequence[list[int]]) -> torch.Tensor:
+    def _begin(self, texts: list[_Text]) -> torch.Tensor:
         """The logits [B K, R] of the first decision."""
         forced = self.branches.jumps.forced[0]
-        if len(questions) == 1:
-            return self.branches.begin([[*ids, *questions[0], *forced] for ids in suffixes])
-        self.branches.begin(suffixes)
-        ids = _padded([[*question, *forced] for question in questions], self.branches.device)  # [K, M]
-        texts = torch.arange(len(suffixes), device=self.branches.device)
-        return self.branches.extend(texts.repeat_interleave(len(questions)), ids.repeat(len(suffixes), 1))
+        n_questions = len(texts[0].questions)
+        if n_questions == 1:
+            return self.branches.begin([[*text.ids, *text.questions[0], *forced] for text in texts])
+        self.branches.begin([text.ids for text in texts])
+        ids = _padded([[*question, *forced] for text in texts for question in text.questions], self.branches.device)
+        parents = torch.arange(len(texts), device=self.branches.device).repeat_interleave(n_questions)
+        return self.branches.extend(parents, ids)
 
     def _marginal_step(
         self, beam: _Beam, logits: torch.Tensor, prob: torch.Tensor

@@ -55,7 +55,7 @@ def predict_texts(
     else:
         suffixes = [row.suffix_ids for questions in rows for row in questions]
         generated = generate(model, encoder, suffixes, decode=decode, batch_size=batch_size, progress=progress)
-        answers = [encoder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in generated]
+        answers = [encoder.answer_text(ids) for ids in generated]
     predictions = []
     for i, questions in enumerate(rows):
         own = answers[i * n_questions : (i + 1) * n_questions]
@@ -89,14 +89,15 @@ def predict_prob(
     """
     from emogen.model.probabilities import probabilities
 
-    first = [encoder.rows(text)[0] for text in texts]
+    rows = [encoder.rows(text) for text in texts]
     if encoder.style == "yes_no":
-        before = [row.suffix_ids[: row.n_text] for row in first]
+        shared = [questions[0].suffix_ids[: questions[0].n_text] for questions in rows]
+        asked = [[row.suffix_ids[row.n_text :] for row in questions] for questions in rows]
         n_questions = len(encoder.question_ids)
         advance = (lambda n_texts: progress(n_texts * n_questions)) if progress else None
-        prob = probabilities(model, encoder, before, encoder.question_ids, batch_size=batch_size, progress=advance)
-        return prob[:, :, 0]  # the probability of "yes"
-    suffixes = [row.suffix_ids for row in first]
+        prob = probabilities(model, encoder, shared, asked, batch_size=batch_size, progress=advance)
+        return prob[:, :, 0].reshape(len(texts), n_questions)  # the probability of "yes"
+    suffixes = [row.suffix_ids for (row,) in rows]
     return probabilities(model, encoder, suffixes, how=how, batch_size=batch_size, progress=progress)[:, 0]
 
 

@@ -112,7 +112,7 @@ def test_questions_on_one_text_get_the_probabilities_of_separate_rows(model, bot
     texts = [questions[0].suffix_ids[: questions[0].n_text] for questions in rows]
     for _ in both_attentions(model):
         separate = probabilities(model, encoder, [row.suffix_ids for questions in rows for row in questions])
-        together = probabilities(model, encoder, texts, encoder.question_ids, batch_size=4)
+        together = probabilities(model, encoder, texts, [encoder.question_ids] * len(texts), batch_size=4)
         np.testing.assert_allclose(together, separate.reshape(len(TEXTS), 11, 2), atol=1e-6, rtol=1e-4)
         np.testing.assert_allclose(together.sum(axis=2), 1, rtol=1e-4)
 
@@ -123,7 +123,7 @@ def test_a_batch_of_empty_texts_gets_the_probabilities_of_separate_rows(model, b
     for _ in both_attentions(model):
         separate = probabilities(model, encoder, [row.suffix_ids for row in encoder.rows("")])
         for texts in ([[]], [[], []]):
-            together = probabilities(model, encoder, texts, encoder.question_ids)
+            together = probabilities(model, encoder, texts, [encoder.question_ids] * len(texts))
             np.testing.assert_allclose(together[0], separate[:, 0], atol=1e-6, rtol=1e-4)
 
 
