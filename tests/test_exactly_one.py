@@ -51,19 +51,20 @@ def test_a_choice_needs_two_labels_and_a_plain_yes_or_no(tmp_path, text, message
 
 @pytest.mark.parametrize(("style", "text"), [("list", "{}"), ("json", '["{}"]')])
 def test_the_grammar_accepts_one_label_and_nothing_else(topics, style, text):
-    plain, end = PlainTokenizer(make_tokenizer()), [2]
-    grammar = build_grammar(topics, style, plain.encode, end)
+    tokenizer = make_tokenizer()
+    plain, end = PlainTokenizer(tokenizer), [2]
+    grammar = build_grammar(topics, style, plain.encode, plain.protect("<|im_end|>"))
     for i, name in enumerate(topics.names):
         ids, _ = encode_answer(grammar, [i])
         assert grammar.accepts(ids)
-        assert plain.decode(ids[:-1]) == text.format(name)
+        assert tokenizer.decode(ids[:-1]) == text.format(name)
     for wrong in ("none", "[]", "sport, politics", '["sport", "science"]', ""):
         assert not grammar.accepts([*plain.encode(wrong), *end])
 
 
 def test_counts_are_refused(topics):
     with pytest.raises(ValueError, match="several labels"):
-        build_grammar(topics, "count", PlainTokenizer(make_tokenizer()).encode, [2])
+        build_grammar(topics, "count", PlainTokenizer(make_tokenizer()).encode, "x")
 
 
 def test_the_most_probable_label_is_given_whatever_its_probability(topics):

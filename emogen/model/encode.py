@@ -281,7 +281,10 @@ def make_encoder(
     plain = PlainTokenizer(tokenizer)
     before, frame = _make_frame(tokenizer, plain, prompt, chats, examples, _sample_answers(label_set, style))
     prefix_ids = plain.encode(before)
-    grammar = build_grammar(label_set, style, _answer_encoder(tokenizer, plain, frame), frame.end)
+    try:
+        grammar = build_grammar(label_set, style, _answer_encoder(tokenizer, plain, frame), frame.end)
+    except ValueError as error:  # the tokenizer joins labels
+        raise InputError(f"{tokenizer.name_or_path}: no answers in the style {style!r}: {error}") from None
     end_ids = plain.encode(frame.end)[-1:]
     encoder = Encoder(tokenizer, label_set, style, prefix_ids, [], end_ids, None, grammar, frame, plain)
     ordinary, empty = encoder.rows("x"), encoder.rows("")
@@ -343,8 +346,8 @@ def _make_frame(
     return prefix, Frame(before[start:], n_prefix, last_ids, tuple(after), tuple(empty), lead, end)
 
 
-# Beginnings of texts that a tokenizer might join with what precedes them: each printable ASCII character, alone, doubled
-# or before a letter; and one or two of each other kind.
+# Beginnings of texts that a tokenizer might join with what precedes them: each printable ASCII character, alone,
+# doubled or before a letter; and one or two of each other kind.
 _PROBES = [
     *(first + second for first in string.printable.strip() for second in ("", first, "a", f"{first}a")),
     *("Hello there", "the", "I'm", "123", ":)", "...", "http://", "<|im_end|>", "[/INST]", "\u00e9t\u00e9", "\u00df"),
@@ -402,7 +405,7 @@ def _sample_answers(label_set: LabelSet, style: str) -> list[str]:
 
 def _sample_choices(label_set: LabelSet) -> list[tuple[str, ...]]:
     """One label after another, and, where these are answers, no label and all labels."""
-    single = [(name,) for name in label_set.names]
+    single: list[tuple[str, ...]] = [(name,) for name in label_set.names]
     return single if label_set.exactly_one else [(), *single, label_set.names]
 
 
@@ -462,7 +465,7 @@ def _without_text(tokenizer: "PreTrainedTokenizerBase", messages: list[Message])
 
 
 def _protected(plain: PlainTokenizer, marked: str, examples: Sequence[Example]) -> str:
-    """A part of a chat with its control tokens protected, and the texts of the examples in the places of their marks."""
+    """A part of a chat with its control tokens protected, and the texts of the examples in place of their marks."""
     parts = MARK.split(marked)  # template text, mark number, template text, ...
     return "".join(
         clean(examples[int(part) - 1].text).strip() if k % 2 else plain.protect(part) for k, part in enumerate(parts)

@@ -185,8 +185,8 @@ def build_grammar(label_set: LabelSet, style: str, encode: Callable[[str], list[
             be that one.
 
     Raises:
-        ValueError: `end` is empty, its last token occurs within an answer, the tokenizer joins labels, or `count` is asked
-            of `exactly_one`.
+        ValueError: `end` is empty, its last token occurs within an answer, the tokenizer joins labels, or `count` is
+            asked of `exactly_one`.
     """
     if not end:
         raise ValueError("an answer needs at least one token that ends it")

@@ -77,9 +77,9 @@ _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 class PlainTokenizer:
     """A copy of a tokenizer in which control tokens have private names, so that no text contains one.
 
-    It encodes a whole chat as the tokenizer itself does, without a post-processor. In `protect(template) + clean(text)`,
-    the control tokens of the template are control tokens, and those of the text are characters. All added tokens are
-    control tokens, except for words and white space that are not special.
+    It encodes a whole chat as the tokenizer itself does, without a post-processor. In `protect(template) +
+    clean(text)`, the control tokens of the template are control tokens, and those of the text are characters. All added
+    tokens are control tokens, except for words and white space that are not special.
 
     Attributes:
         unk_id: the token for what the vocabulary cannot spell, which texts may contain; None if there is none.

@@ -104,8 +104,18 @@ ALWAYS = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif 
 
 
 @pytest.mark.parametrize("template", [SWITCHABLE, ALWAYS])
-def test_reasoning_is_switched_off(template):
-    text = chat_text(make_tokenizer(template), [{"role": "user", "content": "U"}])
+def test_a_generation_prompt_that_is_not_in_the_finished_chat_is_pointed_out(labels, template, caplog):
+    tokenizer = make_tokenizer(template)
+    assert chat_text(tokenizer, [{"role": "user", "content": "U"}]).endswith("<|im_start|>assistant\n")
+    make_encoder(tokenizer, LIST, labels)
+    assert "begins an answer with '<think>" in caplog.text
+    assert "emogen writes finished chats" in caplog.text
+
+
+def test_empty_reasoning_is_written_if_finished_chats_have_it():
+    thinking = CHATML.replace("{{ message.content }}", "{% if loop.last and message.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ message.content }}")  # fmt: skip
+    assert thinking != CHATML
+    text = chat_text(make_tokenizer(thinking), [{"role": "user", "content": "U"}])
     assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 

@@ -46,9 +46,9 @@ def test_an_answer_without_its_end_is_refused(encoder_for):
 def test_end_tokens_are_required_and_must_not_occur_in_an_answer(labels):
     encode = lambda text: [ord(character) for character in text]  # noqa: E731
     with pytest.raises(ValueError, match="at least one token"):
-        build_grammar(labels, "list", encode, [])
+        build_grammar(labels, "list", encode, "")
     with pytest.raises(ValueError, match=f"token {ord(',')} both ends an answer and continues one"):
-        build_grammar(labels, "list", encode, [ord(",")])
+        build_grammar(labels, "list", encode, ",")
 
 
 @pytest.mark.parametrize("style", ["list", "count", "json", "yes_no"])
