@@ -359,7 +359,7 @@ def check_mention(page: Page, line: int, words: list[str]) -> None:
         return
     options = {"--help"} | {option for parameter in command.params for option in parameter.opts}
     for word in rest:
-        if word.startswith("-") and word not in options:
+        if word.startswith("-") and word != "-" and word not in options:
             page.report(line, f"emogen {' '.join(words)}: there is no option {word}")
 
 
