@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test test-quick test-lowest check style docs bench holdout clean
+.PHONY: help install demo test test-quick test-lowest test-models check style docs bench holdout clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make demo         score a small model on the sample posts, tune it, score it again"
 	@echo "make test         all tests"
 	@echo "make test-quick   the tests that need no browser, no network and little time"
+	@echo "make test-models  every architecture of transformers, tiny"
 	@echo "make test-lowest  all tests with the lowest versions that pyproject.toml allows"
 	@echo "make check        lint, format, types, the rule of imports, links and code blocks of the docs"
 	@echo "make style        fix lint and format where that can be done"
@@ -44,7 +45,11 @@ test: install
 	$(BIN)/python $(PYTEST)
 
 test-quick: install
-	$(BIN)/python $(PYTEST) -m "not slow and not browser and not network"
+	$(BIN)/python $(PYTEST) -m "not slow and not browser and not network and not exhaustive"
+
+# Every architecture that transformers can generate text with (4 minutes).
+test-models: install
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m "exhaustive or not exhaustive" tests/model/test_architectures.py
 
 # The lowest versions that pyproject.toml allows, in an environment of their own; an index may replace them one day.
 test-lowest: .venv-lowest/installed

@@ -35,7 +35,7 @@ def distribute(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -
     n = world_size()
     if not len(items):
         return []
-    if n == 1 or _is_sharded():
+    if n == 1 or is_sharded():
         return list(work(items))
     import torch
     from accelerate import PartialState
@@ -52,6 +52,17 @@ def distribute(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -
     return results
 
 
+def of_main_process(value: T) -> T:
+    """The value of the main process, in all processes."""
+    if world_size() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
 def shut_down() -> None:
     """Leave the process group. A process that exits without this may abort."""
     distributed = sys.modules.get("torch.distributed")
@@ -59,5 +70,6 @@ def shut_down() -> None:
         distributed.destroy_process_group()
 
 
-def _is_sharded() -> bool:
+def is_sharded() -> bool:
+    """Whether each process has a part of the model only (FSDP, ZeRO)."""
     return any(os.environ.get(f"ACCELERATE_USE_{backend}") == "true" for backend in ("FSDP", "DEEPSPEED"))

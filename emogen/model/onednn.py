@@ -70,8 +70,13 @@ _FASTER: dict[type, type] = {
 }
 
 
+_BARE = (nn.Linear, Linear4bit, _Linear, _Linear4bit)
+
+
 def _is_supported(layer: nn.Linear, x: torch.Tensor) -> bool:
-    """Whether oneDNN can compute a bare layer: float32 on a CPU."""
+    """Whether oneDNN can compute a bare layer: float32 on a CPU, and no other kind of layer, such as a `Conv1D`."""
+    if type(layer) not in _BARE:
+        return False
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or not x.numel():
         return False
     if isinstance(layer, Linear4bit):

@@ -1,7 +1,6 @@
 """The probability of each label over all answers of the grammar; and the log-likelihood of given answers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,17 +11,11 @@ from transformers import PreTrainedModel
 
 from emogen.errors import ModelError
 from emogen.model import shared_prefix
-from emogen.model.decode import (
-    Progress,
-    ReachableHead,
-    base_model,
-    compute_prefix,
-    evaluating,
-    in_batches,
-    shares_prefix,
-)
+from emogen.model.decode import Progress, Reachable, compute_prefix, in_batches, reachable_logits
 from emogen.model.encode import Encoder, Row
 from emogen.model.grammar import find_jumps
+from emogen.model.plain_rows import evaluating, last_logits, logits_at, pads, require_length
+from emogen.model.shared_prefix import shares_prefix
 
 
 @torch.inference_mode()
@@ -59,17 +52,29 @@ def probabilities(
         float32 [n, K, C], C the choices of the grammar: L labels, or yes and no (`yes_no`, always exact).
 
     Raises:
-        ModelError: the model computes NaN.
+        ModelError: the model computes NaN, or cannot compute such rows.
     """
-    with evaluating(model), _reachable_logits(model, encoder):
-        branches = (_SharedPrefixBranches if shares_prefix(model) else _PlainBranches)(model, encoder)
-        search = _Search(branches, how == "maximum", floor, width)
-        rows = [_Text(ids, questions[i] if questions else [[]]) for i, ids in enumerate(suffixes)]
-        found = in_batches(search.run, rows, batch_size, progress)
-    if np.isnan(found).any():
-        raise ModelError("the model computes NaN: its training has diverged (a lower learning_rate may help)")
     n_questions = len(questions[0]) if questions else 1
     n_choices = encoder.grammar.settles.shape[2]
+    if not suffixes:
+        return np.zeros((0, n_questions, n_choices), dtype=np.float32)
+    rows = [_Text(ids, questions[i] if questions else [[]]) for i, ids in enumerate(suffixes)]
+    n_rest = max(len(row) + max(map(len, row.questions)) for row in rows) + encoder.grammar.max_length
+    longest = len(encoder.prefix_ids) + n_rest
+    require_length(model, longest)
+    with evaluating(model):
+        shared = shares_prefix(model, encoder.prefix_ids, longest)
+        padded = shared or pads(model, encoder.prefix_ids, longest)
+        with reachable_logits(model, encoder) as reachable:
+            branches = (
+                _SharedPrefixBranches(model, encoder, reachable)
+                if shared
+                else _PlainBranches(model, encoder, reachable, padded)
+            )
+            search = _Search(branches, how == "maximum", floor, width)
+            found = in_batches(search.run, rows, batch_size, progress)
+    if np.isnan(found).any():
+        raise ModelError("the model computes NaN: its training has diverged (a lower learning_rate may help)")
     return np.array(found, dtype=np.float32).reshape(-1, n_questions, n_choices)
 
 
@@ -90,9 +95,11 @@ def log_likelihood(
     Returns:
         float32 [n], in nats; 0 is certainty.
     """
+    longest = len(encoder.prefix_ids) + max(map(len, rows), default=0)
+    require_length(model, longest)
     with evaluating(model):
-        if shares_prefix(model):
-            prefix = compute_prefix(base_model(model).get_decoder(), encoder)
+        if rows and shares_prefix(model, encoder.prefix_ids, longest):
+            prefix = compute_prefix(model, encoder)
             step = partial(_packed_log_likelihood, model, prefix)
         else:
             step = partial(_plain_log_likelihood, model, encoder)
@@ -113,25 +120,11 @@ def _plain_log_likelihood(model: PreTrainedModel, encoder: Encoder, rows: list[R
     found = []
     for row in rows:  # one at a time, because the answers are at different positions
         ids = torch.tensor([*encoder.prefix_ids, *row.suffix_ids], device=model.device)
-        logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=row.n_answer + 1).logits[0, :-1]
+        positions = torch.arange(len(ids) - row.n_answer - 1, len(ids) - 1, device=model.device)
+        logits = logits_at(model, positions, input_ids=ids[None])[0]
         answer = ids[-row.n_answer :, None]
         found.append(float(logits.float().log_softmax(1).gather(1, answer).sum()))
     return found
-
-
-@contextmanager
-def _reachable_logits(model: PreTrainedModel, encoder: Encoder) -> Iterator[None]:
-    """Let a model compute logits [..., R], only of the tokens that the grammar can reach.
-
-    Whatever else the model does to its logits, such as scaling or capping them, it still does.
-    """
-    base = base_model(model)
-    head = base.get_output_embeddings()
-    base.set_output_embeddings(ReachableHead(head, torch.from_numpy(encoder.grammar.token_ids)))
-    try:
-        yield
-    finally:
-        base.set_output_embeddings(head)
 
 
 @dataclass(frozen=True)
@@ -280,10 +273,10 @@ def _most_probable(row: torch.Tensor, log_prob: torch.Tensor, width: int | None)
 class _SharedPrefixBranches:
     """Rows that branch, after a prefix that is computed once."""
 
-    def __init__(self, model: PreTrainedModel, encoder: Encoder):
-        self.model, self.device, self.grammar = model, model.device, encoder.grammar
+    def __init__(self, model: PreTrainedModel, encoder: Encoder, reachable: Reachable):
+        self.model, self.device, self.grammar, self.reachable = model, model.device, encoder.grammar, reachable
         self.jumps = find_jumps(encoder.grammar)
-        self.prefix = compute_prefix(base_model(model).get_decoder(), encoder)
+        self.prefix = compute_prefix(model, encoder)
 
     def begin(self, suffixes: list[list[int]]) -> torch.Tensor | None:
         """Run B rows, each of which is one branch at first.
@@ -310,14 +303,15 @@ class _SharedPrefixBranches:
         return self._logits(ids, count.cumsum(0) - 1)
 
     def _logits(self, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        return shared_prefix.forward(self.model, self.layout, ids, logits_to_keep=last).logits[0]
+        return self.reachable(shared_prefix.forward(self.model, self.layout, ids, logits_to_keep=last).logits[0])
 
 
 class _PlainBranches:
     """The same for models that cannot share a prefix: each branch is computed in full at each step."""
 
-    def __init__(self, model: PreTrainedModel, encoder: Encoder):
+    def __init__(self, model: PreTrainedModel, encoder: Encoder, reachable: Reachable, padded: bool):
         self.model, self.device, self.grammar = model, model.device, encoder.grammar
+        self.reachable, self.padded = reachable, padded
         self.jumps = find_jumps(encoder.grammar)
         self.prefix_ids = encoder.prefix_ids
 
@@ -333,14 +327,4 @@ class _PlainBranches:
         return self._logits()
 
     def _logits(self) -> torch.Tensor:
-        # Padded on the right, which causal attention does not see; in groups, to limit memory.
-        found = []
-        for start in range(0, len(self.rows), 16):
-            rows = self.rows[start : start + 16]
-            longest = max(map(len, rows))
-            ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.device)
-            mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=self.device)
-            ends, which = torch.tensor([len(row) - 1 for row in rows], device=self.device).unique(return_inverse=True)
-            logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ends).logits
-            found.append(logits[torch.arange(len(rows)), which])
-        return torch.cat(found)
+        return self.reachable(last_logits(self.model, self.rows, padded=self.padded))

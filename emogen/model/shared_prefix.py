@@ -16,7 +16,8 @@ model as the keyword argument `layout`, and transformers hands it on to every at
     DecodingLayout   rows after a computed prefix: the rest of each row first, then a few tokens at a time
 
 Shapes: T tokens in the pass, P tokens in the prefix, B rows, S tokens in a row after the prefix; H heads of queries, KV
-heads of keys and values, G = H / KV heads of queries for each head of keys, D values in a head.
+heads of keys and values, G = H / KV heads of queries for each head of keys, D values in a head (those of the values may
+be of another width).
 """
 
 import logging
@@ -32,10 +33,12 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from emogen.model.onednn import use_onednn
+from emogen.model.plain_rows import agree, base_model, logits_alone, spread, takes_positions, trial_ids, tried
 
 log = logging.getLogger(__name__)
 
-NAME = "shared_prefix"  # the name of the attention implementation
+PLAIN = "sdpa"  # the attention implementation that is replaced
+NAME = "shared_prefix"  # the one that replaces it
 
 
 class Layout(Protocol):
@@ -71,22 +74,39 @@ class Layout(Protocol):
         ...
 
 
+# Arguments of attention functions that change nothing here: the layout takes their place, or they ask for outputs.
+_WITHOUT_EFFECT = {"position_ids", "cache_position", "use_cache", "is_causal", "output_attentions"}
+
+
 def _attention(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    layout: Layout | None = None,
+    layout: "Layout | _MaskCheck | None" = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention function that transformers calls in each layer; without a layout, that of `sdpa`."""
-    if layout is None:
+    """The attention function that transformers calls in each layer; without a layout, that of `sdpa`.
+
+    Raises:
+        NotImplementedError: the layer asks for what no layout computes, such as attention sinks or a position bias.
+    """
+    if layout is None or isinstance(layout, _MaskCheck):
+        if attention_mask is not None and attention_mask.shape[-1] < key.shape[2]:
+            raise NotImplementedError("its layers do not pass arguments on to their attention")
+        if layout:
+            is_causal = kwargs.get("is_causal")
+            is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+            layout.check(attention_mask, sliding_window, is_causal=is_causal)
         settings = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings, **kwargs)
+    others = {name for name, argument in kwargs.items() if argument is not None and argument is not False}
+    if others - _WITHOUT_EFFECT:
+        raise NotImplementedError(f"its attention has {', '.join(sorted(others - _WITHOUT_EFFECT))}")
     settings = {"scale": scaling, "dropout_p": dropout}
     return layout.attend(module.layer_idx, query, key, value, sliding_window, settings), None
 
@@ -114,52 +134,206 @@ def forward(model: Any, layout: Layout, ids: torch.Tensor, **kwargs: Any) -> Any
     )
 
 
-def share_prefix(model: PreTrainedModel) -> bool:
-    """Switch a model to shared-prefix attention.
+def share_prefix(model: PreTrainedModel, prefix_ids: Sequence[int] = range(3, 9), longest: int = 24) -> bool:
+    """Switch a model to shared-prefix attention, if rows get the logits that they get alone.
+
+    Args:
+        prefix_ids: the token ids of the prefix.
+        longest: the number of tokens of the longest row, prefix included. Longer ones are tried when they occur; see
+            `shares_prefix`.
 
     Returns:
         Whether the model supports it. If it does not, it is left as it was and the reason is logged.
     """
     config = model.config.get_text_config()
     other_layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    reason = None
     if other_layers:
-        reason = f"it has layers of {', '.join(sorted(other_layers))}"
-    elif config._attn_implementation != "sdpa":
-        reason = f"attn_implementation is {config._attn_implementation}, not sdpa"
-    elif not model._can_set_attn_implementation() or getattr(config, "attn_logit_softcapping", None):
+        reason: str | None = f"it has layers of {', '.join(sorted(other_layers))}"
+    elif config._attn_implementation != PLAIN:
+        reason = f"attn_implementation is {config._attn_implementation}, not {PLAIN}"
+    elif not base_model(model)._can_set_attn_implementation():
         reason = "its attention cannot be replaced"
+    elif getattr(config, "attn_logit_softcapping", None):
+        reason = "its attention scores are soft-capped"
     else:
         use_onednn(model)
         model.set_attn_implementation(NAME)
-        if not _agrees(model):
-            model.set_attn_implementation("sdpa")
-            reason = "packed rows get other logits than plain rows"
+        reason, _ = _try(model, prefix_ids, longest)
+        if reason:
+            model.set_attn_implementation(PLAIN)
     if reason:
         log.warning(f"shared_prefix: off for this {config.model_type} model: {reason}. Every row is computed in full.")
     return reason is None
 
 
-@torch.no_grad()
-def _agrees(model: PreTrainedModel) -> bool:
-    """Whether packed rows get the logits of plain rows, tried on two short rows.
+def shares_prefix(model: PreTrainedModel, prefix_ids: Sequence[int], longest: int) -> bool:
+    """Whether rows up to a length can share their prefix: `share_prefix` was applied, and they get their own logits.
 
-    The model itself is tried, because no list of supported architectures is complete. An unsupported one changes the
-    logits by as much as they vary; rounding, even in bf16, changes them far less.
+    If rows of this length are the first ones to differ (because a window or a switch of RoPE is reached), there is a
+    warning, and the model stays as it is: without a layout it computes rows in full.
     """
-    if model.device.type == "meta":
-        return True
-    rows = torch.arange(3, 15, device=model.device).view(2, 6) % model.config.get_text_config().vocab_size
-    rows[1, :3] = rows[0, :3]
-    plain = model(input_ids=rows, use_cache=False).logits.float()
-    packed = torch.cat([rows[0], rows[1, 3:]])
-    try:
-        logits = forward(model, TrainingLayout(3, [(3,), (3,)]), packed).logits.float()
-    except TypeError:  # the model's forward does not accept `layout`
+    config = model.config.get_text_config()
+    if config._attn_implementation != NAME:
         return False
-    shared = torch.stack([logits[0, :6], torch.cat([logits[0, :3], logits[0, 6:]])])
-    difference = (shared - plain).abs().mean(2).max()  # NaN if the weights are not loaded yet; that passes
-    return not bool(difference > 0.1 * plain.std())
+    # A rounded length is tried first, so that not every row that is a little longer than all before is a new trial.
+    reason, is_new = _try(model, prefix_ids, -(-longest // 64) * 64)
+    if reason:
+        reason, is_new = _try(model, prefix_ids, longest)
+    if reason and is_new:
+        log.warning(
+            f"shared_prefix: off for rows of up to {longest} tokens of this {config.model_type} model: {reason}. They "
+            "are computed in full."
+        )
+    return reason is None
+
+
+def _try(model: PreTrainedModel, prefix_ids: Sequence[int], longest: int) -> tuple[str | None, bool]:
+    """Why rows with a shared prefix differ from rows alone, or None; and whether that was found out just now.
+
+    Only masks and logits are compared. A layout is made of differentiable operations and of the model's own layers, so
+    where it computes the same function, it has the same gradients.
+    """
+
+    def trial() -> str | None:
+        if not prefix_ids:
+            return "its chat template has nothing before the text"
+        model.set_attn_implementation(PLAIN)
+        try:
+            rows = _TrialRows(model, prefix_ids, longest)
+        finally:
+            model.set_attn_implementation(NAME)
+        if not takes_positions(model):
+            return "it ignores logits_to_keep"
+        return rows.find_wrong_mask() or rows.find_difference()
+
+    return tried(model, "shared prefix", len(prefix_ids), longest, trial)
+
+
+class _MaskCheck:
+    """A row that is computed alone, with the model's own masks. They have to be those that layouts assume.
+
+    Logits do not show every difference: a window that is cut from a row of a real model changes them by less than the
+    rounding of bf16.
+
+    Args:
+        n_tokens: the number of tokens of the row.
+    """
+
+    def __init__(self, n_tokens: int):
+        self.expected, self.n_tokens = _CausalMasks(n_tokens), n_tokens
+        self.wrong: str | None = None  # what is wrong with the mask of a layer
+        self.checked: list[tuple[torch.Tensor, int | None]] = []  # masks and windows; most layers have the same ones
+
+    def check(self, mask: torch.Tensor | None, window: int | None, *, is_causal: bool) -> None:
+        """Compare the mask of a layer, bool or additive [1, 1 or H, T, T], with a causal one of the layer's window."""
+        if mask is None:
+            if not is_causal:
+                self.wrong = "its attention is not causal"
+            elif window is not None and window < self.n_tokens:
+                self.wrong = "it does not apply the windows that its layers name"
+            return
+        if any(mask is other and window == its_window for other, its_window in self.checked):
+            return
+        self.checked.append((mask, window))
+        visible = mask if mask.dtype == torch.bool else mask == 0
+        if mask.dtype != torch.bool and ((mask > -1e4) & (mask != 0)).any():
+            self.wrong = "its masks have a bias"
+        elif not (visible == self.expected.get(window, mask.device)).all():
+            self.wrong = "its masks are not those of its windows"
+
+
+class _TrialRows:
+    """Rows that are computed with a shared prefix and alone: one with a short trunk and two branches, and a long one.
+
+    Each branch ends with a token of its own (`last`), which is run after the others in decoding. The rows are computed
+    alone at once; the model has to have its plain attention then, and the shared one afterwards.
+    """
+
+    def __init__(self, model: PreTrainedModel, prefix_ids: Sequence[int], longest: int):
+        self.model, self.n_prefix = model, len(prefix_ids)
+        ids = trial_ids(prefix_ids, max(longest, self.n_prefix + 5) + 16, 0)
+        self.prefix, drawn = ids[: self.n_prefix], ids[self.n_prefix :]
+        self.trunks = [drawn[:2], drawn[16 : max(longest - self.n_prefix - 3, 2) + 16]]
+        self.branches = [[drawn[2:4], drawn[4:5]], [drawn[5:7]]]
+        self.last = drawn[7:10]
+        # The positions that are compared: in the prefix, and in each trunk.
+        self.in_prefix = spread(0, self.n_prefix)
+        self.in_trunk = [[0, 1], spread(0, len(self.trunks[1]))]
+        in_trunks: list[torch.Tensor] = []
+        self.expected_branches: list[torch.Tensor] = []  # [N, V], of each branch with its last token
+        for trunk, branches, positions in zip(self.trunks, self.branches, self.in_trunk, strict=True):
+            start = self.n_prefix + len(trunk)
+            for branch in branches:
+                self.row = [*self.prefix, *trunk, *branch, self.last[len(self.expected_branches)]]
+                wanted = [*self.in_prefix, *(self.n_prefix + i for i in positions), *range(start, len(self.row))]
+                alone = logits_alone(self.model, self.row, wanted)
+                prefix, own, rest = alone.split([len(self.in_prefix), len(positions), len(branch) + 1])
+                self.expected_branches.append(rest)
+            in_trunks.append(own)
+        self.row_positions, self.row_alone = wanted, alone  # those of the last and longest row
+        self.expected_prefix, self.expected_trunks = prefix, in_trunks
+
+    def find_wrong_mask(self) -> str | None:
+        """Why the masks of the longest row are not those that layouts assume, or None."""
+        check = _MaskCheck(len(self.row))
+        positions, ids = (torch.tensor(some, device=self.model.device) for some in (self.row_positions, self.row))
+        logits = self.model(input_ids=ids[None], use_cache=False, logits_to_keep=positions, layout=check).logits[0]
+        if check.wrong is None and not agree(self.model, logits, self.row_alone):
+            return "it depends on the name of its attention function"
+        return check.wrong
+
+    def find_difference(self) -> str | None:
+        """Which rows with a shared prefix get other logits than rows alone, or None."""
+        if not self._agree_in_training():
+            return "packed rows get other logits than rows alone"
+        if not self._agree_in_decoding():
+            return "rows that grow after a kept prefix get other logits than rows alone"
+        return None
+
+    def _logits(self, layout: Layout, ids: list[int], positions: list[int]) -> torch.Tensor:
+        device = self.model.device
+        kept = torch.tensor(positions, device=device)
+        return forward(self.model, layout, torch.tensor(ids, device=device), logits_to_keep=kept).logits[0]
+
+    def _agree_in_training(self) -> bool:
+        """Whether the prefix and the packed rows with their branches get the logits that they get alone."""
+        ids, positions, shapes = list(self.prefix), list(self.in_prefix), []
+        expected, branch_logits, last = [self.expected_prefix], iter(self.expected_branches), iter(self.last)
+        for trunk, branches, in_trunk, own in zip(
+            self.trunks, self.branches, self.in_trunk, self.expected_trunks, strict=True
+        ):
+            shapes.append((len(trunk), *(len(branch) + 1 for branch in branches)))
+            positions += [len(ids) + i for i in in_trunk]
+            expected.append(own)
+            ids += trunk
+            for branch in branches:
+                positions += range(len(ids), len(ids) + len(branch) + 1)
+                expected.append(next(branch_logits))
+                ids += [*branch, next(last)]
+        logits = self._logits(TrainingLayout(self.n_prefix, shapes), ids, positions)
+        return agree(self.model, logits, torch.cat(expected))
+
+    def _agree_in_decoding(self) -> bool:
+        """Whether the prefix, rows after it, their branches and the tokens appended to these get their own logits."""
+        device = self.model.device
+        prefix = PrefixLayout(self.n_prefix)
+        if not agree(self.model, self._logits(prefix, self.prefix, self.in_prefix), self.expected_prefix):
+            return False
+        layout = DecodingLayout(prefix, [len(trunk) for trunk in self.trunks])
+        ids = [token for trunk in self.trunks for token in trunk]
+        in_trunks = [*self.in_trunk[0], *(len(self.trunks[0]) + i for i in self.in_trunk[1])]
+        if not agree(self.model, self._logits(layout, ids, in_trunks), torch.cat(self.expected_trunks)):
+            return False
+        branches = [branch for several in self.branches for branch in several]
+        layout.branch(torch.tensor([0, 0, 1], device=device))
+        steps = [(branches, [own[:-1] for own in self.expected_branches])]
+        steps += [([[token] for token in self.last], [own[-1:] for own in self.expected_branches])]
+        for added, expected in steps:
+            padded = torch.tensor([[*own, *[-1] * (2 - len(own))] for own in added], device=device)
+            ids = layout.append_padded(torch.arange(3, device=device), padded)[0].tolist()
+            if not agree(self.model, self._logits(layout, ids, list(range(len(ids)))), torch.cat(expected)):
+                return False
+        return True
 
 
 # The numbers of tokens of a row after the prefix: those of its trunk, then those of each branch that follows the trunk.
@@ -230,9 +404,11 @@ class PrefixLayout:
         settings: dict[str, Any],
     ) -> torch.Tensor:
         """See `Layout.attend`."""
+        if layer in self.keys:
+            raise NotImplementedError("its layers attend twice")
         self.keys[layer], self.values[layer] = key, value
         mask = self.causal_masks.get(window, query.device)
-        return _attend_prefix(query, key, value, mask, window, settings)
+        return _attend_prefix(query, key, value, mask, window, settings).contiguous()
 
 
 class DecodingLayout:
@@ -256,7 +432,7 @@ class DecodingLayout:
     def __init__(self, prefix: PrefixLayout, lengths: Sequence[int]):
         self.prefix = prefix
         self.groups = _groups([(length,) for length in lengths])
-        device = prefix.keys[0].device
+        device = next(iter(prefix.keys.values())).device
         self.keys: dict[int, torch.Tensor] = {}  # by layer: [B, KV, K, D]
         self.values: dict[int, torch.Tensor] = {}
         self.causal_masks = _CausalMasks(prefix.n_prefix + max(lengths))
@@ -339,8 +515,9 @@ class DecodingLayout:
     ) -> torch.Tensor:
         """See `Layout.attend`."""
         if layer not in self.keys:
-            shape = (len(self.n_stored), key.shape[1], self.places.shape[1], key.shape[3])
-            self.keys[layer], self.values[layer] = key.new_zeros(shape), value.new_zeros(shape)
+            shape = (len(self.n_stored), key.shape[1], self.places.shape[1])
+            self.keys[layer] = key.new_zeros(*shape, key.shape[3])
+            self.values[layer] = value.new_zeros(*shape, value.shape[3])
         self.keys[layer][self.rows, :, self.columns] = key[0].transpose(0, 1)
         self.values[layer][self.rows, :, self.columns] = value[0].transpose(0, 1)
         prefix_key, prefix_value = self.prefix.keys[layer], self.prefix.values[layer]
@@ -525,7 +702,7 @@ def _attend_few(
     weights = scores.softmax(3).to(query.dtype)
     prefix_output = (weights[..., :n_prefix].flatten(1, 2) @ prefix_value).unflatten(1, (n_groups, -1))
     row_output = unpadded(padded(weights[..., n_prefix:]) @ value)  # [KV, G, T, D]
-    return (prefix_output + row_output).flatten(0, 1).transpose(0, 1)[None]
+    return (prefix_output + row_output).flatten(0, 1).transpose(0, 1)[None].contiguous()
 
 
 def _uses_gqa(query: torch.Tensor) -> bool:

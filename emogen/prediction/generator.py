@@ -157,6 +157,7 @@ class GeneratorLoader:
     def _load_model(self, recipe: Recipe, location: str, adapter: Path | None) -> "PreTrainedModel":
         from emogen.model.loading import load_adapter, load_model, to_device
         from emogen.model.onednn import use_onednn
+        from emogen.model.plain_rows import require_causal
         from emogen.model.shared_prefix import share_prefix
 
         config = recipe.lm_config()
@@ -164,8 +165,9 @@ class GeneratorLoader:
         if base != self._base:
             self._model = to_device(load_model(location, config, trust_remote_code=recipe.trusts_code))
             self._base = base
+            require_causal(self._model)
             if recipe.shared_prefix:
-                share_prefix(self._model)
+                share_prefix(self._model)  # a short look; rows as long as those of a prediction are tried with it
         elif hasattr(self._model, "unload"):
             self._model = self._model.unload()  # removes the adapter of the previous run
         if adapter:

@@ -14,9 +14,10 @@ from emogen import processes
 from emogen.errors import ModelError
 from emogen.evaluation.results import Prediction
 from emogen.evaluation.run_folder import ADAPTER, MODEL
-from emogen.model.decode import evaluating, in_batches
+from emogen.model.decode import in_batches
 from emogen.model.loading import load_adapter, load_head_model, to_device
 from emogen.model.onednn import use_onednn
+from emogen.model.plain_rows import evaluating
 from emogen.model.sources import locate
 from emogen.model.tokenizer import encode_texts, load_tokenizer
 from emogen.prediction.classifier import predictions_from_prob

@@ -213,7 +213,11 @@ class Recipe(BaseModel):
         """TRL's configuration of the model and its adapter."""
         from trl import ModelConfig
 
-        return ModelConfig(**self.lm_args)
+        config = ModelConfig(**self.lm_args)
+        modules = self.lm_args.get("lora_target_modules")
+        if isinstance(modules, list) and modules != ["all-linear"]:
+            config.lora_target_modules = modules  # TRL makes a string of a single name, which peft takes for a pattern
+        return config
 
     def to_yaml(self, **changes: Any) -> str:
         """The resolved recipe as YAML: all of emogen's keys, and TRL's keys that the recipe or a default sets.

@@ -30,6 +30,7 @@ SETTLED = {
     "pad_token": "the padding token of the tokenizer is used",
     "assistant_only_loss": "the loss is always computed on the answer",
     "completion_only_loss": "the loss is always computed on the answer",
+    "router_aux_loss_coef": "the loss is that of the answer alone; routers get none of their own",
     "dataset_text_field": "use `text_column`",
     "dataset_kwargs": "emogen encodes the rows itself",
     "dataset_num_proc": "emogen encodes the rows itself, in one process",
@@ -81,7 +82,7 @@ OBEYED_BY_TRAINER = {
     *("per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size", "num_train_epochs"),
     *("max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
     *("optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
-    *("neftune_noise_alpha", "router_aux_loss_coef"),
+    "neftune_noise_alpha",
     # precision, memory, speed
     *("bf16", "fp16", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
     *("activation_checkpointing", "activation_checkpointing_kwargs", "activation_offloading"),
@@ -110,7 +111,6 @@ SETTLED_FOR_HEADS = {
     "loss_type": "the loss of a head is binary cross-entropy",
     "label_smoothing_factor": "the loss of a head is binary cross-entropy, without smoothing",
     "average_tokens_across_devices": "the loss of a head is a mean over rows",
-    "router_aux_loss_coef": "the loss of a head is binary cross-entropy alone",
     "shuffle_dataset": "the rows are shuffled in each epoch anyway",
     "activation_offloading": "TRL offloads activations for generators only",
 }
@@ -118,7 +118,6 @@ SETTLED_FOR_HEADS = {
 # Obeyed fields that would mean something else on a row that contains the rows of a whole batch.
 SETTLED_FOR_SHARED_PREFIXES = {
     "neftune_noise_alpha": "the noise depends on the length of a row, so it would shrink with the size of the batch",
-    "router_aux_loss_coef": "the loss of the router would count the instruction once for a whole batch",
     "include_num_input_tokens_seen": "the instruction would be counted once for a whole batch; the log has num_tokens",
     "torch_compile": "every batch has its own layout, and would be compiled anew",
     "torch_compile_backend": "every batch has its own layout, and would be compiled anew",
@@ -197,7 +196,7 @@ LIMITS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("save_total_limit", "dataloader_prefetch_factor", "torch_empty_cache_steps"), (Ge(1),)),
     **dict.fromkeys(("ddp_timeout", "ddp_bucket_cap_mb"), (Ge(1),)),
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "eval_delay", "adam_epsilon"), (Ge(0),)),
-    **dict.fromkeys(("neftune_noise_alpha", "router_aux_loss_coef", "dataloader_num_workers"), (Ge(0),)),
+    **dict.fromkeys(("neftune_noise_alpha", "dataloader_num_workers"), (Ge(0),)),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout", "label_smoothing_factor"), (Interval(ge=0, lt=1),)),
     **dict.fromkeys(("seed", "data_seed"), (Interval(ge=0, lt=2**32),)),
     **dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), _POSITIVE_STEPS),

@@ -4,22 +4,26 @@ Loss and gradients equal those of plain training on the same rows; `model/shared
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch.nn import functional
-from trl import SFTTrainer, get_peft_config
+from trl import SFTTrainer
 
+from emogen import processes
+from emogen.errors import ModelError
 from emogen.evaluation.run_folder import ADAPTER
+from emogen.model.decode import longest_row
 from emogen.model.encode import IGNORE, Encoder, load_encoder
-from emogen.model.loading import load_adapter, load_model
+from emogen.model.loading import load_adapter, load_model, new_adapter
 from emogen.model.onednn import use_onednn
-from emogen.model.shared_prefix import TrainingLayout, forward, share_prefix
+from emogen.model.plain_rows import pads, problem, require_causal, require_length, takes_positions
+from emogen.model.shared_prefix import PLAIN, TrainingLayout, forward, share_prefix
 from emogen.model.sources import locate
 from emogen.prediction.classifier import Classifier
-from emogen.prediction.generator import GenerativeClassifier
+from emogen.prediction.generator import GenerativeClassifier, predict_prob, predict_texts
 from emogen.task.recipe import Recipe, SelectBest
 from emogen.task.rows import Rows
 from emogen.task.task import Task
@@ -38,6 +42,9 @@ def prepare(
 ) -> tuple["EmogenTrainer", Callable[[Any], Classifier]]:
     """Load the model of a recipe, encode its rows, and make a trainer.
 
+    What the model can do is found out here, before the first step: whether rows can share their prefix, whether they
+    can be padded, and whether it generates answers.
+
     Args:
         args: TRL's `SFTConfig`.
         val_rows: the rows of the evaluations during training.
@@ -48,7 +55,7 @@ def prepare(
 
     Raises:
         InputError: the parts of the recipe do not fit together.
-        ModelError: the model cannot be loaded.
+        ModelError: the model cannot be loaded, trained with the adapter of the recipe, or made to answer.
     """
     recipe, lm_config = task.recipe, task.recipe.lm_config()
     location = locate(recipe.model_name, lm_config.model_revision)
@@ -56,11 +63,16 @@ def prepare(
     if encoder.has_plain_template:
         log.warning(f"{recipe.model_name} has no chat template: it is a base model, and gets a plain one.")
     model = load_model(location, lm_config, trust_remote_code=recipe.trusts_code)
+    if not (processes.is_sharded() or getattr(model, "is_quantized", False)):
+        model.to(args.device)
+    texts = [*train_rows.texts, *(val_rows.texts if val_rows else ())]
+    with torch.random.fork_rng():  # a trial changes nothing that is drawn after it
+        peft_config = None if recipe.init_adapter else new_adapter(model, lm_config)
+        shares, padded = _try_ways(model, encoder, recipe, texts)
     if recipe.init_adapter:
         model = load_adapter(model, recipe.find(recipe.init_adapter) / ADAPTER, trainable=True)
-    n_prefix = len(encoder.prefix_ids) if recipe.shared_prefix and share_prefix(model) else 0
-    train_set, n_cut = encode_rows(encoder, train_rows, recipe, branched=bool(n_prefix))
-    val_set = None if val_rows is None else encode_rows(encoder, val_rows, branched=bool(n_prefix))[0]
+    train_set, n_cut = encode_rows(encoder, train_rows, recipe, branched=shares)
+    val_set = None if val_rows is None else encode_rows(encoder, val_rows, branched=shares)[0]
     if n_cut:
         log.warning(f"{n_cut:,} texts were shortened to fit max_length={recipe.max_length}")
     mean = sum(len(example["input_ids"]) for example in train_set) / len(train_set) - len(encoder.prefix_ids)
@@ -78,12 +90,80 @@ def prepare(
         train_dataset=Dataset.from_list(train_set),
         eval_dataset=None if val_set is None else Dataset.from_list(val_set),
         processing_class=encoder.tokenizer,
-        peft_config=None if recipe.init_adapter else get_peft_config(lm_config),
-        n_prefix=n_prefix,
+        peft_config=peft_config,
+        n_prefix=len(encoder.prefix_ids) if shares else 0,
+        padded=padded,
         model_metrics=compute_metrics and (lambda model: compute_metrics(make_classifier(model))),
         select_best=recipe.select_best,
     )
+    if not processes.is_sharded():
+        with torch.random.fork_rng():
+            try_a_step(trainer)
+            _try_to_answer(trainer.model, encoder, recipe, min(texts, key=len))
     return trainer, make_classifier
+
+
+def _try_ways(model: Any, encoder: Encoder, recipe: Recipe, texts: Sequence[str]) -> tuple[bool, bool]:
+    """Whether rows of some texts can share their prefix, and whether they can be padded.
+
+    Raises:
+        ModelError: the model cannot be trained to generate at all.
+    """
+    require_causal(model)
+    suffixes = [row.suffix_ids for text in texts for row in encoder.rows(text)]
+    longest = longest_row(encoder, suffixes, recipe.decode)
+    require_length(model, longest)
+    shares = recipe.shared_prefix and share_prefix(model, encoder.prefix_ids, longest)
+    padded = shares or pads(model, encoder.prefix_ids, longest)
+    if not processes.is_sharded():
+        return shares, padded
+    # With FSDP, the main process alone may have the weights, so it decides.
+    shares_in_main, padded = processes.of_main_process((shares, padded))
+    if shares and not shares_in_main:
+        model.set_attn_implementation(PLAIN)
+    return shares_in_main, padded
+
+
+def try_a_step(trainer: "EmogenTrainer") -> None:
+    """Compute the loss and the gradients of the shortest row, and change nothing.
+
+    Raises:
+        ModelError: the model cannot be trained.
+    """
+    model, args = trainer.model, trainer.args
+    batch = trainer.data_collator([min(trainer.train_dataset, key=lambda example: len(example["input_ids"]))])
+    was_training = model.training
+    model.train()
+    try:
+        with trainer.compute_loss_context_manager():
+            trainer.compute_loss(model, {name: tensor.to(args.device) for name, tensor in batch.items()}).backward()
+    except Exception as error:  # whatever an architecture raises, it raises it in the first step, too
+        raise ModelError(
+            f"this {model.config.model_type} model cannot be trained with this recipe ({problem(error)}); choose "
+            "another model, or other settings of the adapter and of gradient checkpointing"
+        ) from error
+    finally:
+        model.train(was_training)
+        model.zero_grad()
+        trainer.forget_metrics()
+
+
+def _try_to_answer(model: Any, encoder: Encoder, recipe: Recipe, text: str) -> None:
+    """Predict a text as it is done after training.
+
+    Raises:
+        ModelError: the model can be trained only.
+    """
+    try:
+        predict_texts(model, encoder, [text], decode=recipe.decode)
+        predict_prob(model, encoder, [text], how=recipe.prob)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"this {model.config.model_type} model could be trained, but not made to answer ({problem(error)}); choose "
+            "another model"
+        ) from error
 
 
 def encode_rows(
@@ -179,14 +259,17 @@ def _add_part(packed: dict[str, list[Any]], example: dict[str, list[Any]], part:
             values += own[1:]
 
 
-def collate_weighted(examples: list[dict[str, list[Any]]]) -> dict[str, torch.Tensor]:
-    """Collate B rows with weights that do not share a prefix. Examples without weights, for validation, get weight 1.
+def collate_rows(examples: list[dict[str, list[Any]]]) -> dict[str, torch.Tensor]:
+    """Collate B rows that do not share a prefix.
 
     Returns:
-        `input_ids`, `attention_mask`, `labels` and `weights`, each [B, T], padded on the right.
+        `input_ids`, `attention_mask` and `labels`, each [B, T], padded on the right; and `weights` [B, T] if any row
+        has them. Rows without weights among them, for validation, get weight 1.
     """
     longest = max(len(example["input_ids"]) for example in examples)
-    filler = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE, "weights": 0.0}
+    filler: dict[str, float] = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE}
+    if any("weights" in example for example in examples):
+        filler["weights"] = 0.0
     ones = [[1] * len(example["input_ids"]) for example in examples]
     rows = [{"weights": one} | example | {"attention_mask": one} for example, one in zip(examples, ones, strict=True)]
     return {
@@ -198,9 +281,14 @@ def collate_weighted(examples: list[dict[str, list[Any]]]) -> dict[str, torch.Te
 class EmogenTrainer(ScoringMixin, SFTTrainer):
     """`SFTTrainer` on rows that share a prefix. Only the loss, the batches and the evaluations are not TRL's.
 
+    The loss is computed from the model's own logits, because TRL computes them from the hidden states, by rules for
+    each architecture. Routers of a mixture of experts get no loss of their own: it would depend on the tokens that
+    share a batch.
+
     Args:
         n_prefix: the number of tokens that all rows share, for a model that `share_prefix` accepted; 0 for training on
-            plain rows, as in TRL.
+            plain rows.
+        padded: whether plain rows of different lengths may be computed together; see `plain_rows.pads`.
         model_metrics, select_best: see `ScoringMixin`.
     """
 
@@ -208,16 +296,16 @@ class EmogenTrainer(ScoringMixin, SFTTrainer):
         self,
         *args: Any,
         n_prefix: int = 0,
+        padded: bool = True,
         model_metrics: Callable[[Any], dict[str, float]] | None = None,
         select_best: SelectBest | None = None,
         **kwargs: Any,
     ):
-        self.n_prefix, self.model_metrics, self.select_best = n_prefix, model_metrics, select_best
-        if n_prefix:
-            kwargs["data_collator"] = PrefixCollator(n_prefix)
-        elif "weights" in kwargs["train_dataset"].column_names:
-            kwargs["data_collator"] = collate_weighted
+        self.n_prefix, self.padded, self.model_metrics, self.select_best = n_prefix, padded, model_metrics, select_best
+        kwargs["data_collator"] = PrefixCollator(n_prefix) if n_prefix else collate_rows
+        kwargs["args"].router_aux_loss_coef = 0.0
         super().__init__(*args, **kwargs)
+        self.takes_positions = takes_positions(self.model)
         if self.model.dtype == torch.float32:
             # TRL casts the adapter of a quantised model to bf16, the precision of such a model on a GPU. If the model
             # computes in float32, this would only round the adapter and lose small updates.
@@ -234,31 +322,61 @@ class EmogenTrainer(ScoringMixin, SFTTrainer):
         `loss_type: nll` is the mean negative log-likelihood, with `label_smoothing_factor`; `dft` weighs each token by
         its probability (Dynamic Fine-Tuning, arXiv 2508.05629), without smoothing.
         """
-        if self.n_prefix:
-            labels = inputs["labels"]
-            supervised = (labels != IGNORE).nonzero()[:, 0]  # [A], the tokens whose successor is supervised
-            layout = TrainingLayout(self.n_prefix, [tuple(shape) for shape in inputs["shapes"].tolist()])
-            outputs = forward(model, layout, inputs["input_ids"], logits_to_keep=supervised)
-            logits, target, weights = outputs.logits[0], labels[supervised], inputs.get("weights")
-        elif "weights" in inputs:
-            labels, weights = inputs["labels"][:, 1:], inputs["weights"][:, 1:]
-            supervised = labels != IGNORE
-            outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-            logits, target = outputs.logits[:, :-1][supervised], labels[supervised]
-        else:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        compute = self._packed_logits if self.n_prefix else self._plain_logits
+        logits, target, weights = compute(model, inputs)
         logits = logits.float()  # [A, V]
         is_dft = self.args.loss_type == "dft"
         smoothing = 0.0 if is_dft else self.args.label_smoothing_factor
         nll = functional.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
         if is_dft:
             nll = nll * (-nll).exp().detach()
-        total = nll.sum() if weights is None else nll @ weights[supervised]
+        total = nll.sum() if weights is None else nll @ weights
         loss = total / (len(target) if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
-        self._log_token_metrics(logits.detach(), target, inputs["input_ids"].numel())
-        return (loss, outputs) if return_outputs else loss
+        n_tokens = inputs["attention_mask"].sum().item() if "attention_mask" in inputs else inputs["input_ids"].numel()
+        self._log_token_metrics(logits.detach(), target, n_tokens)
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _packed_logits(
+        self, model: Any, inputs: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The logits [A, V] of the A supervised tokens of a packed row, the tokens [A], and their weights [A]."""
+        labels, weights = inputs["labels"], inputs.get("weights")
+        supervised = (labels != IGNORE).nonzero()[:, 0]  # [A], the tokens whose successor is supervised
+        layout = TrainingLayout(self.n_prefix, [tuple(shape) for shape in inputs["shapes"].tolist()])
+        logits = forward(model, layout, inputs["input_ids"], logits_to_keep=supervised).logits[0]
+        return logits, labels[supervised], None if weights is None else weights[supervised]
+
+    def _plain_logits(
+        self, model: Any, inputs: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The same of B plain rows, which are computed together if they may be padded or are of equal length."""
+        lengths = inputs["attention_mask"].sum(1)
+        groups = [lengths > 0] if self.padded else [lengths == length for length in lengths.unique()]
+        logits, targets, weights = [], [], []
+        for rows in groups:
+            n = int(lengths[rows].max())
+            labels = inputs["labels"][rows, 1:n]
+            supervised = labels != IGNORE
+            columns = supervised.any(0).nonzero()[:, 0]
+            part = {"input_ids": inputs["input_ids"][rows, :n]}
+            if (lengths[rows] < n).any():
+                part["attention_mask"] = inputs["attention_mask"][rows, :n]
+            if self.takes_positions:
+                some = model(use_cache=False, logits_to_keep=columns, **part).logits
+            else:
+                some = model(use_cache=False, **part).logits[:, columns]
+            logits.append(some[supervised[:, columns]])
+            targets.append(labels[supervised])
+            if "weights" in inputs:
+                weights.append(inputs["weights"][rows, 1:n][supervised])
+        return torch.cat(logits), torch.cat(targets), torch.cat(weights) if weights else None
+
+    def forget_metrics(self) -> None:
+        """Forget the metrics that are not logged yet."""
+        self._metrics["train"].clear()
+        self._total_train_tokens = 0
 
     def _log_token_metrics(self, logits: torch.Tensor, target: torch.Tensor, n_tokens: int) -> None:
         """Log the token accuracy and the number of tokens, as TRL does.

@@ -25,7 +25,7 @@ from emogen.task.labels import load_label_set
 from emogen.task.prompt import load_prompt
 from emogen.task.recipe import load_recipe
 from emogen.task.rows import Rows
-from emogen.training.sft import EmogenTrainer, PrefixCollator, collate_weighted, encode_rows
+from emogen.training.sft import EmogenTrainer, PrefixCollator, collate_rows, encode_rows
 
 # Weights of the eleven labels, and of the text.
 WEIGHTS = ((1.0, 2.0, 3.0, 0.5, 1.5, 4.0, 1.0, 6.0, 2.5, 1.0, 9.0), 0.1)
@@ -308,7 +308,7 @@ def test_a_packed_row_with_branches_keeps_the_whole_trunk():
 
 
 def test_plain_rows_with_weights_are_padded_on_the_right():
-    batch = collate_weighted(
+    batch = collate_rows(
         [
             {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "weights": [0.5, 0.5, 2.0]},
             {"input_ids": [4, 5], "labels": [-100, 5]},
