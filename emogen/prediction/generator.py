@@ -165,6 +165,7 @@ class GeneratorLoader:
         if base != self._base:
             self._model = to_device(load_model(location, config, trust_remote_code=recipe.trusts_code))
             self._base = base
+            use_onednn(self._model)  # before its first forward pass, in which bitsandbytes would repack its weights
             require_causal(self._model)
             if recipe.shared_prefix:
                 share_prefix(self._model)  # a short look; rows as long as those of a prediction are tried with it

@@ -65,6 +65,7 @@ def prepare(
     model = load_model(location, lm_config, trust_remote_code=recipe.trusts_code)
     if not (processes.is_sharded() or getattr(model, "is_quantized", False)):
         model.to(args.device)
+    use_onednn(model)  # before its first forward pass, in which bitsandbytes would repack its weights
     texts = [*train_rows.texts, *(val_rows.texts if val_rows else ())]
     with torch.random.fork_rng():  # a trial changes nothing that is drawn after it
         peft_config = None if recipe.init_adapter else new_adapter(model, lm_config)
@@ -135,6 +136,8 @@ def try_a_step(trainer: "EmogenTrainer") -> None:
     was_training = model.training
     model.train()
     try:
+        if args.gradient_checkpointing:  # as the trainer does when it starts
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
         with trainer.compute_loss_context_manager():
             trainer.compute_loss(model, {name: tensor.to(args.device) for name, tensor in batch.items()}).backward()
     except Exception as error:  # whatever an architecture raises, it raises it in the first step, too
