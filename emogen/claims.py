@@ -14,9 +14,33 @@ from filelock import FileLock, Timeout
 
 from emogen.errors import InputError
 
+GRACE = 2.0  # seconds in which a run that lost its parent ends
+
 
 @contextmanager
-def claim(path: Path) -> Iterator[None]:
+def claim_folder(folder: Path) -> Iterator[None]:
+    """Create a folder, and hold it for this process; see `claim`. A new one that stays empty is removed.
+
+    Raises:
+        InputError: another process holds it, or it cannot be written to.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".claim").open("a"):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written to: {error.strerror}") from None
+    try:
+        with claim(folder, GRACE):
+            yield
+    finally:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextmanager
+def claim(path: Path, wait: float = 0.0) -> Iterator[None]:
     """Hold a folder, or a file that is to be written, for this process.
 
     The claim is a lock of the operating system on `.claim` in the folder, or on `.NAME.claim` beside the file. It ends
@@ -24,13 +48,14 @@ def claim(path: Path) -> Iterator[None]:
 
     Args:
         path: a folder that exists, or a file in a folder that exists.
+        wait: seconds to wait for a process that holds it.
 
     Raises:
         InputError: another process holds the claim; the message says which.
         OSError: the folder cannot be written to.
     """
     lock_file = path / ".claim" if path.is_dir() else path.with_name(f".{path.name}.claim")
-    lock = FileLock(lock_file, blocking=False)
+    lock = FileLock(lock_file, timeout=wait)
     try:
         lock.acquire()
     except Timeout:

@@ -9,13 +9,17 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from emogen import paths, processes
 from emogen.console import run_command
+from emogen.errors import ModelError
 from emogen.evaluation import run_folder
 from emogen.task.recipe import load_recipe
-from emogen.task.task import load_task_with_rows
+from emogen.task.splits import Splits
+from emogen.task.task import Task, load_task_with_rows
 from emogen.training import run_setup
 
 log = logging.getLogger("emogen")
@@ -46,13 +50,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     task, splits, warnings = load_task_with_rows(recipe)
     for problem in warnings:
         log.warning(str(problem))
-    folder, resume = recipe.output_dir, bool(recipe.sft_args.get("resume_from_checkpoint"))
-    is_main = processes.is_main_process()
-    fingerprint = run_setup.fingerprint_of(recipe)
-    if is_main:
-        run_setup.claim_folder(folder, resume, fingerprint)
-    checkpoint = run_setup.newest_checkpoint(folder) if resume else None
+    resume = bool(recipe.sft_args.get("resume_from_checkpoint"))
+    fingerprint = run_setup.fingerprint_of(task)
+    opened = run_setup.open_folder(task, recipe.output_dir, fingerprint, resume=resume)
+    with opened if processes.is_main_process() else nullcontext():
+        checkpoint = run_setup.newest_checkpoint(recipe.output_dir) if resume else None
+        _train(task, splits, fingerprint, checkpoint, argv)
 
+
+def _train(
+    task: Task, splits: Splits, fingerprint: dict[str, str], checkpoint: Path | None, argv: Sequence[str]
+) -> None:
+    """Train, save and score in a folder that this process holds.
+
+    Args:
+        fingerprint: see `run_setup.fingerprint_of`.
+        checkpoint: where to continue; None for a new run.
+        argv: see `main`.
+    """
     # Everything up to here takes a second. torch, transformers and TRL take ten.
     import torch
     from transformers import set_seed
@@ -62,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from emogen.training import head, scoring, sft
 
     use_all_cores()
+    recipe, folder, is_main = task.recipe, task.recipe.output_dir, processes.is_main_process()
     # emogen shortens the texts itself, and its rows have columns that the trainer does not know.
     changes: dict[str, Any] = {"resume_from_checkpoint": None, "max_length": None, "remove_unused_columns": False}
     if not torch.accelerator.is_available():
@@ -72,19 +88,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     prepare = head.prepare if recipe.answer == "head" else sft.prepare
     trainer, make_classifier = prepare(task, args, train_rows, val_rows, scoring.make_compute_metrics(val_rows))
     trainer.add_callback(scoring.LogFile(folder / run_folder.LOG))
+    trainer.add_callback(scoring.CheckpointFiles())
     if is_main:
         run_setup.write_run_files(task, folder, fingerprint, argv)
     log.info(f"Resuming from {checkpoint}" if checkpoint else "Starting at step 0")
     started = time.perf_counter()
+    weights = folder / (run_folder.ADAPTER if recipe.lm_args["use_peft"] else run_folder.MODEL)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        seconds = time.perf_counter() - started
+        trainer.save_model(str(weights))
     except KeyboardInterrupt:
         log.warning("Interrupted. resume_from_checkpoint=true continues from the newest checkpoint.")
         raise
-    seconds = time.perf_counter() - started
-
-    weights = folder / (run_folder.ADAPTER if recipe.lm_args["use_peft"] else run_folder.MODEL)
-    trainer.save_model(str(weights))
+    except Exception as error:
+        if reason := run_setup.disk_problem(error):
+            raise ModelError(
+                f"{folder}: a file could not be written: {reason}. Complete checkpoints are kept: free some space, and "
+                "continue with resume_from_checkpoint=true"
+            ) from error
+        raise
     if is_main:
         run_setup.name_base_model(weights, recipe.model_name)
     metrics: dict[str, Any] = {"train_seconds": round(seconds, 1), "train_rows": len(train_rows)}
@@ -94,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not is_main:
         return
     metrics["peak_memory_bytes"] = run_setup.peak_memory_bytes()
+    run_setup.record_weights(recipe, folder)
     paths.write_json(folder / run_folder.METRICS, metrics)
     report_finished(folder)
     log.info(f"The run is in {folder}. Next: emogen predict {folder} YOUR.csv -o OUT.csv")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from emogen.claims import claim
+from emogen.claims import claim, claim_folder
 from emogen.errors import InputError
 
 HOLD = "import sys, pathlib; from emogen.claims import claim\nwith claim(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
@@ -51,4 +51,20 @@ def test_a_claim_is_free_after_an_error(tmp_path):
     with pytest.raises(ValueError, match="x"), claim(tmp_path):
         raise ValueError("x")
     with claim(tmp_path):
+        pass
+
+
+def test_a_new_folder_that_stays_empty_is_removed(tmp_path):
+    with claim_folder(tmp_path / "a"):
+        (tmp_path / "a" / "result").write_text("x")
+    with pytest.raises(InputError), claim_folder(tmp_path / "b"):
+        raise InputError("refused")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_waits_for_a_run_that_has_just_lost_its_parent(held_elsewhere, tmp_path):
+    other = held_elsewhere(tmp_path)
+    other.stdin.write("\n")  # it ends, in a moment
+    other.stdin.flush()
+    with claim_folder(tmp_path):
         pass

@@ -185,7 +185,8 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_recipe
 
     # As a kill during the last save would leave it: the newest checkpoint is broken, and there is no adapter yet.
     cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    (cut / "checkpoint-6" / "trainer_state.json").write_text("{")
+    optimizer = cut / "checkpoint-6" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:100])
     shutil.rmtree(cut / "adapter")
     with pytest.raises(ModelError, match="resume_from_checkpoint=true"):
         load_run(cut)
@@ -221,7 +222,7 @@ def test_another_run_is_never_overwritten(trained, tmp_path, labels):
 
 def test_an_output_folder_that_cannot_be_written_to_is_an_error_before_training(tiny_recipe, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RecipeError, match="cannot be written to"):
+    with pytest.raises(InputError, match="cannot be written to"):
         main([str(tiny_recipe()), f"output_dir={tmp_path / 'file' / 'run'}"])
 
 
@@ -229,8 +230,10 @@ def test_a_broken_run_is_named(trained, tmp_path):
     run = shutil.copytree(trained[1], tmp_path / "run")
     adapter = run / "adapter" / "adapter_model.safetensors"
     adapter.write_bytes(adapter.read_bytes()[:100])
-    with pytest.raises(ModelError, match="adapter cannot be loaded"):
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors changed since the run was scored.*--force"):
         load_run(run)
+    with pytest.raises(ModelError, match="adapter cannot be loaded"):
+        load_run(run, force=True)
     with pytest.raises(InputError, match=r"not a run folder: it has no recipe\.yaml"):
         load_run(tmp_path)
 

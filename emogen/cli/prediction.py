@@ -31,6 +31,9 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per batch.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Predict although the weights are not those that the run was scored with.")
+    ] = False,
     engine: Annotated[
         str, typer.Option(help="here, or ray: FILE is a Parquet file or folder, -o a folder, on a Ray cluster.")
     ] = "here",
@@ -57,9 +60,9 @@ def predict(
         raise typer.BadParameter("name a run folder (or a recipe), and then a file of texts")
     *runs, source = map(Path, named)
     if engine == "ray":
-        _predict_on_ray(runs, source, output, jsonl, overrides, batch_size)
+        _predict_on_ray(runs, source, output, jsonl, overrides, batch_size, force)
     else:
-        _predict_file(runs, source, output, jsonl, overrides, batch_size, overwrite)
+        _predict_file(runs, source, output, jsonl, overrides, batch_size, overwrite, force)
 
 
 def _predict_on_ray(
@@ -69,12 +72,13 @@ def _predict_on_ray(
     jsonl: Path | None,
     overrides: list[str],
     batch_size: int,
+    force: bool,
 ) -> None:
     from emogen.prediction.ray_files import predict_on_ray
 
     if output is None or jsonl:
         raise typer.BadParameter("--engine ray writes Parquet: give -o FOLDER, and no --jsonl")
-    n_rows = predict_on_ray(list(runs), source, output, overrides, batch_size=batch_size)
+    n_rows = predict_on_ray(list(runs), source, output, overrides, batch_size=batch_size, force=force)
     err.print(f"{n_rows:,} texts -> {output}", highlight=False)
 
 
@@ -86,12 +90,14 @@ def _predict_file(
     overrides: list[str],
     batch_size: int,
     overwrite: bool,
+    force: bool,
 ) -> None:
     from emogen.prediction.files import predict_file
 
     summary = predict_file(
         runs, source, overrides,
-        csv_file=output, jsonl_file=jsonl, batch_size=batch_size, overwrite=overwrite, bar=progress_bar,
+        csv_file=output, jsonl_file=jsonl, batch_size=batch_size, overwrite=overwrite, force=force,
+        bar=progress_bar,
     )  # fmt: skip
     if not processes.is_main_process():
         return

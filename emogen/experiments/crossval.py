@@ -26,6 +26,7 @@ import numpy as np
 import yaml
 
 from emogen import paths
+from emogen.claims import claim_folder
 from emogen.errors import InputError
 from emogen.evaluation import results
 from emogen.evaluation.caveats import is_collapsed
@@ -39,6 +40,7 @@ from emogen.evaluation.metrics import (
     score,
     tune_thresholds,
 )
+from emogen.evaluation.resume import changed_keys, digest_of
 from emogen.evaluation.run_folder import (
     BASELINE,
     CROSS_VALIDATION,
@@ -50,6 +52,7 @@ from emogen.evaluation.run_folder import (
     PREDICTIONS,
     PROMPT,
     RECIPE,
+    read_json,
     read_text,
     write_manifest,
 )
@@ -62,6 +65,7 @@ from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.recipe import Recipe, load_recipe
 from emogen.task.rows import Rows
 from emogen.task.splits import all_rows, make_folds
+from emogen.task.yaml_files import read_value, read_yaml
 
 # Recipe keys that may change between calls: each fold sets its own values, and they do not affect what is measured.
 _SET_BY_FOLD = ("train_file", "eval_file", "eval_fraction", "output_dir", "resume_from_checkpoint", "disable_tqdm")
@@ -96,12 +100,13 @@ def cross_validate(
     folder = own_folder(recipe, overrides, "cv")
     label_set = load_label_set(recipe.find(recipe.labels))
     rows = all_rows(recipe, label_set)
-    folds = claim(folder, CROSS_VALIDATION, recipe, label_set, rows, n_folds)
-    runs = [RunProcess(k, folder / f"fold-{k}") for k in range(n_folds)]
-    commands = [[str(path), *overrides, *_prepare(folder, recipe, rows, folds, run, label_set)] for run in runs]
-    run_all(runs, commands, jobs, show, where)
-    metrics = pool(folder, rows, folds, label_set)
-    report_finished(folder)
+    with claim_folder(folder):
+        folds = begin(folder, CROSS_VALIDATION, recipe, label_set, rows, n_folds)
+        runs = [RunProcess(k, folder / f"fold-{k}") for k in range(n_folds)]
+        commands = [[str(path), *overrides, *_prepare(folder, recipe, rows, folds, run, label_set)] for run in runs]
+        run_all(runs, commands, jobs, show, where)
+        metrics = pool(folder, rows, folds, label_set)
+        report_finished(folder)
     return folder, metrics
 
 
@@ -127,22 +132,23 @@ def cross_validate_baseline(
     label_set = load_label_set(recipe.find(recipe.labels))
     rows = all_rows(recipe, label_set)
     folder = own_folder(recipe, overrides, "baseline")
-    folds = claim(folder, BASELINE, recipe, label_set, rows, n_folds)
-    texts = np.array(rows.texts, dtype=object)
-    prob = np.zeros(rows.truth.shape, dtype=np.float32)
-    for fold in range(n_folds):
-        held = folds == fold
-        fitted = fit_tfidf(texts[~held], rows.truth[~held], exactly_one=label_set.exactly_one)
-        prob[held] = fitted(texts[held])
-        progress(1)
-    pred = labels_from_prob(prob, label_set)
-    results.write_jsonl(folder / PREDICTIONS, rows, pred, prob, label_set, folds=folds)
-    metrics = sum_up(folder, label_set)
-    report_finished(folder)
+    with claim_folder(folder):
+        folds = begin(folder, BASELINE, recipe, label_set, rows, n_folds)
+        texts = np.array(rows.texts, dtype=object)
+        prob = np.zeros(rows.truth.shape, dtype=np.float32)
+        for fold in range(n_folds):
+            held = folds == fold
+            fitted = fit_tfidf(texts[~held], rows.truth[~held], exactly_one=label_set.exactly_one)
+            prob[held] = fitted(texts[held])
+            progress(1)
+        pred = labels_from_prob(prob, label_set)
+        results.write_jsonl(folder / PREDICTIONS, rows, pred, prob, label_set, folds=folds)
+        metrics = sum_up(folder, label_set)
+        report_finished(folder)
     return folder, metrics
 
 
-def claim(folder: Path, kind: str, recipe: Recipe, label_set: LabelSet, rows: Rows, n_folds: int) -> np.ndarray:
+def begin(folder: Path, kind: str, recipe: Recipe, label_set: LabelSet, rows: Rows, n_folds: int) -> np.ndarray:
     """Make the folds, and write down in the folder what is cross-validated. A second call has to find the same.
 
     Args:
@@ -174,7 +180,8 @@ def claim(folder: Path, kind: str, recipe: Recipe, label_set: LabelSet, rows: Ro
         LABELS: label_set.to_yaml(),
         FOLDS: folds_csv.getvalue(),
     }
-    if changed := _changes(folder, values, files):
+    digest = digest_of(rows)
+    if changed := _changes(folder, files, digest):
         raise InputError(
             f"{folder}: cannot resume this cross-validation: {', '.join(changed)} changed since it was started; name "
             "another folder with output_dir=FOLDER, or remove this one"
@@ -184,18 +191,23 @@ def claim(folder: Path, kind: str, recipe: Recipe, label_set: LabelSet, rows: Ro
             with paths.writing(folder / name) as file:
                 file.write(text)
     if not (folder / MANIFEST).is_file():
-        write_manifest(folder, kind, model=recipe.model_name, seed=recipe.seed)
+        write_manifest(folder, kind, model=recipe.model_name, seed=recipe.seed, sha256={"rows": digest})
     return folds
 
 
-def _changes(folder: Path, values: dict[str, Any], files: dict[str, str]) -> list[str]:
-    """The files and recipe keys that differ from those that the folder holds; files that it lacks do not differ."""
+def _changes(folder: Path, files: dict[str, str], rows: str) -> list[str]:
+    """The files, rows and recipe keys that differ from those of the folder; what it lacks does not differ.
+
+    Args:
+        rows: the digest of the rows.
+    """
     changed = [name for name, text in files.items() if name != RECIPE and read_text(folder / name) not in (text, None)]
-    before = yaml.safe_load(read_text(folder / RECIPE) or files[RECIPE])
-    # A key that a newer emogen added is missing in the folder of an older one, which means its default.
-    defaults = {name: field.default for name, field in Recipe.model_fields.items()}
-    keys = before.keys() | values
-    return changed + sorted(key for key in keys if before.get(key, defaults.get(key)) != values.get(key))
+    if read_json(folder / MANIFEST).get("sha256", {}).get("rows", rows) != rows:
+        changed.append("the texts or labels of the rows")
+    if not (folder / RECIPE).is_file():
+        return changed
+    before = {key: value for key, value in read_yaml(folder / RECIPE)[0].items() if key not in _SET_BY_FOLD}
+    return changed + changed_keys(before, read_value(files[RECIPE]))
 
 
 def _prepare(

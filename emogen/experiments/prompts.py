@@ -20,6 +20,7 @@ import numpy as np
 from rich.table import Table
 
 from emogen import paths
+from emogen.claims import claim_folder
 from emogen.console import Bar
 from emogen.errors import InputError, ModelError
 from emogen.evaluation import results
@@ -260,6 +261,11 @@ def score_template(
     if template.done:
         return read_metrics(template.folder)
     assert generator is not None
+    with claim_folder(template.folder):
+        return _score(benchmark, template, generator, bar)
+
+
+def _score(benchmark: PromptBenchmark, template: Template, generator: GenerativeClassifier, bar: Bar) -> dict[str, Any]:
     rows, label_set = benchmark.rows, benchmark.task.label_set
     generator = replace(generator, encoder=template.encoder)
     started = time.perf_counter()

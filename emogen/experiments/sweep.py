@@ -1,6 +1,7 @@
 """A search over recipe keys: optuna proposes values, a run tries them, and a bad run is stopped early.
 
 runs/NAME-sweep/
+    sweep.json         what all trials have in common; the folder accepts nothing else
     study.db           optuna's study; the same command continues the search from it
     trial-1a2b3c4d/    a run folder for each combination of values, named by a digest of them
 """
@@ -17,13 +18,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from emogen import paths
+from emogen.claims import claim_folder
 from emogen.distribution import install_hint
 from emogen.errors import InputError, ModelError
 from emogen.evaluation.caveats import caveats, needs_no_model
-from emogen.evaluation.run_folder import METRICS, RECIPE
+from emogen.evaluation.resume import changed_keys
+from emogen.evaluation.run_folder import METRICS, RECIPE, read_json
 from emogen.experiments.jobs import POLL_SECONDS, RunProcess, failure, own_folder, start
 from emogen.task.recipe import Recipe, load_recipe
-from emogen.task.yaml_files import read_yaml
+from emogen.task.yaml_files import read_value, read_yaml
 
 if TYPE_CHECKING:
     import optuna
@@ -84,24 +88,26 @@ def sweep(
     if not (recipe.eval_file or recipe.eval_fraction or recipe.dataset_test_split):
         raise InputError(f"{path}: nothing to score on: set eval_file or eval_fraction")
     folder = own_folder(recipe, overrides, "sweep")
-    study = _open_study(folder, recipe)
-    _add_seeds(study, space, seeds, metric)
-    _requeue_interrupted(study)
-    while _n_tried(study) < n_trials:
-        trial = study.ask(_distributions(space))
-        run = RunProcess(trial.number, folder / f"trial-{_digest(trial.params)}")
-        own = {**trial.params, "output_dir": str(run.folder), "resume_from_checkpoint": True, "disable_tqdm": True}
-        try:
-            if not run.done:
-                start(run, [str(path), *overrides, *_as_overrides(own)])
-                watch(run, trial, partial(show, study, run))
-        except optuna.TrialPruned:
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        else:
-            value = _metric_of(run.folder, metric)
-            for name, attribute in _attributes(run.folder, metric).items():
-                trial.set_user_attr(name, attribute)
-            study.tell(trial, value)
+    with claim_folder(folder):
+        study = _open_study(folder, recipe)
+        _check_unchanged(study, folder, recipe, space, metric)
+        _add_seeds(study, space, seeds, metric)
+        _requeue_interrupted(study)
+        while _n_tried(study) < n_trials:
+            trial = study.ask(_distributions(space))
+            run = RunProcess(trial.number, folder / f"trial-{_digest(trial.params)}")
+            own = {**trial.params, "output_dir": str(run.folder), "resume_from_checkpoint": True, "disable_tqdm": True}
+            try:
+                if not run.done:
+                    start(run, [str(path), *overrides, *_as_overrides(own)])
+                    watch(run, trial, partial(show, study, run))
+            except optuna.TrialPruned:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            else:
+                value = _metric_of(run.folder, metric)
+                for name, attribute in _attributes(run.folder, metric).items():
+                    trial.set_user_attr(name, attribute)
+                study.tell(trial, value)
     show(study, None)
     return study
 
@@ -155,11 +161,44 @@ def _as_overrides(values: dict[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
+def _check_unchanged(study: "optuna.Study", folder: Path, recipe: Recipe, space: Space, metric: str) -> None:
+    """Write down what a search depends on, besides the values of its space.
+
+    Once a trial is finished, a second call has to find the same.
+
+    Raises:
+        InputError: something has changed. The trials of before could not be compared with new ones.
+    """
+    keys = {key: value for key, value in read_value(recipe.to_yaml()).items() if key not in space}
+    files = {
+        "train_file": recipe.train_file,
+        "eval_file": recipe.eval_file,
+        "prompt": recipe.prompt,
+        "labels": recipe.labels,
+    }
+    found = {name: recipe.find(file) for name, file in files.items() if file is not None}
+    digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items() if path.is_file()}
+    now = {"metric": metric, "sha256": digests, "recipe": keys}
+    kept = folder / "sweep.json"
+    if not kept.is_file() or not _n_tried(study):
+        paths.write_json(kept, now)
+        return
+    before = read_json(kept)
+    changed = changed_keys(before["recipe"], keys)
+    changed += [name for name in digests if before["sha256"].get(name) != digests[name]]
+    if before["metric"] != metric:
+        changed.append(f"--metric ({before['metric']} before, {metric} now)")
+    if changed:
+        raise InputError(
+            f"{folder}: cannot continue this search: {', '.join(changed)} changed since it was started; its trials "
+            "could not be compared. Name another folder with output_dir=FOLDER, or remove this one"
+        )
+
+
 def _open_study(folder: Path, recipe: Recipe) -> "optuna.Study":
     """Open the study of a folder, or create it."""
     import optuna
 
-    folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(
         study_name=recipe.name,

@@ -64,10 +64,13 @@ def load_model(location: str, config: ModelConfig, *, trust_remote_code: bool = 
     return model
 
 
-def new_adapter(model: PreTrainedModel, config: ModelConfig) -> PeftConfig | None:
+def new_adapter(model: PreTrainedModel, config: ModelConfig, task_type: str = "CAUSAL_LM") -> PeftConfig | None:
     """The configuration of a new adapter for a model, tried on a copy of the model without weights.
 
     Where peft cannot do what the recipe says for this architecture, there is a warning.
+
+    Args:
+        task_type: `CAUSAL_LM` or `SEQ_CLS`, for which peft trains the head in full.
 
     Returns:
         The configuration; None if the model is tuned in full.
@@ -78,6 +81,7 @@ def new_adapter(model: PreTrainedModel, config: ModelConfig) -> PeftConfig | Non
     wanted = get_peft_config(config)
     if wanted is None:
         return None
+    wanted.task_type = task_type
     unusual = _unusual_layers(model)
     if unusual:
         wanted.exclude_modules = unusual

@@ -20,10 +20,13 @@ from emogen.task.labels import LabelSet
 from emogen.task.rows import Rows
 
 
-def load_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[Classifier]:
+def load_runs(runs: Sequence[Path], overrides: Sequence[str] = (), *, force: bool = False) -> Iterator[Classifier]:
     """Load run folders, baselines or recipe files (their untuned models), one after another.
 
     Generative classifiers share their base model, so use each classifier before you ask for the next one.
+
+    Args:
+        force: see `check_weights`.
 
     Raises:
         InputError, ModelError: something is missing or broken.
@@ -31,7 +34,7 @@ def load_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[C
     from emogen.model.loading import use_own_gpu
 
     use_own_gpu()
-    generators = GeneratorLoader()
+    generators = GeneratorLoader(force=force)
     for run in runs:
         recipe, label_set = read_recipe(run, overrides)
         if kind_of(run) == BASELINE:
@@ -39,18 +42,18 @@ def load_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[C
         elif recipe.answer == "head":
             from emogen.prediction.head import load_head
 
-            yield load_head(run, recipe, label_set)
+            yield load_head(run, recipe, label_set, force=force)
         else:
             yield generators.load(run, recipe)
 
 
-def load_run(run: str | Path, overrides: Sequence[str] = ()) -> Classifier:
-    """Load one run folder, baseline, or recipe file (its untuned model).
+def load_run(run: str | Path, overrides: Sequence[str] = (), *, force: bool = False) -> Classifier:
+    """Load one run folder, baseline, or recipe file (its untuned model); see `load_runs`.
 
     Raises:
         InputError, ModelError: something is missing or broken.
     """
-    return next(load_runs([Path(run)], overrides))
+    return next(load_runs([Path(run)], overrides, force=force))
 
 
 @dataclass(frozen=True)
@@ -176,13 +179,14 @@ class Ensemble:
     Args:
         runs: run folders, cross-validations, baselines, or a recipe file.
         overrides: `key=value`, applied to each recipe.
+        force: see `check_weights`.
 
     Raises:
         InputError: a folder is not a run, the labels of the runs differ, or `predict_by` needs files that are missing.
     """
 
-    def __init__(self, runs: Sequence[Path], overrides: Sequence[str] = ()):
-        self.folders, self.overrides = member_folders(runs), overrides
+    def __init__(self, runs: Sequence[Path], overrides: Sequence[str] = (), *, force: bool = False):
+        self.folders, self.overrides, self.force = member_folders(runs), overrides, force
         self.recipe, self.label_set = read_recipe(self.folders[0], overrides)
         for folder in self.folders[1:]:
             if read_recipe(folder, overrides)[1].names != self.label_set.names:
@@ -194,8 +198,8 @@ class Ensemble:
     def predict(self, rows: Rows, *, with_prob: bool, batch_size: int, bar: Bar) -> BatchPrediction:
         """See `predict_rows`. The model of a single run stays loaded; several are loaded one after another."""
         if len(self.folders) == 1 and not self._single:
-            self._single.append(load_run(self.folders[0], self.overrides))
-        classifiers = self._single or load_runs(self.folders, self.overrides)
+            self._single.append(load_run(self.folders[0], self.overrides, force=self.force))
+        classifiers = self._single or load_runs(self.folders, self.overrides, force=self.force)
         return predict_rows(
             classifiers, rows, rule=self.rule, exactly_one=self.label_set.exactly_one,
             with_prob=with_prob, batch_size=batch_size, bar=bar,

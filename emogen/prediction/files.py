@@ -55,6 +55,7 @@ def predict_file(
     jsonl_file: Path | None = None,
     batch_size: int = 32,
     overwrite: bool = False,
+    force: bool = False,
     bar: Bar,
 ) -> Summary:
     """Label the texts of a file in chunks. The same call resumes an interrupted one after its last complete chunk.
@@ -66,6 +67,7 @@ def predict_file(
         source: a CSV, TSV, JSONL or Parquet file with texts.
         csv_file, jsonl_file: the files to write, at least one of them. `-` is standard output.
         overwrite: replace existing files, and start again if they belong to another, interrupted call.
+        force: predict with weights that are not those of the run; see `check_weights`.
         bar: makes a progress bar from a title and a number of rows.
 
     Raises:
@@ -73,7 +75,7 @@ def predict_file(
             written stay.
     """
     files = check_outputs([file for file in (csv_file, jsonl_file) if file is not None])
-    ensemble = Ensemble(runs, overrides)
+    ensemble = Ensemble(runs, overrides, force=force)
     with claim_outputs(files) if processes.is_main_process() else nullcontext():
         writer: ChunkWriter = StreamWriter()
         if files != [STANDARD_OUTPUT]:

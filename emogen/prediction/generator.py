@@ -13,6 +13,7 @@ from emogen.evaluation.run_folder import ADAPTER
 from emogen.model.encode import Encoder, load_encoder
 from emogen.model.sources import locate
 from emogen.prediction.classifier import labels_from_prob
+from emogen.prediction.weights import check_weights
 from emogen.task.answer import NO, YES
 from emogen.task.labels import LabelSet
 from emogen.task.parse import parse_answer
@@ -136,9 +137,13 @@ class GeneratorLoader:
 
     The base model is loaded once as long as it stays the same; only the adapter on it changes. So a classifier can be
     used until the next one is loaded.
+
+    Args:
+        force: see `check_weights`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, force: bool = False) -> None:
+        self._force = force
         self._model: Any = None
         self._base: tuple | None = None  # everything that the loaded base model depends on
 
@@ -151,6 +156,7 @@ class GeneratorLoader:
         task = load_task(recipe)
         location = locate(recipe.model_name, recipe.lm_config().model_revision)
         adapter = run / ADAPTER if run.is_dir() else None
+        check_weights(run, location, force=self._force)
         encoder = load_encoder(task, str(adapter or location))
         return GenerativeClassifier(recipe, task.label_set, encoder, self._load_model(recipe, location, adapter))
 

@@ -21,6 +21,7 @@ from emogen.model.plain_rows import evaluating
 from emogen.model.sources import locate
 from emogen.model.tokenizer import encode_texts, load_tokenizer
 from emogen.prediction.classifier import predictions_from_prob
+from emogen.prediction.weights import check_weights
 from emogen.task.labels import LabelSet
 from emogen.task.recipe import Recipe
 
@@ -68,8 +69,11 @@ class HeadClassifier:
         return prob
 
 
-def load_head(run: Path, recipe: Recipe, label_set: LabelSet) -> HeadClassifier:
+def load_head(run: Path, recipe: Recipe, label_set: LabelSet, *, force: bool = False) -> HeadClassifier:
     """Load the model of a run folder.
+
+    Args:
+        force: see `check_weights`.
 
     Raises:
         ModelError: `run` is a recipe file, whose head is not trained, or a file of the model is missing or broken.
@@ -79,6 +83,7 @@ def load_head(run: Path, recipe: Recipe, label_set: LabelSet) -> HeadClassifier:
     weights = run / (ADAPTER if recipe.lm_args["use_peft"] else MODEL)
     tokenizer = load_tokenizer(str(weights), trust_remote_code=recipe.trusts_code)
     location = locate(recipe.model_name, recipe.lm_config().model_revision) if weights.name == ADAPTER else weights
+    check_weights(run, str(location) if weights.name == ADAPTER else None, force=force)
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # transformers would report that the base model has no head; the adapter has it
     try:

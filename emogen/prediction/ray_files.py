@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def predict_on_ray(runs: list[Path], source: Path, output: Path, overrides: list[str], *, batch_size: int = 32) -> int:
+def predict_on_ray(
+    runs: list[Path], source: Path, output: Path, overrides: list[str], *, batch_size: int = 32, force: bool = False
+) -> int:
     """Label Parquet files on a Ray cluster: one worker per GPU, or a single worker on a cluster without GPUs.
 
     Args:
@@ -41,7 +43,7 @@ def predict_on_ray(runs: list[Path], source: Path, output: Path, overrides: list
         raise InputError(f"{output}: exists; name a new folder")
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
-    Ensemble(runs, overrides)  # reports errors of the runs once, before any worker starts
+    Ensemble(runs, overrides, force=force)  # reports errors of the runs once, before any worker starts
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)  # RAY_ADDRESS, or a cluster on this machine
     n_gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
@@ -49,7 +51,7 @@ def predict_on_ray(runs: list[Path], source: Path, output: Path, overrides: list
     data: Any = ray.data.read_parquet(str(source.resolve()))
     data.map_batches(
         Worker,
-        fn_constructor_args=([run.resolve() for run in runs], overrides, batch_size),
+        fn_constructor_args=([run.resolve() for run in runs], overrides, batch_size, force),
         batch_size=CHUNK,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=max(1, n_gpus)),
@@ -62,8 +64,8 @@ def predict_on_ray(runs: list[Path], source: Path, output: Path, overrides: list
 class Worker:
     """A process of the cluster that holds the models of some runs and labels one table after another."""
 
-    def __init__(self, runs: list[Path], overrides: list[str], batch_size: int):
-        self.ensemble, self.batch_size = Ensemble(runs, overrides), batch_size
+    def __init__(self, runs: list[Path], overrides: list[str], batch_size: int, force: bool):
+        self.ensemble, self.batch_size = Ensemble(runs, overrides, force=force), batch_size
 
     def __call__(self, table: "pyarrow.Table") -> "pyarrow.Table":
         """Label the rows of a table; see `predict_on_ray` for the columns of the result."""

@@ -15,10 +15,9 @@ from datasets import Dataset
 from peft import get_peft_model
 from torch.nn import functional
 from transformers import DataCollatorWithPadding, Trainer
-from trl import get_peft_config
 
 from emogen.evaluation.run_folder import ADAPTER
-from emogen.model.loading import load_adapter, load_head_model
+from emogen.model.loading import load_adapter, load_head_model, new_adapter
 from emogen.model.onednn import use_onednn
 from emogen.model.sources import locate
 from emogen.model.tokenizer import encode_texts, load_tokenizer
@@ -48,9 +47,7 @@ def prepare(
     if recipe.init_adapter:
         model = load_adapter(model, recipe.find(recipe.init_adapter) / ADAPTER, trainable=True)
     elif recipe.lm_args["use_peft"]:
-        config = get_peft_config(recipe.lm_config())
-        config.task_type = "SEQ_CLS"  # peft then trains the head in full
-        model = get_peft_model(model, config)
+        model = get_peft_model(model, new_adapter(model, recipe.lm_config(), "SEQ_CLS"))
 
     weights = label_weights(train_rows.truth, recipe.label_weights)
     if recipe.sampling == "rare":

@@ -1,70 +1,80 @@
 """The run folder before and after training: claim it, find its checkpoints, write what makes it self-contained."""
 
+import errno
 import hashlib
 import json
 import logging
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from emogen import paths
-from emogen.evaluation.run_folder import ADAPTER, LABELS, MANIFEST, PROMPT, RECIPE, RUN, write_manifest
+from emogen.claims import claim_folder
+from emogen.evaluation.resume import changed_keys
+from emogen.evaluation.run_folder import ADAPTER, LABELS, MANIFEST, PROMPT, RECIPE, RUN, read_json, write_manifest
+from emogen.model.identity import identify
+from emogen.model.sources import locate
+from emogen.prediction.weights import BASE, hash_weights
 from emogen.task.recipe import Recipe, RecipeError
 from emogen.task.rows import Rows
 from emogen.task.splits import Splits, hold_out, sample_rows
 from emogen.task.task import Task, write_examples
+from emogen.task.yaml_files import read_value, read_yaml
+from emogen.training.checkpoints import flaw
 
 log = logging.getLogger(__name__)
 
 
-def claim_folder(folder: Path, resume: bool, fingerprint: dict[str, str]) -> None:
-    """Create the folder of a run, or make sure that the run in it can be resumed.
+@contextmanager
+def open_folder(task: Task, folder: Path, fingerprint: dict[str, str], *, resume: bool) -> Iterator[None]:
+    """Hold the folder of a run for this process: a new one, or one whose run can be resumed.
 
     Args:
-        resume: whether the run in the folder is resumed.
         fingerprint: see `fingerprint_of`.
+        resume: whether the run in the folder is resumed.
 
     Raises:
-        RecipeError: the folder cannot be written to; it is not empty (without `resume`); or the files that the run in
-            it depends on have changed (with `resume`).
+        InputError: another process trains there; the folder cannot be written to; it is not empty (without `resume`);
+            or something that the run in it depends on has changed (with `resume`).
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with paths.writing(folder / ".writable") as file:
-            file.write("x")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise RecipeError([f"output_dir: {folder}: cannot be written to: {error.strerror}"]) from None
-    if not resume:
-        if any(path.name != "logs" for path in folder.iterdir()):
+    with claim_folder(folder):
+        if resume:
+            _check_unchanged(task, folder, fingerprint)
+        elif any(path.name != "logs" for path in folder.glob("[!.]*")):
             raise RecipeError(
                 [
                     f"output_dir: {folder}: not empty, and nothing is overwritten; resume that run with "
                     "resume_from_checkpoint=true, name another folder with output_dir=FOLDER, or remove this one"
                 ]
             )
-        return
-    manifest = folder / MANIFEST
-    if manifest.is_file():
-        before = json.loads(manifest.read_text(encoding="utf-8")).get("sha256", {})
-        changed = [name for name, digest in fingerprint.items() if before.get(name, digest) != digest]
-        if changed:
-            raise RecipeError(
-                [f"output_dir: {folder}: cannot resume this run: {', '.join(changed)} changed since it was started"]
-            )
+        yield
+
+
+def _check_unchanged(task: Task, folder: Path, fingerprint: dict[str, str]) -> None:
+    before = read_json(folder / MANIFEST).get("sha256", {})
+    changed = [name for name, digest in fingerprint.items() if before.get(name, digest) != digest]
+    if (folder / RECIPE).is_file():
+        changed += changed_keys(read_yaml(folder / RECIPE)[0], read_value(task.recipe.to_yaml()))
+    if changed:
+        raise RecipeError(
+            [
+                f"output_dir: {folder}: cannot resume this run: {', '.join(changed)} changed since it was started; "
+                "undo that, or train into another folder with output_dir=FOLDER"
+            ]
+        )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None. A checkpoint is incomplete if the run was killed meanwhile."""
+    """The newest complete checkpoint of a run, or None. Newer ones are passed over, with a warning."""
     numbered = [(int(p.name.rpartition("-")[2]), p) for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()]
     for _, path in sorted(numbered, reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # the file that is written last
-        except (OSError, ValueError):
-            log.warning(f"{path}: an incomplete checkpoint; skipped")
-            continue
-        return path
+        if (reason := flaw(path)) is None:
+            return path
+        log.warning(f"{path}: not used: {reason}")
+    if numbered:
+        log.warning(f"{folder}: none of its checkpoints is complete; the training starts again")
     return None
 
 
@@ -83,19 +93,37 @@ def split_rows(recipe: Recipe, splits: Splits) -> tuple[Rows, Rows | None]:
     return splits.train, sample_rows(splits.eval, recipe.eval_samples or len(splits.eval), recipe.seed)
 
 
-def fingerprint_of(recipe: Recipe) -> dict[str, str]:
-    """The sha256 of each file that a run depends on, besides the recipe, by the role of the file.
+def fingerprint_of(task: Task) -> dict[str, str]:
+    """The digest of everything that a run depends on, besides the recipe: data, prompt, labels, and the base model.
+
+    A base model that is not on this machine yet has none; `record_weights` adds it.
 
     Raises:
         RecipeError: a file does not exist.
     """
+    recipe = task.recipe
     files = {"data": recipe.train_file, "eval data": recipe.eval_file, "prompt": recipe.prompt}
     if recipe.init_adapter:
         files["init_adapter"] = f"{recipe.init_adapter}/{ADAPTER}/adapter_model.safetensors"
     found = {name: recipe.find(file) for name, file in files.items() if file is not None}
     if missing := [f"{name}: {path}: no such file" for name, path in found.items() if not path.is_file()]:
         raise RecipeError(missing)
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
+    digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
+    digests["labels"] = hashlib.sha256(task.label_set.to_yaml().encode()).hexdigest()
+    return digests | _identity_of_base(recipe)
+
+
+def _identity_of_base(recipe: Recipe) -> dict[str, str]:
+    identity = identify(locate(recipe.model_name, recipe.lm_args.get("model_revision", "main")))
+    return {} if identity is None else {BASE: identity}
+
+
+def record_weights(recipe: Recipe, folder: Path) -> None:
+    """Write into the manifest which weights a finished run has, and which base model they belong to."""
+    manifest = read_json(folder / MANIFEST)
+    manifest["sha256"] |= _identity_of_base(recipe)
+    manifest["weights"] = hash_weights(folder)
+    paths.write_json(folder / MANIFEST, manifest)
 
 
 def write_run_files(task: Task, folder: Path, fingerprint: dict[str, str], argv: Sequence[str]) -> None:
@@ -131,6 +159,15 @@ def write_run_files(task: Task, folder: Path, fingerprint: dict[str, str], argv:
         sha256=fingerprint,
         hardware=hardware,
     )
+
+
+def disk_problem(error: Exception) -> str | None:
+    """What is wrong with the disk, if an exception of a library says that a file could not be written."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO) else None
+    signs = ("No space left", "I/O error", "PytorchStreamWriter", "inline_container", "Read-only file system")
+    text = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return text[:200] if any(sign in str(error) for sign in signs) else None
 
 
 def name_base_model(adapter: Path, model_name: str) -> None:

@@ -22,6 +22,7 @@ from emogen.prediction.classifier import Classifier, prob_of
 from emogen.task.recipe import SelectBest
 from emogen.task.rows import Rows
 from emogen.task.splits import make_folds
+from emogen.training.checkpoints import list_files
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,16 @@ def best_step(history: list[dict[str, Any]], rule: SelectBest) -> tuple[int, int
     within = [k for k, logs in enumerate(evaluations) if sign * logs[metric] >= top - rule.within]
     best = min(within, key=lambda k: evaluations[k][then])
     return int(evaluations[best]["step"]), len(evaluations) - 1 - best
+
+
+class CheckpointFiles(TrainerCallback):
+    """Writes the list of its files into each new checkpoint, which makes it a complete one."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called after a checkpoint has been written."""
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if processes.is_main_process() and checkpoint.is_dir():
+            list_files(checkpoint)
 
 
 class LogFile(TrainerCallback):

@@ -97,10 +97,17 @@ def test_a_cross_validation_predicts_as_an_ensemble(whole, tmp_path, labels, by)
 
 
 def test_a_changed_cross_validation_is_not_resumed(recipe, whole):
-    with pytest.raises(InputError, match="lora_r changed"):
+    with pytest.raises(InputError, match=r"lora_r \(4 before, 2 now\) changed"):
         cross_validate(recipe, 2, [f"output_dir={whole}", "lora_r=2"])
     with pytest.raises(InputError, match=r"folds\.csv changed"):
         cross_validate(recipe, 3, [f"output_dir={whole}"])
+
+
+def test_changed_texts_are_not_resumed(recipe, whole, tmp_path, labels):
+    posts = [(f"{text}!", names) for text, names in POSTS]
+    other = write_posts(tmp_path / "other.csv", labels, posts)
+    with pytest.raises(InputError, match="the texts or labels of the rows changed"):
+        cross_validate(recipe, 2, [f"output_dir={whole}", f"train_file={other}"])
 
 
 def test_a_finished_cross_validation_is_not_computed_again(recipe, whole, tmp_path):
@@ -131,7 +138,7 @@ def test_after_kills_in_every_phase_the_predictions_are_those_of_an_uninterrupte
     command = [sys.executable, "-m", "emogen.cli", "cv", recipe, "--folds", "2", f"output_dir={folder}"]
     with half_of_the_cores():
         with (tmp_path / "log").open("w") as log:
-            for event in ("fold-0/checkpoint-*/trainer_state.json", "fold-0/predictions.jsonl", "fold-1"):
+            for event in ("fold-0/checkpoint-*/files.json", "fold-0/predictions.jsonl", "fold-1"):
                 kill_at(lambda event=event: any(folder.glob(event)), command, stdout=log, stderr=log)
                 assert not (folder / "predictions.jsonl").exists()
         cross_validate(recipe, 2, [f"output_dir={folder}"])

@@ -68,6 +68,19 @@ def test_a_search_continues_and_finds_the_best_value(done_trials):
     assert again.best_value == 0.6
 
 
+def test_a_search_whose_trials_could_not_be_compared_is_refused(done_trials):
+    recipe, space = done_trials
+    with pytest.raises(InputError, match="it has no f1_marco"):
+        sweep(recipe, space, n_trials=1, metric="f1_marco")
+    sweep(recipe, space, ["logging_steps=3"], n_trials=2)  # nothing was finished, so nothing is compared
+    with pytest.raises(
+        InputError,
+        match=r"learning_rate \(0\.01 before, 0\.5 now\), --metric \(f1_macro before, f1_micro now\) changed",
+    ):
+        sweep(recipe, space, ["learning_rate=0.5"], n_trials=3, metric="f1_micro")
+    assert sweep(recipe, space, ["logging_steps=9"], n_trials=3).best_value in (0.3, 0.6)
+
+
 def test_a_metric_may_be_nested(done_trials):
     recipe, space = done_trials
     study = sweep(recipe, space, n_trials=8, metric="by_thresholds.f1_macro")

@@ -1,63 +1,91 @@
+import errno
 import hashlib
 import json
 
 import pytest
+from safetensors import SafetensorError
 from tiny import POSTS, write_posts, write_recipe
 
+from emogen.errors import InputError
 from emogen.evaluation.run_folder import FORMAT
+from emogen.model.identity import identify
 from emogen.task.readers import read_rows
 from emogen.task.recipe import RecipeError, load_recipe
 from emogen.task.splits import Splits
 from emogen.task.task import load_task
+from emogen.training.checkpoints import list_files
 from emogen.training.run_setup import (
-    claim_folder,
+    disk_problem,
     fingerprint_of,
     name_base_model,
     newest_checkpoint,
+    open_folder,
     peak_memory_bytes,
     split_rows,
     write_run_files,
 )
 
 
-def write_checkpoint(folder, step, state="{}"):
+def write_checkpoint(folder, step, *, complete=True):
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
-    if state is not None:
-        (path / "trainer_state.json").write_text(state)
+    (path / "optimizer.pt").write_bytes(b"state")
+    if complete:
+        list_files(path)
 
 
-# ------------------------------------------------------------------------------------------ claim_folder
+def open_run(tmp_path, labels, *overrides, resume=False, fingerprint=None):
+    """Opens tmp_path/run as a training with a tiny recipe does."""
+    recipe = recipe_with(tmp_path, labels, *overrides)
+    with open_folder(load_task(recipe), recipe.output_dir, fingerprint or {}, resume=resume):
+        return recipe.output_dir
 
 
-def test_a_new_folder_is_created_and_left_empty(tmp_path):
-    claim_folder(tmp_path / "a" / "run", resume=False, fingerprint={})
-    assert list((tmp_path / "a" / "run").iterdir()) == []
+# ------------------------------------------------------------------------------------------ open_folder
 
 
-def test_a_folder_with_the_log_of_its_own_process_is_empty_enough(tmp_path):
-    (tmp_path / "logs").mkdir()
-    claim_folder(tmp_path, resume=False, fingerprint={})
+def test_a_new_folder_is_created_and_left_empty(tmp_path, labels):
+    assert list(open_run(tmp_path, labels).iterdir()) == []
 
 
-def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(tmp_path):
-    (tmp_path / "manifest.json").write_text(json.dumps({"sha256": {"data": "1"}}))
+def test_a_folder_with_the_log_of_its_own_process_is_empty_enough(tmp_path, labels):
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    open_run(tmp_path, labels)
+
+
+def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(tmp_path, labels):
+    folder = open_run(tmp_path, labels)
+    (folder / "manifest.json").write_text(json.dumps({"sha256": {"data": "1"}}))
     with pytest.raises(RecipeError, match=r"nothing is overwritten.*resume_from_checkpoint=true"):
-        claim_folder(tmp_path, resume=False, fingerprint={"data": "1"})
-    claim_folder(tmp_path, resume=True, fingerprint={"data": "1"})
+        open_run(tmp_path, labels, fingerprint={"data": "1"})
+    open_run(tmp_path, labels, resume=True, fingerprint={"data": "1"})
 
 
-def test_a_run_whose_files_have_changed_is_not_resumed(tmp_path):
-    (tmp_path / "manifest.json").write_text(json.dumps({"sha256": {"data": "1", "prompt": "2"}}))
-    claim_folder(tmp_path, resume=True, fingerprint={"data": "1", "prompt": "2", "eval data": "3"})  # one file more
+def test_a_run_whose_files_have_changed_is_not_resumed(tmp_path, labels):
+    folder = open_run(tmp_path, labels)
+    (folder / "manifest.json").write_text(json.dumps({"sha256": {"data": "1", "prompt": "2"}}))
+    more = {"data": "1", "prompt": "2", "eval data": "3"}  # an older emogen did not write all of them
+    open_run(tmp_path, labels, resume=True, fingerprint=more)
     with pytest.raises(RecipeError, match="cannot resume this run: data, prompt changed since it was started"):
-        claim_folder(tmp_path, resume=True, fingerprint={"data": "9", "prompt": "9"})
+        open_run(tmp_path, labels, resume=True, fingerprint={"data": "9", "prompt": "9"})
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+def test_a_run_whose_recipe_has_changed_is_not_resumed(tmp_path, labels):
+    folder = open_run(tmp_path, labels)
+    write_run_files(load_task(recipe_with(tmp_path, labels)), folder, {}, [])
+    open_run(tmp_path, labels, "logging_steps=7", "save_steps=9", resume=True)
+    with pytest.raises(
+        RecipeError, match=r"learning_rate \(0\.01 before, 0\.5 now\), max_steps \(4 before, 9 now\) changed"
+    ):
+        open_run(tmp_path, labels, "learning_rate=0.5", "max_steps=9", resume=True)
+    with pytest.raises(RecipeError, match=r"eval_fraction \(0\.0 before, 0\.3 now\) changed"):
+        open_run(tmp_path, labels, "eval_fraction=0.3", resume=True)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, labels):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RecipeError, match="cannot be written to"):
-        claim_folder(tmp_path / "file" / "run", resume=False, fingerprint={})
+    with pytest.raises(InputError, match="cannot be written to"):
+        open_run(tmp_path, labels, f"output_dir={tmp_path / 'file' / 'run'}")
 
 
 # ------------------------------------------------------------------------------------------ newest_checkpoint
@@ -70,18 +98,19 @@ def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path):
     assert newest_checkpoint(tmp_path).name == "checkpoint-100"
 
 
-@pytest.mark.parametrize("state", ["{", None])
-def test_an_incomplete_checkpoint_is_skipped(tmp_path, caplog, state):
+def test_an_incomplete_checkpoint_is_passed_over(tmp_path, caplog):
     write_checkpoint(tmp_path, 3)
-    write_checkpoint(tmp_path, 6, state)
+    write_checkpoint(tmp_path, 6, complete=False)
     assert newest_checkpoint(tmp_path).name == "checkpoint-3"
-    assert "checkpoint-6: an incomplete checkpoint" in caplog.text
+    assert "checkpoint-6: not used: it is incomplete" in caplog.text
 
 
-def test_a_folder_without_a_complete_checkpoint_has_none(tmp_path):
+def test_a_folder_without_a_complete_checkpoint_has_none(tmp_path, caplog):
     assert newest_checkpoint(tmp_path) is None
-    write_checkpoint(tmp_path, 6, None)
+    assert not caplog.text
+    write_checkpoint(tmp_path, 6, complete=False)
     assert newest_checkpoint(tmp_path) is None
+    assert "the training starts again" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------ split_rows
@@ -127,20 +156,39 @@ def test_without_evaluation_rows_there_are_no_validation_rows(tmp_path, labels, 
 # ------------------------------------------------------------------------------------------ files of a run folder
 
 
-def test_the_fingerprint_has_the_digest_of_each_file(tmp_path, labels):
+def test_the_fingerprint_has_the_digest_of_everything(tmp_path, labels):
     adapter = tmp_path / "old" / "adapter" / "adapter_model.safetensors"
     adapter.parent.mkdir(parents=True)
     adapter.write_bytes(b"weights")
     recipe = recipe_with(tmp_path, labels)
     digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()  # noqa: E731
-    expected = {"data": digest(tmp_path / "train.csv"), "prompt": digest(recipe.find("prompts/list.jinja"))}
-    assert fingerprint_of(recipe) == expected
+    expected = {
+        "data": digest(tmp_path / "train.csv"),
+        "prompt": digest(recipe.find("prompts/list.jinja")),
+        "labels": hashlib.sha256(labels.to_yaml().encode()).hexdigest(),
+        "base model": identify(tmp_path / "model-llama"),
+    }
+    assert fingerprint_of(load_task(recipe)) == expected
     recipe = recipe_with(tmp_path, labels, f"init_adapter={tmp_path / 'old'}", f"eval_file={tmp_path / 'train.csv'}")
     more = {"eval data": expected["data"], "init_adapter": hashlib.sha256(b"weights").hexdigest()}
-    assert fingerprint_of(recipe) == expected | more
+    assert fingerprint_of(load_task(recipe)) == expected | more
     adapter.unlink()
     with pytest.raises(RecipeError, match=r"init_adapter: .*adapter_model\.safetensors: no such file"):
-        fingerprint_of(recipe)
+        fingerprint_of(load_task(recipe))
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "[enforce fail at"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "Error while"),
+        (OSError(errno.ECONNREFUSED, "Connection refused"), None),
+        (ValueError("something else"), None),
+    ],
+)
+def test_a_full_disk_is_recognised(error, found):
+    assert disk_problem(error) is None if found is None else disk_problem(error).startswith(found)
 
 
 def test_a_run_folder_gets_what_makes_it_self_contained(tmp_path, labels):

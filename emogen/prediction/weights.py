@@ -1,0 +1,48 @@
+"""Whether the weights of a run are those that it was scored with: its adapter, and the base model below it."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+from emogen.errors import InputError
+from emogen.evaluation.run_folder import ADAPTER, MANIFEST, MODEL, read_json
+from emogen.model.identity import identify
+
+log = logging.getLogger(__name__)
+
+BASE = "base model"  # the key of its identity in the manifest
+
+
+def hash_weights(run: Path) -> dict[str, str]:
+    """The digests of the files of an adapter, or the identity of a model that was tuned in full, by their paths."""
+    if (run / MODEL).is_dir():
+        return {MODEL: identify(run / MODEL) or ""}
+    files = [path for path in (run / ADAPTER).iterdir() if path.is_file() and path.suffix != ".md"]
+    return {f"{ADAPTER}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+
+
+def check_weights(run: Path, location: str | None, *, force: bool = False) -> None:
+    """Compare the weights of a run folder with what its manifest says. Manifests of emogen 0.1 say nothing.
+
+    Args:
+        run: a run folder, or a recipe file, of which there is nothing to check.
+        location: of the base model, as returned by `sources.locate`; None for a model that was tuned in full.
+        force: warn instead of raising.
+
+    Raises:
+        InputError: a file was changed, or the base model is another one.
+    """
+    if not run.is_dir():
+        return
+    manifest = read_json(run / MANIFEST)
+    recorded, now = manifest.get("weights", {}), hash_weights(run)
+    wrong = [f"{name} changed since the run was scored" for name in recorded if recorded[name] != now.get(name)]
+    base = manifest.get("sha256", {}).get(BASE)
+    if base and location and (found := identify(location)) and found != base:
+        wrong.append(f"{location} is not the base model that it was tuned from ({manifest.get('model')})")
+    if not wrong:
+        return
+    message = f"{run}: {'; '.join(wrong)}"
+    if not force:
+        raise InputError(f"{message}. Its predictions would not be those of the run. --force predicts all the same")
+    log.warning(message)
