@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,9 @@ def emogen(*args, code=0, cwd=ROOT):
 
 @pytest.mark.slow
 def test_from_recipe_to_submission(tiny_recipe, tmp_path, labels):
-    """check, show, accelerate launch, predict, score; from a folder that is not the checkout."""
+    """check, accelerate launch, predict, score; from a folder that is not the checkout."""
     recipe = tiny_recipe(eval_fraction=0.3)
     assert "0 errors" in emogen("check", recipe, cwd=tmp_path).stdout
-    assert "⟦" in emogen("show", recipe, "--rows", 1, cwd=tmp_path).stdout
 
     script = ROOT / "emogen" / "train.py"
     command = [BIN / "accelerate", "launch", "--cpu", script, recipe]
@@ -68,27 +68,35 @@ def test_the_module_is_the_same_command(tiny_recipe, tmp_path, labels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_resumes(tiny_recipe, tmp_path, how):
-    recipe = tiny_recipe(max_steps=100, save_strategy="steps", save_steps=2)
-    log = (tmp_path / "log").open("w")
-    # Where the tests run in the background of a shell, Ctrl-C is ignored, and would be by what they start.
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    process = subprocess.Popen(
-        [BIN / "emogen", "train", recipe],
-        stdout=log, stderr=log, env=os.environ | SETTINGS, cwd=tmp_path, preexec_fn=heed,
-    )  # fmt: skip
-    while not list((tmp_path / "run").glob("checkpoint-*/files.json")):
-        assert process.poll() is None, (tmp_path / "log").read_text()
-        try:
-            process.wait(0.05)
-        except subprocess.TimeoutExpired:
-            continue
-    process.send_signal(how)
-    code = process.wait()
-    assert code == (130 if how == signal.SIGINT else -signal.SIGKILL)
-    if how == signal.SIGINT:
-        assert "resume_from_checkpoint=true" in (tmp_path / "log").read_text()
+def test_an_interrupted_run_resumes(tiny_recipe, tmp_path):
+    """After Ctrl-C, and after a kill in the continuation."""
+    recipe = tiny_recipe(max_steps=60, save_strategy="steps", save_steps=2)
+    command = [BIN / "emogen", "train", recipe]
+    assert end_at_next_checkpoint(command, signal.SIGINT, tmp_path) == 130
+    assert "resume_from_checkpoint=true" in (tmp_path / "log").read_text()
+    assert (
+        end_at_next_checkpoint([*command, "resume_from_checkpoint=true"], signal.SIGKILL, tmp_path) == -signal.SIGKILL
+    )
     done = emogen("train", recipe, "resume_from_checkpoint=true", cwd=tmp_path)
     assert "Resuming from" in done.stderr
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def end_at_next_checkpoint(command, how, folder):
+    """Start a training, send a signal as soon as it has another complete checkpoint, and return its exit code."""
+
+    def checkpoints():
+        return set((folder / "run").glob("checkpoint-*/files.json"))
+
+    before, log = checkpoints(), (folder / "log").open("w")
+    # Where the tests run in the background of a shell, Ctrl-C is ignored, and would be by what they start.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(
+        command, stdout=log, stderr=log, env=os.environ | SETTINGS, cwd=folder, preexec_fn=heed
+    )  # fmt: skip
+    while not checkpoints() - before:
+        assert process.poll() is None, (folder / "log").read_text()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
+    process.send_signal(how)
+    return process.wait()

@@ -929,7 +929,7 @@ def assert_consistent(read: ParsedAnswer, label_set: LabelSet) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=2_000, deadline=None)
 @given(text=TEXTS, style=st.sampled_from(STYLES))
 def test_any_text_is_read(text: str, style: str) -> None:
     read = parse_answer(text, EMOTIONS, style=style)

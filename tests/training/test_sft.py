@@ -3,11 +3,7 @@
 Run as a script, this file trains as one of several processes: see `test_two_processes_train_like_one`.
 """
 
-import os
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,17 +213,6 @@ def test_gradients_are_accumulated_as_on_plain_rows(tmp_path, plain_training):
     assert_same_training(tmp_path, train(tmp_path, shared=True, accumulation=2), plain_training)
 
 
-@pytest.mark.slow
-def test_two_processes_train_like_one(tmp_path, plain_training):
-    """Two processes with two rows each, over gloo, take the steps of one process that accumulates over the four."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run([*command, str(tmp_path)], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    losses = [float(loss) for loss in (tmp_path / "losses.txt").read_text().split()]
-    assert_same_training(tmp_path, losses, plain_training)
-
-
 # The losses of the test below, taken from the code of version 0.2 with torch 2.13. Processors with AVX-512, AVX2 and
 # neither (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA) agree to six digits. A change of these numbers means that the encoded
 # rows, the loss or the update have changed. It has to be intended, and then the new numbers are what the test finds.
@@ -318,11 +303,3 @@ def test_plain_rows_with_weights_are_padded_on_the_right():
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["labels"].tolist() == [[-100, 2, 3], [-100, 5, -100]]
     assert batch["weights"].tolist() == [[0.5, 0.5, 2.0], [1.0, 1.0, 0.0]]
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    losses = train(folder, shared=True, accumulation=1)
-    if os.environ["RANK"] == "0":
-        assert torch.distributed.get_world_size() == 2
-        (folder / "losses.txt").write_text(" ".join(map(str, losses)))
