@@ -39,7 +39,7 @@ demo: install
 	@echo "The run folder is runs/demo."
 
 WORKERS ?= auto
-PYTEST = -m pytest --numprocesses $(WORKERS) --dist loadfile
+PYTEST = -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: install
 	$(BIN)/python $(PYTEST)

@@ -85,10 +85,13 @@ train() {
     local left code=0
     left=$(seconds_left)
     cd "$job/job"
+    local overrides=() # what the command line of the launch said, and no file may say
+    [[ ! -e overrides ]] || mapfile -t overrides <overrides
     say "training for at most $left seconds"
     env -u RUNPOD_API_KEY timeout --kill-after=60 "$left" "$python" -m accelerate.commands.launch \
         --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-        "$job/code/emogen/train.py" ./*.yaml output_dir="$job/run" resume_from_checkpoint=true || code=$?
+        "$job/code/emogen/train.py" ./*.yaml output_dir="$job/run" resume_from_checkpoint=true \
+        ${overrides[@]+"${overrides[@]}"} || code=$?
     case $code in
         0) date -u +%FT%TZ >"$job/done" ;;
         124 | 137) fail "time limit reached, or out of memory (exit code $code)" ;;

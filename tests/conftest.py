@@ -8,6 +8,7 @@ if (_worker := os.environ.get("PYTEST_XDIST_WORKER", "")) and hasattr(os, "sched
     _cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,7 +25,9 @@ CHROMIUM = Path("/usr/bin/chromium")  # Debian's
 
 
 def pytest_collection_modifyitems(items):
-    """Every test that opens a browser bears the marker."""
+    """Every test that opens a browser bears the marker. Files with many slow tests go first, so that no worker waits."""
+    n_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -n_slow[item.path])
     for item in items:
         if "chromium" in item.fixturenames:
             item.add_marker(pytest.mark.browser)

@@ -112,7 +112,8 @@ def lab(
 ) -> None:
     """Open a local page to work on a prompt template.
 
-    The page is served to this machine only, and sends nothing anywhere. It needs Gradio; without it, the command says
+    The page is served to this machine only, to whoever has the address that is printed, and sends nothing anywhere. It
+    needs Gradio; without it, the command says
     how to install it.
     """
     from emogen.experiments.lab import serve
@@ -121,8 +122,8 @@ def lab(
     with err.status("Loading the tokenizer ..."):
         benchmark = open_benchmark(recipe, overrides or [], limit=limit, tuned=tuned)
     with err.status("Loading the model ..."):
-        page = serve(benchmark, port)
-    out.print(f"emogen lab is at http://127.0.0.1:{port}. Stop it with Ctrl-C.", highlight=False)
+        page, address = serve(benchmark, port)
+    out.print(f"emogen lab is at {address}\nStop it with Ctrl-C.", highlight=False, soft_wrap=True)
     page.block_thread()
 
 

@@ -17,8 +17,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from emogen import paths
 from emogen.errors import InputError, ModelError
@@ -28,6 +29,13 @@ from emogen.task.recipe import Recipe
 WORKSPACE = "/workspace"  # where a pod's volume is mounted
 CODE = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "emogen", "prompts", "recipes", "sample")
 CONNECTION_LOST = 255  # ssh's own exit code; any other one is that of the remote command
+# What a model folder is loaded from. Nothing else of it is sent, such as .git/config or .env. Code of others (*.py) is
+# sent if the command line of this call trusts it.
+MODEL_FILES = (
+    "config.json", "generation_config.json", "adapter_config.json", "modules.json", "chat_template*",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
+    "*.safetensors", "*.safetensors.index.json",
+)  # fmt: skip
 REFUSED = (b"Permission denied", b"Host key verification failed")  # waiting does not help
 
 
@@ -39,11 +47,13 @@ class Job:
         name: the recipe's name and eight hex digits of the content: the same job always has the same name.
         files: names in the archive -> files of this machine.
         recipe: the text of the recipe; it names the files as they are named in the archive.
+        overrides: words for the command line on the pod: what no file may say.
     """
 
     name: str
     files: dict[str, Path]
     recipe: str
+    overrides: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -79,6 +89,8 @@ def make_job(recipe: Recipe) -> Job:
     files |= _code_files()
     if missing := [str(path) for path in files.values() if not path.is_file()]:
         raise InputError(f"{', '.join(missing)}: no such file")
+    files = {name: path.resolve() for name, path in files.items()}  # the Hub's cache consists of links
+    overrides = ("trust_remote_code=true",) if recipe.trusts_code else ()
     text = recipe.to_yaml(**changes)
     digest = hashlib.sha256(text.encode())
     for name, path in sorted(files.items()):
@@ -86,7 +98,7 @@ def make_job(recipe: Recipe) -> Job:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     label = re.sub(r"[^a-z0-9.-]+", "_", recipe.name.lower())
-    return Job(f"emogen-{label}-{digest.hexdigest()[:8]}", files, text)
+    return Job(f"emogen-{label}-{digest.hexdigest()[:8]}", files, text, overrides)
 
 
 def _code_files() -> dict[str, Path]:
@@ -99,15 +111,18 @@ def _code_files() -> dict[str, Path]:
     files = {}
     for name in CODE:
         for path in [root / name] if (root / name).is_file() else sorted((root / name).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):
-                files[f"code/{path.relative_to(root)}"] = path
+            inner = path.relative_to(root)
+            if path.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in inner.parts):
+                files[f"code/{inner}"] = path
     return files
 
 
-def _recipe_files(recipe: Recipe) -> tuple[dict[str, Path], dict[str, str | None]]:
+def _recipe_files(recipe: Recipe) -> tuple[dict[str, Path], dict[str, Any]]:
     """The files that a recipe names, and the keys of the recipe that name them in the archive."""
     files: dict[str, Path] = {}
-    changes: dict[str, str | None] = {"output_dir": None, "resume_from_checkpoint": None}
+    changes: dict[str, Any] = {"output_dir": None, "resume_from_checkpoint": None}
+    if recipe.trusts_code:
+        changes["trust_remote_code"] = False  # no file may say so; see `Job.overrides`
     named = {"train_file": recipe.train_file, "eval_file": recipe.eval_file, "prompt": recipe.prompt}
     if recipe.find(recipe.labels).is_file():  # otherwise the name of a shipped label set
         named["labels"] = recipe.labels
@@ -118,15 +133,24 @@ def _recipe_files(recipe: Recipe) -> tuple[dict[str, Path], dict[str, str | None
             files[f"job/{changes[key]}"] = source
     if Path(recipe.model_name).expanduser().is_dir():
         changes["model_name_or_path"] = "files/model"
-        files |= _folder_files("job/files/model", Path(recipe.model_name).expanduser())
+        files |= _model_files("job/files/model", Path(recipe.model_name).expanduser(), with_code=recipe.trusts_code)
     if recipe.init_adapter:
         changes["init_adapter"] = "files/init"
-        files |= _folder_files(f"job/files/init/{ADAPTER}", recipe.find(recipe.init_adapter) / ADAPTER)
+        files |= _model_files(f"job/files/init/{ADAPTER}", recipe.find(recipe.init_adapter) / ADAPTER)
     return files, changes
 
 
-def _folder_files(name: str, folder: Path) -> dict[str, Path]:
-    return {f"{name}/{path.relative_to(folder)}": path for path in sorted(folder.rglob("*")) if path.is_file()}
+def _model_files(name: str, folder: Path, *, with_code: bool = False) -> dict[str, Path]:
+    """The files of a model or an adapter: names in the archive -> files of this machine.
+
+    Raises:
+        InputError: there are no weights among them.
+    """
+    patterns = (*MODEL_FILES, "*.py") if with_code else MODEL_FILES
+    found = [path for path in sorted(folder.iterdir()) if any(fnmatch(path.name, pattern) for pattern in patterns)]
+    if not any(path.name.endswith(".safetensors") for path in found):
+        raise InputError(f"{folder}: no weights in the format of safetensors (*.safetensors)")
+    return {f"{name}/{path.name}": path for path in found}
 
 
 def write_archive(job: Job, file: IO[bytes]) -> None:
@@ -142,6 +166,10 @@ def write_archive(job: Job, file: IO[bytes]) -> None:
         recipe = Path(scratch) / "recipe.yaml"
         recipe.write_text(job.recipe, encoding="utf-8")
         with tarfile.open(fileobj=packed, mode="w") as archive:
+            if job.overrides:
+                overrides = Path(scratch) / "overrides"
+                overrides.write_text("".join(f"{word}\n" for word in job.overrides), encoding="utf-8")
+                archive.add(overrides, "job/overrides", filter=anonymous)
             archive.add(recipe, f"job/{job.name.split('-', 1)[1].rpartition('-')[0]}.yaml", filter=anonymous)
             for name, path in sorted(job.files.items()):
                 archive.add(path, name, filter=anonymous)

@@ -6,6 +6,7 @@ Scores are kept where `emogen prompts compare` keeps them; they are the history 
 
 import os
 import re
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from html import escape
@@ -39,8 +40,11 @@ CSS = """
 """
 
 
-def serve(benchmark: PromptBenchmark, port: int) -> "gr.Blocks":
-    """Serve the page in a thread. `block_thread` of the result waits for Ctrl-C.
+def serve(benchmark: PromptBenchmark, port: int) -> tuple["gr.Blocks", str]:
+    """Serve the page in a thread, to nobody but who knows its address; see `guard`.
+
+    Returns:
+        The page, whose `block_thread` waits for Ctrl-C; and its address, which has a secret token.
 
     Raises:
         InputError: Gradio is not installed, or the port is taken.
@@ -48,8 +52,12 @@ def serve(benchmark: PromptBenchmark, port: int) -> "gr.Blocks":
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when it is imported
     try:
         import gradio as gr
+        from starlette.middleware import Middleware
     except ImportError:
         raise InputError(f"the lab needs Gradio: {install_hint('lab')}") from None
+    from emogen.experiments.guard import Guard
+
+    token = secrets.token_urlsafe(16)
     blocks = make_page(Lab(benchmark, load_generator(benchmark)))
     try:
         blocks.launch(
@@ -61,12 +69,13 @@ def serve(benchmark: PromptBenchmark, port: int) -> "gr.Blocks":
             ssr_mode=False,
             mcp_server=False,
             footer_links=[],
+            app_kwargs={"middleware": [Middleware(Guard, port=port, token=token)]},
             css=CSS,
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         )
     except OSError as error:
         raise InputError(f"--port {port}: {error}") from None
-    return blocks
+    return blocks, f"http://127.0.0.1:{port}/?token={token}"
 
 
 class Lab:
@@ -83,7 +92,7 @@ class Lab:
         """
         if not re.fullmatch(r"[\w-]+", name):
             raise InputError(f"{name!r}: the name of a template consists of letters, digits, _ and -")
-        return prepare(self.benchmark, parse_prompt(source, f"{name}.jinja"))
+        return prepare(self.benchmark, parse_prompt(_whole(source), f"{name}.jinja"))
 
     def see(self, source: str, name: str, text: str) -> str:
         """Show what the model sees for a text, as HTML.
@@ -164,12 +173,18 @@ class Lab:
         Raises:
             InputError: the template is not valid, or the file exists with another template.
         """
+        source = _whole(source)
         path = PROMPTS / self.template(source, name).prompt.path
         if path.exists() and path.read_text(encoding="utf-8") != source:
             raise InputError(f"{path} exists, with another template; choose another name")
         with paths.writing(path) as file:
             file.write(source)
         return path
+
+
+def _whole(source: str) -> str:
+    """A template with the newline at its end, which the editor drops."""
+    return source if source.endswith("\n") else f"{source}\n"
 
 
 def available_templates() -> dict[str, Path]:
@@ -183,9 +198,10 @@ def make_page(lab: Lab) -> "gr.Blocks":
     import gradio as gr
 
     rows, prompt = lab.benchmark.rows, lab.benchmark.task.prompt
+    title = f"{lab.benchmark.recipe.model_name}, {len(rows)} rows of {Path(rows.path).name}"
     first_seen = _see_or_error(lab, prompt.source, Path(prompt.path).stem, rows.texts[0])
     with gr.Blocks(title="emogen lab", analytics_enabled=False, fill_width=True) as blocks:
-        gr.Markdown(f"## emogen lab\n{lab.benchmark.recipe.model_name}, {len(rows)} rows of {Path(rows.path).name}")
+        gr.HTML(f"<h2>emogen lab</h2><p>{escape(title)}</p>")
         with gr.Row():
             with gr.Column():
                 start_from = gr.Dropdown(sorted(available_templates()), value=None, label="Start from")

@@ -10,7 +10,8 @@ A text can never become a special token. If it looks like one, its ids are not t
 
 import logging
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
@@ -28,6 +29,7 @@ from emogen.model.tokenizer import (
 from emogen.task.answer import NO, YES, answer_text
 from emogen.task.labels import LabelSet
 from emogen.task.prompt import MARK, TEXT_MARK, Example, Message, Prompt, PromptError, fill, render
+from emogen.task.sandbox import LimitedEnvironment, time_limit
 from emogen.task.task import Task
 
 if TYPE_CHECKING:
@@ -494,19 +496,34 @@ def _apply(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, add
         template = str(tokenizer.get_chat_template())
         if "strftime_now" in template:
             template = _clock() + template
-        return str(
-            tokenizer.apply_chat_template(
-                messages,
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                enable_thinking=False,
-                thinking=False,
-                date_string=_TODAY.strftime("%d %b %Y"),
+        with _limits():
+            return str(
+                tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    enable_thinking=False,
+                    thinking=False,
+                    date_string=_TODAY.strftime("%d %b %Y"),
+                )
             )
-        )
     except Exception as error:  # a template may raise anything
         raise ModelError(f"{tokenizer.name_or_path}: the chat template fails: {error}") from error
+
+
+@contextmanager
+def _limits() -> Iterator[None]:
+    """Let transformers render a chat template within the limits of prompt templates: it is code of others, too."""
+    from transformers.utils import chat_template_utils
+
+    unlimited = chat_template_utils.ImmutableSandboxedEnvironment
+    chat_template_utils.ImmutableSandboxedEnvironment = LimitedEnvironment
+    try:
+        with time_limit():
+            yield
+    finally:
+        chat_template_utils.ImmutableSandboxedEnvironment = unlimited
 
 
 def _clock() -> str:
@@ -534,12 +551,27 @@ def _end(tokenizer: "PreTrainedTokenizerBase", plain: PlainTokenizer, tail: str)
     return plain.protect(tokenizer.eos_token)
 
 
+def _check_each_turn_once(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], name: str) -> None:
+    """Refuse a chat template that drops a turn or writes it several times.
+
+    Raises:
+        ModelError: it does; the message names the turn.
+    """
+    words = [f"turn{k}of{len(messages)}" for k in range(len(messages))]
+    chat = chat_text(tokenizer, [m | {"content": word} for m, word in zip(messages, words, strict=True)])
+    for k, (message, word) in enumerate(zip(messages, words, strict=True), start=1):
+        if (n := chat.count(word)) != 1:
+            what = f"writes turn {k} ({message['role']}) {n} times" if n else f"drops turn {k} ({message['role']})"
+            raise ModelError(f"{name} {what}; choose another model, or give its tokenizer another chat template")
+
+
 def _check_chats(encoder: Encoder, chats: Sequence[list[Message]], examples: Sequence[Example]) -> None:
     """Warn of a chat template that changes a turn, or begins an answer in two ways, or is otherwise not reproduced."""
     tokenizer, label_set = encoder.tokenizer, encoder.label_set
     name = f"{tokenizer.name_or_path}: the chat template"
     texts = [_SAMPLE_TEXT, *(clean(example.text).strip() for example in examples)]
     messages = _supported(tokenizer, chats[0])
+    _check_each_turn_once(tokenizer, messages, name)
     chat = chat_text(tokenizer, messages)
     generation_prompt = _apply(tokenizer, messages, add_generation_prompt=True)
     if not chat.startswith(generation_prompt):

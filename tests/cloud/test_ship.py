@@ -45,6 +45,56 @@ def test_the_same_job_has_the_same_name_and_another_job_has_another(tiny_recipe,
     assert runpod.NAME.fullmatch(f"{name}-1700000000")["recipe"] == "tiny"
 
 
+@pytest.fixture
+def secretive(tiny_recipe, tmp_path):
+    """A recipe whose model folder is a clone with secrets in it, made of links as the Hub's cache is."""
+    path = tiny_recipe()
+    model, blobs = tmp_path / "model-llama", tmp_path / "blobs"
+    blobs.mkdir()
+    for file in list(model.iterdir()):
+        file.rename(blobs / file.name)
+        file.symlink_to(blobs / file.name)
+    (model / ".git").mkdir()
+    for name in (".git/config", ".env", "notes.txt", "modeling_other.py", "pytorch_model.bin"):
+        (model / name).write_text("k3y of somebody")
+    return path
+
+
+def test_a_model_folder_is_sent_without_what_else_is_in_it(secretive, tmp_path):
+    job = ship.make_job(load_recipe(secretive))
+    with (tmp_path / "a.tgz").open("wb") as file:
+        ship.write_archive(job, file)
+    with tarfile.open(tmp_path / "a.tgz") as archive:
+        sent = {member.name: member for member in archive if member.name.startswith("job/files/model/")}
+        assert {name.rpartition("/")[2] for name in sent} >= {"config.json", "model.safetensors", "tokenizer.json"}
+        assert all(member.isreg() and member.size for member in sent.values())
+        contents = b"".join(archive.extractfile(member).read() for member in archive if member.isreg())
+    assert b"k3y of somebody" not in contents
+    assert "job/overrides" not in {*sent}
+
+
+def test_code_of_others_is_sent_and_run_if_the_command_line_says_so(secretive, tmp_path):
+    job = ship.make_job(load_recipe(secretive, ["trust_remote_code=true"]))
+    with (tmp_path / "a.tgz").open("wb") as file:
+        ship.write_archive(job, file)
+    with tarfile.open(tmp_path / "a.tgz") as archive:
+        assert archive.extractfile("job/overrides").read() == b"trust_remote_code=true\n"
+        assert "job/files/model/modeling_other.py" in archive.getnames()
+        archive.extractall(tmp_path / "there", filter="data")
+    shipped = tmp_path / "there" / "job" / "tiny.yaml"
+    assert not load_recipe(shipped).trusts_code  # no file says so
+    assert load_recipe(shipped, ["trust_remote_code=true"]).trusts_code
+
+
+def test_a_dangling_link_and_a_model_without_weights_are_named(secretive, tmp_path):
+    (tmp_path / "blobs" / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"model-llama/tokenizer\.json: no such file"):
+        ship.make_job(load_recipe(secretive))
+    (tmp_path / "model-llama" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model-llama: no weights in the format of safetensors"):
+        ship.make_job(load_recipe(secretive))
+
+
 def test_a_missing_file_is_named(tiny_recipe, tmp_path):
     recipe = load_recipe(tiny_recipe())
     (tmp_path / "train.csv").unlink()

@@ -1,4 +1,5 @@
 import socket
+import urllib.error
 import urllib.request
 from dataclasses import replace
 
@@ -81,7 +82,10 @@ def test_scored_templates_are_the_history_and_saved_templates_are_files(lab, tmp
     lab.score(SOURCE + "Answer:", "mine")
     history = lab.history()
     assert [line[0] for line in history] == ["mine", "mine"]
-    assert {lab.source_of(line[-1]) for line in history} == {SOURCE, SOURCE + "Answer:"}
+    assert {lab.source_of(line[-1]) for line in history} == {
+        SOURCE,
+        SOURCE + "Answer:\n",
+    }  # the editor drops the newline
     assert lab.save(SOURCE, "mine").resolve() == tmp_path / "prompts" / "mine.jinja"
     assert (tmp_path / "prompts" / "mine.jinja").read_text() == SOURCE
     with pytest.raises(InputError, match="exists, with another template"):
@@ -118,14 +122,29 @@ def test_the_page_in_a_browser(recipe, visit, tmp_path, monkeypatch):
     import gradio as gr
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("secrets.token_urlsafe", lambda n_bytes: "t0ken")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}/"
+    server = f"http://127.0.0.1:{port}"
+    address = f"{server}/?token=t0ken"
+
+    def status(path, method="GET", **headers):
+        request = urllib.request.Request(server + path, method=method, headers=headers)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
 
     def use(blocks):
-        with urllib.request.urlopen(address) as page:
-            assert page.status == 200
+        assert status("/?token=t0ken") == 200
+        assert [status("/"), status("/config"), status("/gradio_api/info")] == [401, 401, 401]
+        cookie = f"emogen_lab_{port}=t0ken"
+        assert status("/config", Cookie=cookie) == 200
+        assert status("/config", Cookie=cookie, Host="evil.example") == 403
+        assert status("/gradio_api/queue/join", "POST", Cookie=cookie, Origin="http://evil.example") == 403
+        assert status("/gradio_api/upload", "POST", Cookie=cookie) == 404
         page = visit(address)
         use_page(page, tmp_path)
         page.close()  # before the server is: a page reports that its server is gone
@@ -137,7 +156,7 @@ def test_the_page_in_a_browser(recipe, visit, tmp_path, monkeypatch):
     finally:
         gr.close_all()
     assert done.exit_code == 0, done.output
-    assert f"emogen lab is at {address.rstrip('/')}" in done.output
+    assert f"emogen lab is at {address}" in done.output
 
 
 def use_page(page, folder):

@@ -38,14 +38,15 @@ def open_run(tmp_path, labels, *overrides, resume=False, fingerprint=None):
     """Opens tmp_path/run as a training with a tiny recipe does."""
     recipe = recipe_with(tmp_path, labels, *overrides)
     with open_folder(load_task(recipe), recipe.output_dir, fingerprint or {}, resume=resume):
-        return recipe.output_dir
+        (recipe.output_dir / "logs").mkdir(exist_ok=True)
+    return recipe.output_dir
 
 
 # ------------------------------------------------------------------------------------------ open_folder
 
 
-def test_a_new_folder_is_created_and_left_empty(tmp_path, labels):
-    assert list(open_run(tmp_path, labels).iterdir()) == []
+def test_a_new_folder_is_created_and_nothing_is_left_in_it(tmp_path, labels):
+    assert [path.name for path in open_run(tmp_path, labels).iterdir()] == ["logs"]
 
 
 def test_a_folder_with_the_log_of_its_own_process_is_empty_enough(tmp_path, labels):
