@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install demo test test-quick test-lowest test-models check style docs bench holdout clean
+.PHONY: help install demo test test-quick test-lowest test-models torture check style docs bench holdout clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test         all tests"
 	@echo "make test-quick   the tests that need no browser, no network and little time"
 	@echo "make test-models  every architecture of transformers, tiny"
+	@echo "make torture      kills, pairs, damage, full disks, hostile input: hours, resumable"
 	@echo "make test-lowest  all tests with the lowest versions that pyproject.toml allows"
 	@echo "make check        lint, format, types, the rule of imports, links and code blocks of the docs"
 	@echo "make style        fix lint and format where that can be done"
@@ -54,6 +55,10 @@ test-models: install
 # The lowest versions that pyproject.toml allows, in an environment of their own; an index may replace them one day.
 test-lowest: .venv-lowest/installed
 	.venv-lowest/bin/python $(PYTEST)
+
+# Hours; it continues where it was stopped. CASES="kill train=10,pair cv=2", JOBS=4
+torture: install
+	cd tests && ../$(BIN)/python -m torture ../runs/torture --jobs $(or $(JOBS),1) --cases "$(CASES)"
 
 .venv-lowest/installed: pyproject.toml install
 	$(PYTHON) -m venv --clear .venv-lowest

@@ -11,8 +11,6 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
-from starlette.responses import PlainTextResponse
-
 Asgi = Callable[[dict[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
 
 OPEN = ("/gradio_api/startup-events",)  # Gradio asks for it when it starts; it tells nothing
@@ -78,4 +76,6 @@ async def _refuse(scope: dict[str, Any], receive: Any, send: Any, status: int, r
         await receive()
         await send({"type": "websocket.close", "code": 1008, "reason": reason})
         return
-    await PlainTextResponse(f"emogen lab: {reason}\n", status)(scope, receive, send)
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": f"emogen lab: {reason}\n".encode()})

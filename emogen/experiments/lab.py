@@ -19,6 +19,7 @@ from emogen.distribution import install_hint
 from emogen.errors import InputError
 from emogen.evaluation.caveats import caveats, reference_line
 from emogen.evaluation.run_folder import METRICS, PROMPT
+from emogen.experiments.guard import Guard
 from emogen.experiments.prompts import PromptBenchmark, Template, load_generator, prepare, read_metrics, score_template
 from emogen.prediction.generator import GenerativeClassifier
 from emogen.task.parse import parse_answer
@@ -55,8 +56,6 @@ def serve(benchmark: PromptBenchmark, port: int) -> tuple["gr.Blocks", str]:
         from starlette.middleware import Middleware
     except ImportError:
         raise InputError(f"the lab needs Gradio: {install_hint('lab')}") from None
-    from emogen.experiments.guard import Guard
-
     token = secrets.token_urlsafe(16)
     blocks = make_page(Lab(benchmark, load_generator(benchmark)))
     try:
