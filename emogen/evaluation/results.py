@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from emogen import paths
 from emogen.errors import InputError
-from emogen.evaluation.run_folder import FOLDS, LOG, PREDICTIONS, THRESHOLDS
+from emogen.evaluation.run_folder import FOLDS, LOG, PREDICTIONS, THRESHOLDS, read_json, read_text
 from emogen.task.labels import LabelSet
 from emogen.task.parse import ParsedAnswer
 from emogen.task.rows import Rows
@@ -165,12 +166,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def _numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSONL file with their line numbers, from 1."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate((read_text(path) or "").split("\n"), start=1):
         if not line:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{number}: not a JSON object: {error}; was the file changed?") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}:{number}: not a JSON object: {line[:60]}; was the file changed?")
@@ -178,11 +179,20 @@ def _numbered_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The log entries of a run's trainer, in order. A last line that is still being written is left out."""
+    """The log entries of a run's trainer, in order. A last line that is still being written is left out.
+
+    Raises:
+        InputError: a line is not a JSON object.
+    """
     path = folder / LOG
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    lines = (read_text(path) or "").split("\n")[:-1]
+    try:
+        entries = [json.loads(line) for line in lines if line]
+        if all(isinstance(entry, dict) for entry in entries):
+            return entries
+    except (ValueError, RecursionError):
+        pass
+    raise InputError(f"{path}: not the log of a training: a line is not a JSON object; was the file changed?")
 
 
 def read_scored(folder: Path, label_set: LabelSet) -> ScoredRows:
@@ -228,8 +238,8 @@ def _check_complete(folder: Path, ids: Sequence[str]) -> None:
     """Refuse the predictions of a cross-validation or a baseline if rows of its folds are missing or were added."""
     if not (folder / FOLDS).is_file():
         return
-    with (folder / FOLDS).open(encoding="utf-8", newline="") as file:
-        fold_of = {row[0]: row[-1] for row in list(csv.reader(file))[1:] if row}
+    lines = io.StringIO(read_text(folder / FOLDS), newline="")
+    fold_of = {row[0]: row[-1] for row in list(csv.reader(lines))[1:] if row}
     missing = {fold_of[row_id] for row_id in fold_of.keys() - set(ids)}
     if missing or len(ids) != len(fold_of):
         raise InputError(
@@ -297,7 +307,13 @@ def read_thresholds(folder: Path, label_set: LabelSet) -> np.ndarray:
             f"{folder}: it has no {THRESHOLDS}; thresholds are tuned when rows are scored (eval_file, eval_fraction, "
             "emogen cv). predict_by=answer works without them"
         )
-    by_label = json.loads(path.read_text(encoding="utf-8"))
+    by_label = read_json(path)
     if missing := [name for name in label_set.names if name not in by_label]:
         raise InputError(f"{path}: no threshold for {', '.join(missing)}")
-    return np.array([by_label[name] for name in label_set.names])
+    if wrong := [name for name in label_set.names if not _is_number(by_label[name])]:
+        raise InputError(f"{path}: the threshold of {', '.join(wrong)} is not a number; was the file changed?")
+    return np.array([by_label[name] for name in label_set.names], dtype=np.float64)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -144,17 +144,34 @@ def _sha256(files: Sequence[Path]) -> str:
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a file, or None if there is no such file."""
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    """The text of a file, or None if there is no such file.
+
+    Raises:
+        InputError: the file is not UTF-8.
+    """
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not UTF-8; was the file changed?") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; an empty one if there is no such file.
 
     Raises:
-        InputError: the file is not valid JSON.
+        InputError: the file is not valid JSON, or not an object.
     """
+    text = read_text(path)
+    if text is None:
+        return {}
     try:
-        return json.loads(read_text(path) or "{}")
-    except ValueError as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {error}; was the file changed?") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object: {text[:60]}; was the file changed?")
+    return value

@@ -37,6 +37,7 @@ from emogen.evaluation.run_folder import (
     PROMPTS,
     kind_of,
     label_set_of,
+    read_json,
     read_recipe,
     write_manifest,
 )
@@ -323,8 +324,14 @@ def _log_likelihood(
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """The metrics of a scored template or of a run."""
-    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    """The metrics of a scored template or of a run.
+
+    Raises:
+        InputError: the file is not valid.
+    """
+    metrics = read_json(folder / METRICS)
+    if "f1_macro" not in metrics:
+        raise InputError(f"{folder / METRICS}: it has no f1_macro; was the file changed? Remove it to score again")
     return metrics
 
 

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from emogen import paths
@@ -220,7 +219,7 @@ def _add_seeds(study: "optuna.Study", space: Space, seeds: Sequence[Path], metri
             continue
         if not (folder / RECIPE).is_file():
             raise InputError(f"{folder}: not a run folder: it has no {RECIPE}")
-        values = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+        values = read_yaml(folder / RECIPE)[0]
         if missing := [key for key in space if key not in values]:
             raise InputError(f"{folder}: cannot seed this search: its recipe does not set {', '.join(missing)}")
         try:
@@ -302,7 +301,7 @@ def _metric_of(folder: Path, metric: str) -> float:
     path = folder / METRICS
     if not path.is_file():
         raise InputError(f"{folder}: it has no {METRICS}: the run has not finished")
-    value: Any = json.loads(path.read_text(encoding="utf-8"))
+    value: Any = read_json(path)
     for key in metric.split("."):
         if not isinstance(value, dict) or key not in value:
             raise InputError(f"{path}: it has no {metric}")
@@ -314,7 +313,7 @@ def _metric_of(folder: Path, metric: str) -> float:
 
 def _attributes(folder: Path, metric: str) -> dict[str, Any]:
     """What a reader has to know before the metric of a run can be believed, as attributes of its trial."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    metrics = read_json(folder / METRICS)
     scored = metrics.get("by_thresholds", {}) if metric.startswith("by_thresholds.") else metrics
     if "per_label" not in scored:
         return {}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from emogen.evaluation import results, run_folder
 from emogen.evaluation.caveats import caveats, fold_caveats
@@ -38,6 +37,7 @@ from emogen.evaluation.run_folder import (
 )
 from emogen.task.labels import LabelSet
 from emogen.task.parse import FAILED
+from emogen.task.yaml_files import read_yaml
 
 BASELINE_NAME = "TF-IDF and logistic regression"
 
@@ -199,7 +199,7 @@ def read_run(folder: Path) -> Run:
     """
     label_set, kind = label_set_of(folder), kind_of(folder)
     files = {name: text for name in (RECIPE, PROMPT, LABELS, MANIFEST) if (text := read_text(folder / name))}
-    recipe = yaml.safe_load(files.get(RECIPE, "{}")) or {}
+    recipe = read_yaml(folder / RECIPE)[0] if RECIPE in files else {}
     generates = kind != BASELINE and recipe.get("answer") != "head"
     fold_folders = sorted(folder.glob("fold-*/"))
     has_predictions = (folder / run_folder.PREDICTIONS).is_file()

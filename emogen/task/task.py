@@ -157,6 +157,13 @@ def write_examples(folder: Path, examples: Sequence[Example]) -> None:
 
 
 def _read_examples(path: Path, label_set: LabelSet, style: str) -> list[Example]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    rows = [json.loads(line) for line in lines if line.strip()]
-    return make_examples([(row["text"], label_set.sort(row["labels"])) for row in rows], label_set, style)
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows.append((str(row["text"]), label_set.sort(row["labels"])))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: not an example: {error!r}; was the file changed?") from None
+    return make_examples(rows, label_set, style)
