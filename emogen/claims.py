@@ -1,12 +1,13 @@
 """Claims: one process at a time works in a folder or writes a file."""
 
+import errno
 import json
 import os
 import platform
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -30,13 +31,16 @@ def claim_folder(folder: Path) -> Iterator[None]:
         with (folder / ".claim").open("a"):
             pass
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise  # not wrong input
         raise InputError(f"{folder}: cannot be written to: {error.strerror}") from None
     try:
         with claim(folder, GRACE):
             yield
     finally:
-        if is_new and not any(folder.iterdir()):
-            folder.rmdir()
+        if is_new:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 @contextmanager

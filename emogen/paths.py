@@ -29,9 +29,17 @@ def find(path: str | Path, base: Path | None = None) -> Path:
         The first path that exists. If there is none, the path as given, so that the error that follows repeats what
         the user wrote.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     candidates = [path] if path.is_absolute() else [*([base / path] if base else []), path, shipped(path)]
     return next((candidate for candidate in candidates if candidate.exists()), path)
+
+
+def expand(path: str | Path) -> Path:
+    """A path with the home folder in the place of `~`; as it is if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def cache_dir() -> Path:

@@ -6,6 +6,7 @@
 """
 
 import logging
+import pickle
 import sys
 import time
 from collections.abc import Sequence
@@ -51,11 +52,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     for problem in warnings:
         log.warning(str(problem))
     resume = bool(recipe.sft_args.get("resume_from_checkpoint"))
-    fingerprint = run_setup.fingerprint_of(task)
+    fingerprint = run_setup.fingerprint_of(task, splits)
     opened = run_setup.open_folder(task, recipe.output_dir, fingerprint, resume=resume)
     with opened if processes.is_main_process() else nullcontext():
         checkpoint = run_setup.newest_checkpoint(recipe.output_dir) if resume else None
-        _train(task, splits, fingerprint, checkpoint, argv)
+        try:
+            _train(task, splits, fingerprint, checkpoint, argv)
+        except KeyboardInterrupt:
+            log.warning("Interrupted. resume_from_checkpoint=true continues from the newest checkpoint.")
+            raise
+        except pickle.UnpicklingError as error:
+            raise ModelError(
+                f"{checkpoint}: one of its files is not what torch saves, or would run code; it is not opened. Remove "
+                "that checkpoint to continue from the one before"
+            ) from error
+        except Exception as error:
+            if reason := run_setup.disk_problem(error):
+                raise ModelError(
+                    f"{recipe.output_dir}: a file could not be written: {reason}. Complete checkpoints are kept: free "
+                    "some space, and continue with resume_from_checkpoint=true"
+                ) from error
+            raise
 
 
 def _train(
@@ -88,26 +105,14 @@ def _train(
     prepare = head.prepare if recipe.answer == "head" else sft.prepare
     trainer, make_classifier = prepare(task, args, train_rows, val_rows, scoring.make_compute_metrics(val_rows))
     trainer.add_callback(scoring.LogFile(folder / run_folder.LOG))
-    trainer.add_callback(scoring.CheckpointFiles())
     if is_main:
         run_setup.write_run_files(task, folder, fingerprint, argv)
     log.info(f"Resuming from {checkpoint}" if checkpoint else "Starting at step 0")
     started = time.perf_counter()
     weights = folder / (run_folder.ADAPTER if recipe.lm_args["use_peft"] else run_folder.MODEL)
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        seconds = time.perf_counter() - started
-        trainer.save_model(str(weights))
-    except KeyboardInterrupt:
-        log.warning("Interrupted. resume_from_checkpoint=true continues from the newest checkpoint.")
-        raise
-    except Exception as error:
-        if reason := run_setup.disk_problem(error):
-            raise ModelError(
-                f"{folder}: a file could not be written: {reason}. Complete checkpoints are kept: free some space, and "
-                "continue with resume_from_checkpoint=true"
-            ) from error
-        raise
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - started
+    trainer.save_model(str(weights))
     if is_main:
         run_setup.name_base_model(weights, recipe.model_name)
     metrics: dict[str, Any] = {"train_seconds": round(seconds, 1), "train_rows": len(train_rows)}
@@ -117,7 +122,7 @@ def _train(
     if not is_main:
         return
     metrics["peak_memory_bytes"] = run_setup.peak_memory_bytes()
-    run_setup.record_weights(recipe, folder)
+    run_setup.record_weights(folder)
     paths.write_json(folder / run_folder.METRICS, metrics)
     report_finished(folder)
     log.info(f"The run is in {folder}. Next: emogen predict {folder} YOUR.csv -o OUT.csv")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from emogen import paths
 from emogen.errors import InputError
 
 GIB = 2**30
@@ -148,7 +149,7 @@ def shape_of(name: str) -> Shape:
     """
     if name in SHAPES:
         return SHAPES[name]
-    folder = Path(name).expanduser()
+    folder = paths.expand(name)
     if folder.is_dir():
         return _read_shape(folder / "config.json")
     from huggingface_hub import try_to_load_from_cache

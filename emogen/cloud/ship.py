@@ -131,9 +131,10 @@ def _recipe_files(recipe: Recipe) -> tuple[dict[str, Path], dict[str, Any]]:
             source = recipe.find(value)
             changes[key] = f"files/{key}{source.suffix}"
             files[f"job/{changes[key]}"] = source
-    if Path(recipe.model_name).expanduser().is_dir():
+    model = paths.expand(recipe.model_name)
+    if model.is_dir():
         changes["model_name_or_path"] = "files/model"
-        files |= _model_files("job/files/model", Path(recipe.model_name).expanduser(), with_code=recipe.trusts_code)
+        files |= _model_files("job/files/model", model, with_code=recipe.trusts_code)
     if recipe.init_adapter:
         changes["init_adapter"] = "files/init"
         files |= _model_files(f"job/files/init/{ADAPTER}", recipe.find(recipe.init_adapter) / ADAPTER)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from emogen.task.recipe import Recipe
+from emogen.task.recipe import default_values
 from emogen.task.rows import Rows
 
 # Keys that no result depends on, beyond rounding. All others have to be the same when a run is resumed.
@@ -30,12 +30,12 @@ MAY_CHANGE = {
 def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The keys that a result depends on and whose values differ, each with both values.
 
-    A key that a newer emogen added is missing in the recipe of an older one, which means its default.
+    A key that is missing has its default.
 
     Args:
         before, now: resolved recipes, as `Recipe.to_yaml` writes them.
     """
-    defaults = {name: field.default for name, field in Recipe.model_fields.items()}
+    defaults = default_values()
     found = []
     for key in sorted((before.keys() | now.keys()) - MAY_CHANGE):
         old, new = (values.get(key, defaults.get(key)) for values in (before, now))

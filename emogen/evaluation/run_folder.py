@@ -39,7 +39,7 @@ def write_manifest(folder: Path, kind: str, **facts: Any) -> None:
     """
     versions = {"emogen": __version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in PACKAGES}
-    manifest = {"format": FORMAT, "kind": kind, **facts, "versions": versions, "commit": _commit()}
+    manifest: dict[str, Any] = {"format": FORMAT, "kind": kind, **facts, "versions": versions, "commit": _commit()}
     paths.write_json(folder / MANIFEST, manifest)
 
 
@@ -53,6 +53,25 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a folder; an empty one if there is none. Its `sha256` and `weights` are there, maybe empty.
+
+    Raises:
+        InputError: it is not valid, or a newer emogen wrote it in another format.
+    """
+    path = folder / MANIFEST
+    manifest: dict[str, Any] = {"format": FORMAT, "sha256": {}, "weights": {}} | read_json(path)
+    kinds = {"format": int, "kind": str, "sha256": dict, "weights": dict, "versions": dict, "hardware": dict}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(manifest.get(key, kind()), kind)]:
+        raise InputError(f"{path}: {', '.join(wrong)}: not what emogen writes; was the file changed?")
+    if manifest["format"] > FORMAT:
+        raise InputError(
+            f"{path}: format {manifest['format']}, but this emogen ({__version__}) reads format {FORMAT}; install a "
+            "newer emogen"
+        )
+    return manifest
+
+
 def kind_of(folder: Path) -> str:
     """The kind of a folder: `run`, `cross-validation`, `baseline` or `prompts`.
 
@@ -62,12 +81,7 @@ def kind_of(folder: Path) -> str:
     Raises:
         InputError: the manifest is not valid, or a newer emogen wrote it in another format.
     """
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("format", FORMAT) > FORMAT:
-        raise InputError(
-            f"{folder / MANIFEST}: format {manifest['format']}, but this emogen ({__version__}) reads format {FORMAT}; "
-            "install a newer emogen"
-        )
+    manifest = read_manifest(folder)
     if "kind" in manifest:
         return str(manifest["kind"])
     if not (folder / FOLDS).is_file():

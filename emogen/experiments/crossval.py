@@ -52,7 +52,7 @@ from emogen.evaluation.run_folder import (
     PREDICTIONS,
     PROMPT,
     RECIPE,
-    read_json,
+    read_manifest,
     read_text,
     write_manifest,
 )
@@ -202,7 +202,7 @@ def _changes(folder: Path, files: dict[str, str], rows: str) -> list[str]:
         rows: the digest of the rows.
     """
     changed = [name for name, text in files.items() if name != RECIPE and read_text(folder / name) not in (text, None)]
-    if read_json(folder / MANIFEST).get("sha256", {}).get("rows", rows) != rows:
+    if read_manifest(folder)["sha256"].get("rows", rows) != rows:
         changed.append("the texts or labels of the rows")
     if not (folder / RECIPE).is_file():
         return changed

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -201,7 +202,7 @@ def _open_study(folder: Path, recipe: Recipe) -> "optuna.Study":
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(
         study_name=recipe.name,
-        storage=f"sqlite:///{folder / 'study.db'}",
+        storage=f"sqlite:///file:{quote(str((folder / 'study.db').resolve()))}?uri=true",  # a folder may have a `?`
         load_if_exists=True,
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=recipe.seed),

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 
 N_SAMPLES, SAMPLE_BYTES = 64, 4096  # of each file of weights
-# What tokens, architecture and weights are read from. Weights are sampled, since those of 14B parameters take a minute.
-_CONFIGURATION = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.json")
+# What tokens and the architecture are read from. Weights are sampled, since those of 14B parameters take a minute.
+_CONFIGURATION = ("*.json", "*.jinja", "*.model", "*.py", "vocab.txt", "merges.txt")
 
 
 def identify(location: str | Path) -> str | None:
@@ -23,7 +24,7 @@ def identify(location: str | Path) -> str | None:
         return None
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.name in _CONFIGURATION:
+        if any(fnmatch(path.name, pattern) for pattern in _CONFIGURATION):
             digest.update(f"{path.name}\0".encode() + path.read_bytes())
         elif path.suffix in (".safetensors", ".bin", ".gguf"):
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + _sampled(path))

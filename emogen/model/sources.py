@@ -66,8 +66,8 @@ def locate(name: str, revision: str = "main") -> str:
     Raises:
         ModelError: the model is in none of these places.
     """
-    if Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser()
+    folder = paths.expand(name)
+    if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"{name}: not a model folder: config.json is missing")
         return str(folder)

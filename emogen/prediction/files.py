@@ -20,6 +20,7 @@ from emogen.prediction.output_files import (
     check_outputs,
     claim_outputs,
 )
+from emogen.prediction.weights import identity_of_base
 from emogen.task.readers import stream_rows
 
 CHUNK = 1024  # rows that are predicted and written at once
@@ -88,6 +89,7 @@ def _job(runs: Sequence[Path], source: Path, overrides: Sequence[str]) -> dict[s
     return {
         "runs": [str(run.resolve()) for run in runs],
         "content of the runs": [content_hash(run) for run in runs],
+        "base models": [identity_of_base(run, overrides) for run in runs],
         "input": str(source.resolve()),
         "overrides": list(overrides),
     }

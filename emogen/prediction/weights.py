@@ -2,11 +2,13 @@
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from emogen.errors import InputError
-from emogen.evaluation.run_folder import ADAPTER, MANIFEST, MODEL, read_json
+from emogen.evaluation.run_folder import ADAPTER, BASELINE, MODEL, kind_of, member_folders, read_manifest, read_recipe
 from emogen.model.identity import identify
+from emogen.model.sources import locate
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +21,15 @@ def hash_weights(run: Path) -> dict[str, str]:
         return {MODEL: identify(run / MODEL) or ""}
     files = [path for path in (run / ADAPTER).iterdir() if path.is_file() and path.suffix != ".md"]
     return {f"{ADAPTER}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+
+
+def identity_of_base(run: Path, overrides: Sequence[str] = ()) -> str | None:
+    """The identity of the base model of a run, a cross-validation or a recipe; None if it has none on this machine."""
+    member = member_folders([run])[0]
+    if kind_of(member) == BASELINE:
+        return None
+    recipe, _ = read_recipe(member, overrides)
+    return identify(locate(recipe.model_name, recipe.lm_args.get("model_revision", "main")))
 
 
 def check_weights(run: Path, location: str | None, *, force: bool = False) -> None:
@@ -34,10 +45,11 @@ def check_weights(run: Path, location: str | None, *, force: bool = False) -> No
     """
     if not run.is_dir():
         return
-    manifest = read_json(run / MANIFEST)
-    recorded, now = manifest.get("weights", {}), hash_weights(run)
-    wrong = [f"{name} changed since the run was scored" for name in recorded if recorded[name] != now.get(name)]
-    base = manifest.get("sha256", {}).get(BASE)
+    manifest = read_manifest(run)
+    recorded, now = manifest["weights"], hash_weights(run)
+    changed = [name for name in sorted(recorded.keys() | now.keys()) if recorded.get(name) != now.get(name)]
+    wrong = [f"{name} changed since the run was scored" for name in changed] if recorded else []
+    base = manifest["sha256"].get(BASE)
     if base and location and (found := identify(location)) and found != base:
         wrong.append(f"{location} is not the base model that it was tuned from ({manifest.get('model')})")
     if not wrong:

@@ -33,6 +33,7 @@ from emogen.evaluation.run_folder import (
     kind_of,
     label_set_of,
     read_json,
+    read_manifest,
     read_text,
 )
 from emogen.task.labels import LabelSet
@@ -212,7 +213,7 @@ def read_run(folder: Path) -> Run:
         label_set=label_set,
         recipe=recipe,
         files=files,
-        manifest=read_json(folder / MANIFEST),
+        manifest=read_manifest(folder),
         metrics=read_json(folder / METRICS),
         fold_metrics={
             int(fold.name.removeprefix("fold-")): read_json(fold / METRICS)

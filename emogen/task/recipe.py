@@ -285,10 +285,24 @@ def field_types() -> tuple[dict[str, Any], dict[str, Any]]:
         return {field.name: hints[field.name] for field in dataclasses.fields(config) if field.init}
 
     sft = types(SFTConfig)
-    sft["resume_from_checkpoint"] = bool | str | None
+    sft["resume_from_checkpoint"] = bool | None  # a run continues from its own newest checkpoint
     lm = types(ModelConfig)
     lm["lora_target_modules"] = str | list[str] | None  # the annotation excludes the string "all-linear"
     return sft, lm
+
+
+@cache
+def default_values() -> dict[str, Any]:
+    """The default of every key: emogen's own, and those of TRL."""
+    from trl import ModelConfig, SFTConfig
+
+    found = {}
+    for field in (*dataclasses.fields(SFTConfig), *dataclasses.fields(ModelConfig)):
+        if field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+    return found | {name: field.default for name, field in Recipe.model_fields.items()}
 
 
 class _Keys(NamedTuple):

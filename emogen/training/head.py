@@ -23,6 +23,7 @@ from emogen.model.sources import locate
 from emogen.model.tokenizer import encode_texts, load_tokenizer
 from emogen.prediction.classifier import Classifier
 from emogen.prediction.head import HeadClassifier
+from emogen.prediction.weights import check_weights
 from emogen.task.recipe import SelectBest
 from emogen.task.rows import Rows
 from emogen.task.task import Task
@@ -45,6 +46,7 @@ def prepare(
     tokenizer = load_tokenizer(location, trust_remote_code=recipe.trusts_code)
     model = load_head_model(location, recipe, label_set, tokenizer)
     if recipe.init_adapter:
+        check_weights(recipe.find(recipe.init_adapter), location)
         model = load_adapter(model, recipe.find(recipe.init_adapter) / ADAPTER, trainable=True)
     elif recipe.lm_args["use_peft"]:
         model = get_peft_model(model, new_adapter(model, recipe.lm_config(), "SEQ_CLS"))

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from emogen import paths
+from emogen import paths, processes
 from emogen.claims import claim_folder
-from emogen.evaluation.resume import changed_keys
-from emogen.evaluation.run_folder import ADAPTER, LABELS, MANIFEST, PROMPT, RECIPE, RUN, read_json, write_manifest
+from emogen.errors import InputError
+from emogen.evaluation.resume import changed_keys, digest_of
+from emogen.evaluation.run_folder import ADAPTER, LABELS, MANIFEST, PROMPT, RECIPE, RUN, read_manifest, write_manifest
 from emogen.model.identity import identify
 from emogen.model.sources import locate
 from emogen.prediction.weights import BASE, hash_weights
@@ -53,10 +55,23 @@ def open_folder(task: Task, folder: Path, fingerprint: dict[str, str], *, resume
 
 
 def _check_unchanged(task: Task, folder: Path, fingerprint: dict[str, str]) -> None:
-    before = read_json(folder / MANIFEST).get("sha256", {})
-    changed = [name for name, digest in fingerprint.items() if before.get(name, digest) != digest]
-    if (folder / RECIPE).is_file():
-        changed += changed_keys(read_yaml(folder / RECIPE)[0], read_value(task.recipe.to_yaml()))
+    if not (folder / MANIFEST).is_file() or not (folder / RECIPE).is_file():
+        if any(folder.glob("checkpoint-*")):
+            raise InputError(
+                f"{folder}: cannot resume this run: {MANIFEST} or {RECIPE} is missing, so nothing says what it was; "
+                "train into another folder with output_dir=FOLDER"
+            )
+        return  # a new folder, or a run that was killed before its first step
+    manifest = read_manifest(folder)
+    before = manifest["sha256"]
+    # emogen 0.1 wrote fewer digests.
+    names = before.keys() | fingerprint.keys() if _has_all_digests(manifest) else before.keys() & fingerprint.keys()
+    changed = sorted(name for name in names - {BASE} if before.get(name) != fingerprint.get(name))
+    if BASE in before and BASE in fingerprint:
+        changed += [BASE] if before[BASE] != fingerprint[BASE] else []
+    elif manifest.get("model") != task.recipe.model_name:
+        changed.append(f"model_name_or_path ({manifest.get('model')} before, {task.recipe.model_name} now)")
+    changed += changed_keys(read_yaml(folder / RECIPE)[0], read_value(task.recipe.to_yaml()))
     if changed:
         raise RecipeError(
             [
@@ -66,10 +81,18 @@ def _check_unchanged(task: Task, folder: Path, fingerprint: dict[str, str]) -> N
         )
 
 
+def _has_all_digests(manifest: dict[str, Any]) -> bool:
+    return "labels" in manifest["sha256"]
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run, or None. Newer ones are passed over, with a warning."""
     numbered = [(int(p.name.rpartition("-")[2]), p) for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()]
+    has_lists = _has_all_digests(read_manifest(folder))
     for _, path in sorted(numbered, reverse=True):
+        if not has_lists and (path / "trainer_state.json").is_file() and (path / "optimizer.pt").is_file():
+            log.warning(f"{path}: an older emogen wrote it, without a list of its files, so it is not verified")
+            return path
         if (reason := flaw(path)) is None:
             return path
         log.warning(f"{path}: not used: {reason}")
@@ -93,10 +116,10 @@ def split_rows(recipe: Recipe, splits: Splits) -> tuple[Rows, Rows | None]:
     return splits.train, sample_rows(splits.eval, recipe.eval_samples or len(splits.eval), recipe.seed)
 
 
-def fingerprint_of(task: Task) -> dict[str, str]:
+def fingerprint_of(task: Task, splits: Splits) -> dict[str, str]:
     """The digest of everything that a run depends on, besides the recipe: data, prompt, labels, and the base model.
 
-    A base model that is not on this machine yet has none; `record_weights` adds it.
+    A base model that is not on this machine yet has none; `write_run_files` adds it.
 
     Raises:
         RecipeError: a file does not exist.
@@ -109,6 +132,9 @@ def fingerprint_of(task: Task) -> dict[str, str]:
     if missing := [f"{name}: {path}: no such file" for name, path in found.items() if not path.is_file()]:
         raise RecipeError(missing)
     digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in found.items()}
+    if recipe.dataset_name:
+        digests["data"] = digest_of(splits.train)
+    digests["processes"] = str(processes.world_size())  # a step has rows of each of them
     digests["labels"] = hashlib.sha256(task.label_set.to_yaml().encode()).hexdigest()
     return digests | _identity_of_base(recipe)
 
@@ -118,10 +144,9 @@ def _identity_of_base(recipe: Recipe) -> dict[str, str]:
     return {} if identity is None else {BASE: identity}
 
 
-def record_weights(recipe: Recipe, folder: Path) -> None:
-    """Write into the manifest which weights a finished run has, and which base model they belong to."""
-    manifest = read_json(folder / MANIFEST)
-    manifest["sha256"] |= _identity_of_base(recipe)
+def record_weights(folder: Path) -> None:
+    """Write into the manifest which weights a finished run has."""
+    manifest = read_manifest(folder)
     manifest["weights"] = hash_weights(folder)
     paths.write_json(folder / MANIFEST, manifest)
 
@@ -156,7 +181,7 @@ def write_run_files(task: Task, folder: Path, fingerprint: dict[str, str], argv:
         command=["emogen", "train", *argv],
         model=task.recipe.model_name,
         seed=task.recipe.seed,
-        sha256=fingerprint,
+        sha256=fingerprint | _identity_of_base(task.recipe),
         hardware=hardware,
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 from emogen import processes
 from emogen.console import progress_bar
@@ -33,7 +34,7 @@ class ScoringMixin:
     """Adds to a transformers `Trainer`: metrics of the model's answers, another best checkpoint, the loss of all steps.
 
     transformers logs as `train_loss` the mean over the steps since a run was resumed, or 0.0 if there are none. Here it
-    is the mean over all steps: each checkpoint keeps the sum so far.
+    is the mean over all steps: each checkpoint keeps the sum so far, and has a list of its files.
 
     Attributes:
         model_metrics: computes metrics of the model. They are logged as `eval_...` beside the loss, and each of them
@@ -43,6 +44,7 @@ class ScoringMixin:
 
     model_metrics: Callable[[Any], dict[str, float]] | None
     select_best: SelectBest | None
+    args: Any
     state: Any
     control: Any
     model: Any
@@ -65,7 +67,22 @@ class ScoringMixin:
         before = self._loss_before
         if before is not None:
             self.state.stateful_callbacks[LOSS_SUM] = {"args": {}, "attributes": {"value": before + total}}
-        super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+        # Older checkpoints are removed after this one is complete, which it is with the list of its files.
+        keep, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self.args.save_total_limit = keep
+        self.accelerator.wait_for_everyone()
+        folder = self.args.output_dir
+        if processes.is_main_process():
+            list_files(Path(folder) / f"checkpoint-{self.state.global_step}")
+            rotate_checkpoints(
+                output_dir=folder,
+                save_total_limit=keep,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the mean loss of all steps as `train_loss`; leave it out after an old checkpoint, which has no sum."""
@@ -115,16 +132,6 @@ def best_step(history: list[dict[str, Any]], rule: SelectBest) -> tuple[int, int
     within = [k for k, logs in enumerate(evaluations) if sign * logs[metric] >= top - rule.within]
     best = min(within, key=lambda k: evaluations[k][then])
     return int(evaluations[best]["step"]), len(evaluations) - 1 - best
-
-
-class CheckpointFiles(TrainerCallback):
-    """Writes the list of its files into each new checkpoint, which makes it a complete one."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called after a checkpoint has been written."""
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if processes.is_main_process() and checkpoint.is_dir():
-            list_files(checkpoint)
 
 
 class LogFile(TrainerCallback):

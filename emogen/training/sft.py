@@ -24,6 +24,7 @@ from emogen.model.shared_prefix import PLAIN, TrainingLayout, forward, share_pre
 from emogen.model.sources import locate
 from emogen.prediction.classifier import Classifier
 from emogen.prediction.generator import GenerativeClassifier, predict_prob, predict_texts
+from emogen.prediction.weights import check_weights
 from emogen.task.recipe import Recipe, SelectBest
 from emogen.task.rows import Rows
 from emogen.task.task import Task
@@ -71,6 +72,7 @@ def prepare(
         peft_config = None if recipe.init_adapter else new_adapter(model, lm_config)
         shares, padded = _try_ways(model, encoder, recipe, texts)
     if recipe.init_adapter:
+        check_weights(recipe.find(recipe.init_adapter), location)
         model = load_adapter(model, recipe.find(recipe.init_adapter) / ADAPTER, trainable=True)
     train_set, n_cut = encode_rows(encoder, train_rows, recipe, branched=shares)
     val_set = None if val_rows is None else encode_rows(encoder, val_rows, branched=shares)[0]

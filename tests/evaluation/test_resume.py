@@ -19,7 +19,7 @@ def test_logs_and_places_may_change():
 def test_a_key_that_is_missing_has_its_default():
     assert changed_keys({}, {"answer": "list", "examples": 0}) == []
     assert changed_keys({}, {"answer": "json"}) == ["answer (list before, json now)"]
-    assert changed_keys({"max_steps": 4}, {}) == ["max_steps (4 before, None now)"]
+    assert changed_keys({"max_steps": 4}, {}) == ["max_steps (4 before, -1 now)"]
 
 
 def test_the_digest_of_rows_depends_on_texts_labels_and_order():

@@ -30,6 +30,25 @@ def test_unchanged_weights_pass(run, tmp_path, caplog):
     assert not caplog.text
 
 
+def test_a_file_more_or_less_is_found(run, tmp_path):
+    (run / "adapter" / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(InputError, match=r"adapter/chat_template\.jinja changed"):
+        check_weights(run, str(tmp_path / "base"))
+    (run / "adapter" / "chat_template.jinja").unlink()
+    (run / "adapter" / "adapter_config.json").unlink()
+    with pytest.raises(InputError, match=r"adapter/adapter_config\.json changed"):
+        check_weights(run, str(tmp_path / "base"))
+
+
+@pytest.mark.parametrize(
+    "manifest", ["[]", '{"weights": [1]}', '{"sha256": null}', '{"format": "x"}', '{"kind": []}', "3"]
+)
+def test_a_manifest_that_emogen_did_not_write_is_an_error(run, tmp_path, manifest):
+    (run / "manifest.json").write_text(manifest)
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        check_weights(run, str(tmp_path / "base"))
+
+
 def test_a_flipped_bit_of_an_adapter_is_found(run, tmp_path, caplog):
     (run / "adapter" / "adapter_model.safetensors").write_bytes(b"weightr")
     with pytest.raises(

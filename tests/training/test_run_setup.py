@@ -25,6 +25,8 @@ from emogen.training.run_setup import (
     write_run_files,
 )
 
+NO_ROWS = Splits(None, None, None)  # read for Hub datasets only
+
 
 def write_checkpoint(folder, step, *, complete=True):
     path = folder / f"checkpoint-{step}"
@@ -56,7 +58,7 @@ def test_a_folder_with_the_log_of_its_own_process_is_empty_enough(tmp_path, labe
 
 def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(tmp_path, labels):
     folder = open_run(tmp_path, labels)
-    (folder / "manifest.json").write_text(json.dumps({"sha256": {"data": "1"}}))
+    write_run_files(load_task(recipe_with(tmp_path, labels)), folder, {"data": "1"}, [])
     with pytest.raises(RecipeError, match=r"nothing is overwritten.*resume_from_checkpoint=true"):
         open_run(tmp_path, labels, fingerprint={"data": "1"})
     open_run(tmp_path, labels, resume=True, fingerprint={"data": "1"})
@@ -64,17 +66,51 @@ def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(tmp_path, labels):
 
 def test_a_run_whose_files_have_changed_is_not_resumed(tmp_path, labels):
     folder = open_run(tmp_path, labels)
-    (folder / "manifest.json").write_text(json.dumps({"sha256": {"data": "1", "prompt": "2"}}))
-    more = {"data": "1", "prompt": "2", "eval data": "3"}  # an older emogen did not write all of them
-    open_run(tmp_path, labels, resume=True, fingerprint=more)
-    with pytest.raises(RecipeError, match="cannot resume this run: data, prompt changed since it was started"):
-        open_run(tmp_path, labels, resume=True, fingerprint={"data": "9", "prompt": "9"})
+    before = {"data": "1", "prompt": "2", "labels": "3"}
+    write_run_files(load_task(recipe_with(tmp_path, labels)), folder, before, [])
+    open_run(tmp_path, labels, resume=True, fingerprint=before)
+    with pytest.raises(RecipeError, match=r"cannot resume this run: data, prompt changed since it was started"):
+        open_run(tmp_path, labels, resume=True, fingerprint=before | {"data": "9", "prompt": "9"})
+    for other in (before | {"eval data": "4"}, {"data": "1", "labels": "3"}):  # one file more, one less
+        with pytest.raises(RecipeError, match=r"cannot resume this run: (eval data|prompt) changed"):
+            open_run(tmp_path, labels, resume=True, fingerprint=other)
+    with pytest.raises(RecipeError, match=r"cannot resume this run: base model changed"):
+        open_run(tmp_path, labels, resume=True, fingerprint=before | {"base model": "another"})
+
+
+def test_a_base_model_without_an_identity_is_compared_by_its_name(tmp_path, labels):
+    folder = open_run(tmp_path, labels)
+    write_run_files(load_task(recipe_with(tmp_path, labels)), folder, {"labels": "3"}, [])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["sha256"].pop("base model")  # as if the model had not been downloaded yet
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    open_run(tmp_path, labels, resume=True, fingerprint={"labels": "3", "base model": "x"})
+    with pytest.raises(RecipeError, match=r"model_name_or_path \(.*llama before, org/other now\)"):
+        open_run(tmp_path, labels, "model_name_or_path=org/other", resume=True, fingerprint={"labels": "3"})
+
+
+def test_a_run_of_an_older_emogen_is_resumed_by_what_its_manifest_has(tmp_path, labels, caplog):
+    folder = open_run(tmp_path, labels)
+    write_run_files(load_task(recipe_with(tmp_path, labels)), folder, {"data": "1"}, [])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": {"data": "1"}}))
+    open_run(tmp_path, labels, resume=True, fingerprint={"data": "1", "labels": "3"})
+    write_checkpoint(folder, 3, complete=False)
+    (folder / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    assert newest_checkpoint(folder).name == "checkpoint-3"
+    assert "not verified" in caplog.text
+
+
+def test_checkpoints_without_a_manifest_are_not_resumed(tmp_path, labels):
+    write_checkpoint(open_run(tmp_path, labels), 3)
+    with pytest.raises(InputError, match=r"manifest\.json or recipe\.yaml is missing"):
+        open_run(tmp_path, labels, resume=True)
 
 
 def test_a_run_whose_recipe_has_changed_is_not_resumed(tmp_path, labels):
     folder = open_run(tmp_path, labels)
     write_run_files(load_task(recipe_with(tmp_path, labels)), folder, {}, [])
-    open_run(tmp_path, labels, "logging_steps=7", "save_steps=9", resume=True)
+    open_run(tmp_path, labels, "logging_steps=7", "save_steps=9", "weight_decay=0.0", resume=True)  # 0.0 is the default
     with pytest.raises(
         RecipeError, match=r"learning_rate \(0\.01 before, 0\.5 now\), max_steps \(4 before, 9 now\) changed"
     ):
@@ -100,6 +136,7 @@ def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path):
 
 
 def test_an_incomplete_checkpoint_is_passed_over(tmp_path, caplog):
+    (tmp_path / "manifest.json").write_text('{"sha256": {"labels": "3"}}')
     write_checkpoint(tmp_path, 3)
     write_checkpoint(tmp_path, 6, complete=False)
     assert newest_checkpoint(tmp_path).name == "checkpoint-3"
@@ -109,6 +146,7 @@ def test_an_incomplete_checkpoint_is_passed_over(tmp_path, caplog):
 def test_a_folder_without_a_complete_checkpoint_has_none(tmp_path, caplog):
     assert newest_checkpoint(tmp_path) is None
     assert not caplog.text
+    (tmp_path / "manifest.json").write_text('{"sha256": {"labels": "3"}}')
     write_checkpoint(tmp_path, 6, complete=False)
     assert newest_checkpoint(tmp_path) is None
     assert "the training starts again" in caplog.text
@@ -168,14 +206,15 @@ def test_the_fingerprint_has_the_digest_of_everything(tmp_path, labels):
         "prompt": digest(recipe.find("prompts/list.jinja")),
         "labels": hashlib.sha256(labels.to_yaml().encode()).hexdigest(),
         "base model": identify(tmp_path / "model-llama"),
+        "processes": "1",
     }
-    assert fingerprint_of(load_task(recipe)) == expected
+    assert fingerprint_of(load_task(recipe), NO_ROWS) == expected
     recipe = recipe_with(tmp_path, labels, f"init_adapter={tmp_path / 'old'}", f"eval_file={tmp_path / 'train.csv'}")
     more = {"eval data": expected["data"], "init_adapter": hashlib.sha256(b"weights").hexdigest()}
-    assert fingerprint_of(load_task(recipe)) == expected | more
+    assert fingerprint_of(load_task(recipe), NO_ROWS) == expected | more
     adapter.unlink()
     with pytest.raises(RecipeError, match=r"init_adapter: .*adapter_model\.safetensors: no such file"):
-        fingerprint_of(load_task(recipe))
+        fingerprint_of(load_task(recipe), NO_ROWS)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +244,8 @@ def test_a_run_folder_gets_what_makes_it_self_contained(tmp_path, labels):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["format"] == FORMAT
     assert manifest["command"] == ["emogen", "train", "tiny.yaml", "seed=7"]
-    assert (manifest["seed"], manifest["sha256"]) == (7, {"data": "1"})
+    base = {"base model": identify(tmp_path / "model-llama")}
+    assert (manifest["seed"], manifest["sha256"]) == (7, {"data": "1"} | base)
     assert manifest["hardware"]["threads"] >= 1
 
 
