@@ -116,6 +116,8 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
     "experts in every second layer": ("qwen3_moe", {"decoder_sparse_step": 2, "num_hidden_layers": 4}),
     "router losses": ("mixtral", {"output_router_logits": True, "router_aux_loss_coef": 0.5}),
 }
+# Their tokens see those that follow them, LoRA cannot train them, or a row depends on the rows before it.
+REFUSED = {"cpmant", "ctrl", "dynamic RoPE", "git", "xlm", "xlnet"}
 # The tokens that follow change what these compute before them, so there is no single reference for probabilities.
 LENGTH_DEPENDENT = {"prophetnet", "dynamic RoPE", "RoPE with two sets of factors"}
 

@@ -53,8 +53,9 @@ RARE = [name for name in architectures.NAMES if name not in architectures.COMMON
 def test_it_is_computed_as_rows_alone_or_refused(name, encoder, tmp_path, caplog):
     try:
         model = architectures.make(name)
-    except Exception as error:
-        pytest.skip(f"no tiny model: {error}")
+    except Exception as error:  # whatever a configuration raises that was made smaller
+        refused(name, error)
+        return
     try:
         require_causal(model)
         require_length(model, 80)
@@ -62,7 +63,8 @@ def test_it_is_computed_as_rows_alone_or_refused(name, encoder, tmp_path, caplog
             model, ModelConfig(use_peft=True, lora_target_modules="all-linear", lora_r=2, lora_dropout=0.05)
         )
     except ModelError as error:
-        pytest.skip(f"refused: {error}")
+        refused(name, error)
+        return
     adapter.lora_dropout = 0.0
     model = with_random_adapter(model, adapter)
     prompts = [[*encoder.prefix_ids, *encoder.rows(text)[0].suffix_ids] for text in TEXTS]
@@ -79,7 +81,9 @@ def test_it_is_computed_as_rows_alone_or_refused(name, encoder, tmp_path, caplog
     try:
         try_a_step(trainer)
     except ModelError as error:
-        pytest.skip(f"refused: {error}")
+        refused(name, error)
+        return
+    assert name not in architectures.REFUSED
     batch = next(iter(trainer.get_train_dataloader()))
     model.eval()
     ours = trainer.compute_loss(model, batch)
@@ -96,6 +100,13 @@ def test_it_is_computed_as_rows_alone_or_refused(name, encoder, tmp_path, caplog
     found = probabilities(model, encoder, suffixes, floor=0, width=None, batch_size=2)
     if name not in architectures.LENGTH_DEPENDENT:
         np.testing.assert_allclose(found[:, 0], prob, atol=1e-4)
+
+
+def refused(name, error):
+    """A tiny model of some architectures that are not used much cannot compute anything; that is not emogen's refusal."""
+    if name not in architectures.REFUSED:
+        assert name in RARE, error
+        pytest.skip(f"no tiny model: {error}")
 
 
 def with_random_adapter(model, adapter):
