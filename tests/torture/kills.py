@@ -6,11 +6,13 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from tiny import POSTS, write_posts, write_recipe
 
+from emogen import paths
 from emogen.task.labels import load_label_set
 from torture.forks import Command, Kill, fork_workers, run
 
@@ -50,7 +52,27 @@ def small_chunks() -> None:
     files.CHUNK = 16
 
 
-def command(name: str, recipe: Path, folder: Path, resume: bool) -> tuple[list, object]:
+def train_setup() -> None:
+    """Runs start as forks, and without the pictures of their reports, which take longer than these trainings."""
+    from emogen.experiments import crossval
+    from emogen.report import page
+
+    def write_page(folder: Path) -> None:
+        with paths.writing(folder / "report.html") as file:
+            file.write("a page")
+
+    page.report_finished = crossval.report_finished = write_page
+    fork_workers()
+
+
+def report_setup() -> None:
+    """Nothing: the whole report is written."""
+
+
+SETUPS = {"predict": small_chunks, "report": report_setup}
+
+
+def command(name: str, recipe: Path, folder: Path, resume: bool) -> tuple[list, Callable[[], None]]:
     """The words of a command that writes into `folder`, and what is set up before it."""
     output = f"output_dir={folder / 'out'}"
     words = {
@@ -64,7 +86,7 @@ def command(name: str, recipe: Path, folder: Path, resume: bool) -> tuple[list, 
         ],
         "report": ["report", folder / "out"],
     }  # fmt: skip
-    return words[name], small_chunks if name == "predict" else fork_workers
+    return words[name], SETUPS.get(name, train_setup)
 
 
 def contents(folder: Path, *, pages: bool = False) -> dict[str, bytes]:
