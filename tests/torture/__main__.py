@@ -4,6 +4,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import random
 import sys
 import time
 from collections import Counter, defaultdict
@@ -76,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         if any(counts.get(f"{what} {name}") for what in ("kill", "pair")) or name in ("train", "predict"):
             kills.reference(name, scratch)  # before the workers are forked, so that they share it
     todo = [(name, k, scratch) for name, n in counts.items() for k in range(n) if (name, k) not in finished]
+    random.Random(0).shuffle(todo)  # so that a campaign that is stopped has something of everything
     with multiprocessing.get_context("fork").Pool(args.jobs, maxtasksperchild=200) as pool, log.open("a") as file:
         for entry in pool.imap_unordered(case, todo):
             done.append(entry)
