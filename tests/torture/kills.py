@@ -148,7 +148,9 @@ def killed(name: str, number: int, scratch: Path) -> list[str]:
                 kill.seconds = draw.random() * seconds
         words, setup = command(name, recipe, folder, resume=attempt > 0)
         ended = run(words, scratch, kill, setup)
-        problems += problems_of(ended, {0, 130, -signal.SIGKILL, -signal.SIGTERM} if kill else {0}, words)
+        # A signal may also hit a run that the command has started; the command then ends with 1.
+        codes = {0, 130, -signal.SIGKILL, -signal.SIGTERM} | ({1} if name in ("cv", "sweep") else set())
+        problems += problems_of(ended, codes if kill else {0}, words)
         if ended.code == 0:
             break
     found = contents(folder, pages=name == "report")
