@@ -219,7 +219,8 @@ def problems_of(ended, codes, words) -> list[str]:
     if ended.code is None:
         return [f"{what}: hangs\n{ended.output[-800:]}"]
     if "Traceback (most recent call last)" in ended.output and ended.code != 130:
-        return [f"{what}: traceback\n{ended.output[-1500:]}"]
+        place = ended.output.index("Traceback (most recent call last)")
+        return [f"{what}: exit code {ended.code}, traceback\n{ended.output[max(place - 300, 0) : place + 3000]}"]
     if ended.code not in codes:
         return [f"{what}: exit code {ended.code}\n{ended.output[-800:]}"]
     return []
