@@ -7,6 +7,7 @@
 
 import logging
 import pickle
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -125,7 +126,7 @@ def _train(
     run_setup.record_weights(folder)
     paths.write_json(folder / run_folder.METRICS, metrics)
     report_finished(folder)
-    log.info(f"The run is in {folder}. Next: emogen predict {folder} YOUR.csv -o OUT.csv")
+    log.info(f"The run is in {folder}. Next: emogen predict {shlex.quote(str(folder))} YOUR.csv -o OUT.csv")
 
 
 if __name__ == "__main__":

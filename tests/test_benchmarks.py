@@ -300,6 +300,7 @@ def test_the_systems_alternate(capsys):
     assert "short: b, run 3 of 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_benchmark_resumes_with_the_same_settings_only(tmp_path):
     file = tmp_path / "result.json"
     new = common.start_or_resume(file, model="m", rows={"short": 3})

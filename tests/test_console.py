@@ -5,6 +5,7 @@ import sys
 import warnings
 
 import pytest
+from rich.table import Table
 
 from emogen import console
 from emogen.errors import InputError, ModelError
@@ -113,3 +114,23 @@ def test_several_processes_show_one_bar_for_all(monkeypatch):
             advance(1)  # the other process has none left
         assert last in stream.getvalue()
         assert bool(stream.getvalue()) == (rank == "0")
+
+
+def test_names_of_others_are_neither_markup_nor_emoji_nor_control_characters(capsys):
+    """A folder may be called [/x], a label :joy:, and a text may hold the codes that clear a terminal."""
+    view = Table(":joy: [red]", "\x1b[2J")
+    view.add_row("[/x]", "\x9b31m\x07")
+    console.out.print(view)
+    console.out.print("runs/[/x] :joy: \x1b[2J\ttab")
+    console.out.print(console.message("note", "yellow", ":joy: [red] \x1b]0;title"))
+    shown = capsys.readouterr().out
+    assert console.CONTROL.search(shown) is None
+    assert all(part in shown for part in (":joy: [red]", "[/x]", r"runs/[/x] :joy: \x1b[2J"))
+    assert r"note :joy: [red] \x1b]0;title" in shown
+
+
+def test_messages_are_logged_with_control_characters_as_escapes(monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    console.set_up_logging()
+    record = logging.LogRecord("emogen", logging.WARNING, "", 0, "file \x1b[2J.csv", (), None)
+    assert logging.getLogger().handlers[0].format(record).endswith(r"file \x1b[2J.csv")

@@ -163,6 +163,7 @@ def recipe(topics, tmp_path):
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [{"max_steps": 2}, {"max_steps": 2, "answer": "head"}],

@@ -74,6 +74,7 @@ def test_a_run_memorises_its_posts_and_is_loaded_as_it_was_scored(tiny_recipe, t
     assert [prediction.raw for prediction in again] == [row["raw"] for row in scored]
 
 
+@pytest.mark.slow
 def test_a_base_model_answers_yes_no_questions(tiny_recipe, tmp_path, caplog):
     main([str(tiny_recipe(chat_template=None, answer="yes_no", prompt="prompts/yes_no.jinja", max_steps=2))])
     assert "has no chat template" in caplog.text
@@ -83,6 +84,7 @@ def test_a_base_model_answers_yes_no_questions(tiny_recipe, tmp_path, caplog):
     assert not prediction.parsed.failed
 
 
+@pytest.mark.slow
 def test_few_shot_examples_are_kept_and_are_not_trained_on(tiny_recipe, tmp_path):
     main([str(tiny_recipe(chat_template=None, prompt="prompts/few_shot.jinja", examples=3, max_steps=2))])
     shown = [record["text"] for record in read_jsonl(tmp_path / "run" / "examples.jsonl")]
@@ -109,6 +111,7 @@ def test_with_and_without_shared_prefix_a_run_is_the_same(tiny_recipe, tmp_path)
         torch.testing.assert_close(tensor, weights(tmp_path / "False")[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_report")
 def test_a_model_that_cannot_share_its_prefix_trains_with_a_warning(tiny_recipe, tmp_path, caplog):
     config = BloomConfig(vocab_size=512, hidden_size=32, n_layer=1, n_head=2, eos_token_id=2, pad_token_id=0)
@@ -261,6 +264,7 @@ def test_weights_and_sampling_change_the_adapter(tiny_recipe, tmp_path):
     assert len(set(adapters.values())) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "first", "second"), [("frequent_first", "joy", "trust"), ("rare_first", "trust", "joy")])  # fmt: skip
 def test_answers_can_name_frequent_or_rare_labels_first(tiny_recipe, tmp_path, labels, order, first, second):
     """Three posts have joy, and one has trust."""

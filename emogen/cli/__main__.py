@@ -21,7 +21,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        out.print(f"emogen {__version__}", highlight=False)
+        out.print(f"emogen {__version__}")
         raise typer.Exit
 
 

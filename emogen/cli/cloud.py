@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from emogen.cli.shared import JsonOption, Overrides, RecipeArgument
 from emogen.cli.training import print_findings
@@ -17,7 +17,7 @@ from emogen.cloud import launch as jobs
 from emogen.cloud import runpod
 from emogen.cloud.plan import Plan, make_plan
 from emogen.cloud.runpod import Polling
-from emogen.console import err, out
+from emogen.console import err, message, out
 from emogen.distribution import install_hint
 from emogen.errors import ModelError
 from emogen.task.recipe import load_recipe
@@ -48,7 +48,7 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonOptio
                 with runpod.open_api(keys) as api:
                     live = runpod.quotes(api)
             except ModelError as error:
-                err.print(f"[yellow]no live prices[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+                err.print(message("no live prices", "yellow", str(error)), soft_wrap=True)
         plan = make_plan(recipe, overrides or [], live)
     if as_json:
         print(json.dumps(plan.as_json(), indent=2))
@@ -86,7 +86,7 @@ def _options_table(plan: Plan) -> Table:
     for option in plan.options:
         cost = [f"{option.price:.2f}", f"{option.dollars:.2f}"] if option.price is not None else ["", ""]
         memory = f"{option.memory:.0f} GB" if option.memory else ""
-        fits = "yes" if option.fits else "[red]no[/]"
+        fits = "yes" if option.fits else Text("no", "red")
         left = [(option.stock or "").lower()] if stock else []
         view.add_row(option.gpu, memory, fits, f"{option.total_hours:.2f}", *cost, *left, option.basis.split(":")[0])
     return view
@@ -159,7 +159,7 @@ def list_pods() -> None:
     view.columns[0].overflow = "fold"  # the pods of one job differ in the end of their names
     for pod in pods:
         age, left = (time.time() - pod.started) / 3600, (pod.deadline - time.time()) / 3600
-        limit = f"{left:.1f} h" if left > 0 else "[red]overdue[/]"
+        limit = f"{left:.1f} h" if left > 0 else Text("overdue", "red")
         gpu = pod.gpu.id if pod.gpu else ""
         view.add_row(pod.name, pod.id, pod.status.lower(), gpu, f"{pod.cost:.2f}", f"{age:.1f}", limit)
     out.print(view if pods else "no pods")
@@ -224,7 +224,7 @@ def reap(dry_run: DryRun = False) -> None:
                 if not dry_run:
                     runpod.terminate(api, pod.name)
             except runpod.ApiError as error:  # continue: the other pods cost money, too
-                err.print(f"[red]error[/] {pod.name}: {escape(str(error))}", soft_wrap=True, highlight=False)
+                err.print(message("error", "red", f"{pod.name}: {error}"), soft_wrap=True)
                 failed = True
             else:
                 _say(f"{pod.name} ({pod.id}): {'would be ' if dry_run else ''}terminated")
@@ -239,4 +239,4 @@ def _say(line: str) -> None:
 
 
 def _print(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console.print(line, soft_wrap=True)

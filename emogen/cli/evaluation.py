@@ -139,9 +139,9 @@ def report(
     from emogen.report.page import report
 
     page, *others = report(runs, output, pictures=figures, overwrite=overwrite, published=published)
-    out.print(f"The report is in {page}", soft_wrap=True, highlight=False)
+    out.print(f"The report is in {page}", soft_wrap=True)
     pictures = [path for path in others if path.suffix in PICTURE_TYPES]
     if len(others) > len(pictures):
-        err.print(f"The model card is in {others[0]}", soft_wrap=True, highlight=False)
+        err.print(f"The model card is in {others[0]}", soft_wrap=True)
     if pictures:
-        err.print(f"{len(pictures)} pictures are in {figures}", soft_wrap=True, highlight=False)
+        err.print(f"{len(pictures)} pictures are in {figures}", soft_wrap=True)

@@ -1,6 +1,7 @@
 """Commands that make many runs: cv, baseline, sweep."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +47,8 @@ def cv(
         )  # fmt: skip
     print_metrics(metrics)
     print_spread(metrics)
-    out.print(f"The folds are in {folder}. Next: emogen predict {folder} YOUR.csv -o OUT.csv predict_by=thresholds")
+    command = f"emogen predict {shlex.quote(str(folder))} YOUR.csv -o OUT.csv predict_by=thresholds"
+    out.print(f"The folds are in {folder}. Next: {command}", soft_wrap=True)
 
 
 def baseline(
@@ -65,7 +67,9 @@ def baseline(
         folder, metrics = cross_validate_baseline(recipe, folds, overrides or [], advance)
     print_metrics(metrics)
     print_spread(metrics)
-    out.print(f"Its predictions are in {folder}. Next: emogen compare {folder} RUN_DIR")
+    out.print(
+        f"Its predictions are in {folder}. Next: emogen compare {shlex.quote(str(folder))} RUN_DIR", soft_wrap=True
+    )
 
 
 def sweep(
@@ -98,7 +102,7 @@ def sweep(
         )  # fmt: skip
     out.print(_trials_table(study, None))
     for sentence in verdict(study, metric):
-        out.print(sentence, markup=False, highlight=False)
+        out.print(sentence)
 
 
 def _trials_table(study: "optuna.Study", run: RunProcess | None) -> Table:

@@ -79,7 +79,7 @@ def _predict_on_ray(
     if output is None or jsonl:
         raise typer.BadParameter("--engine ray writes Parquet: give -o FOLDER, and no --jsonl")
     n_rows = predict_on_ray(list(runs), source, output, overrides, batch_size=batch_size, force=force)
-    err.print(f"{n_rows:,} texts -> {output}", highlight=False)
+    err.print(f"{n_rows:,} texts -> {output}", soft_wrap=True)
 
 
 def _predict_file(
@@ -102,10 +102,10 @@ def _predict_file(
     if not processes.is_main_process():
         return
     outputs = ", ".join(str(path) for path in (output, jsonl) if path)
-    err.print(f"{summary.n_rows:,} texts -> {outputs}", highlight=False)
+    err.print(f"{summary.n_rows:,} texts -> {outputs}", soft_wrap=True)
     if n_parsed := summary.statuses.total():
         shares = ", ".join(f"{status} {count / n_parsed:.1%}" for status, count in summary.statuses.most_common())
-        err.print(f"{n_parsed:,} answers: {shares}", highlight=False)
+        err.print(f"{n_parsed:,} answers: {shares}")
     if summary.n_formulas and output:
         err.print(
             f"{summary.n_formulas:,} ids begin with =, +, - or @: a spreadsheet takes them for formulas; "

@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.live import Live
-from rich.markup import escape
 
 from emogen.cli.shared import Overrides, RecipeArgument, runs_table, split_overrides
-from emogen.console import err, out, progress_bar
+from emogen.console import err, message, out, progress_bar
 from emogen.errors import InputError
 
 app = typer.Typer(help="Show and compare prompt templates.", no_args_is_help=True)
@@ -100,7 +99,7 @@ def compare(
     out.print(table)
     print_notes(notes)
     decided = "nested thresholds" if by == "thresholds" else "answer"
-    out.print(f"{len(benchmark.rows):,} rows; labels decided by {decided}. Kept in {benchmark.folder}", highlight=False)
+    out.print(f"{len(benchmark.rows):,} rows; labels decided by {decided}. Kept in {benchmark.folder}")
 
 
 def lab(
@@ -123,7 +122,7 @@ def lab(
         benchmark = open_benchmark(recipe, overrides or [], limit=limit, tuned=tuned)
     with err.status("Loading the model ..."):
         page, address = serve(benchmark, port)
-    out.print(f"emogen lab is at {address}\nStop it with Ctrl-C.", highlight=False, soft_wrap=True)
+    out.print(f"emogen lab is at {address}\nStop it with Ctrl-C.", soft_wrap=True)
     page.block_thread()
 
 
@@ -141,6 +140,6 @@ def _split_words(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
 
 def _report_refused(refused: Sequence[str], accepted: Sequence[Any]) -> None:
     for problem in refused:
-        err.print(f"[red]refused[/] {escape(problem)}", soft_wrap=True, highlight=False)
+        err.print(message("refused", "red", problem), soft_wrap=True)
     if not accepted:
         raise InputError("no valid template is left")

@@ -1,6 +1,7 @@
 """Commands before and during training: init, check, show, train, keys."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +9,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from emogen import paths
 from emogen.cli.shared import Overrides, RecipeArgument
-from emogen.console import err, out
+from emogen.console import err, message, out
 from emogen.errors import InputError
 from emogen.task.recipe import Recipe, field_types, load_recipe
 from emogen.task.trl_keys import SETTLED
@@ -47,7 +48,7 @@ def init(folder: Annotated[Path, typer.Argument(help="The folder to create.")]) 
         assert body.count(old) == 1, f"{STARTER_FILES['recipe.yaml']} no longer contains {old!r} once"
         body = body.replace(old, new)
     recipe.write_text(f"# accelerate launch -m emogen.train {recipe}\n{body}", encoding="utf-8")
-    out.print(f"{folder}: {', '.join(STARTER_FILES)}. Next: emogen check {recipe}", highlight=False, soft_wrap=True)
+    out.print(f"{folder}: {', '.join(STARTER_FILES)}. Next: emogen check {shlex.quote(str(recipe))}", soft_wrap=True)
 
 
 def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
@@ -69,12 +70,12 @@ def print_findings(console: Console, recipe: str, overrides: Sequence[str]) -> b
     with console.status("Checking ..."):
         findings = check(recipe, overrides)
     for fact in findings.facts:
-        console.print(f"[green]ok[/]       {escape(fact)}", soft_wrap=True)
+        console.print(message("ok      ", "green", fact), soft_wrap=True)
     for problem in findings.problems:
         color = "red" if problem.level == "error" else "yellow"
-        console.print(f"[{color}]{problem.level:<8}[/] {escape(str(problem))}", soft_wrap=True)
+        console.print(message(f"{problem.level:<8}", color, str(problem)), soft_wrap=True)
     levels = [problem.level for problem in findings.problems]
-    console.print(f"{recipe}: {levels.count('error')} errors, {levels.count('warning')} warnings")
+    console.print(f"{recipe}: {levels.count('error')} errors, {levels.count('warning')} warnings", soft_wrap=True)
     return findings.failed
 
 
@@ -118,7 +119,7 @@ def keys() -> None:
     for name, field in Recipe.model_fields.items():
         if not field.exclude:
             default = "required" if field.is_required() else json.dumps(field.default)
-            out.print(f"[bold]{name}[/] = {escape(default)}\n    {escape(field.description or '')}", highlight=False)
+            out.print(Text.assemble((name, "bold"), f" = {default}\n    {field.description or ''}"))
     sft, model = field_types()
-    out.print("\n[bold]from TRL's ModelConfig:[/] " + ", ".join(model), highlight=False)
-    out.print("\n[bold]from TRL's SFTConfig:[/] " + ", ".join(n for n in sft if n not in SETTLED), highlight=False)
+    out.print(message("\nfrom TRL's ModelConfig:", "bold", ", ".join(model)))
+    out.print(message("\nfrom TRL's SFTConfig:", "bold", ", ".join(n for n in sft if n not in SETTLED)))

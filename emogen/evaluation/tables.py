@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
-from emogen.console import out
+from emogen.console import message, out
 from emogen.evaluation.caveats import caveats, fold_caveats, reference_line
 from emogen.evaluation.metrics import Metrics
 
@@ -47,7 +46,7 @@ def metrics_table(metrics: Metrics | Sequence[tuple[str, Metrics]]) -> Table:
     table.add_column("label", vertical="bottom", overflow="fold")
     table.add_column("support", justify="right", vertical="bottom", no_wrap=True)
     for title, _ in systems:
-        heading = f"{escape(title)}\nP     R    F1" if title else "P     R    F1"
+        heading = f"{title}\nP     R    F1" if title else "P     R    F1"
         table.add_column(heading, justify="right", vertical="bottom", overflow="fold", width=len("0.000 0.000 0.000"))
     if len(systems) == 2:
         table.add_column("ΔF1", justify="right", vertical="bottom", no_wrap=True)
@@ -56,7 +55,7 @@ def metrics_table(metrics: Metrics | Sequence[tuple[str, Metrics]]) -> Table:
         cells = [" ".join(f"{value:.3f}" for value in row) for row in rows]
         if len(systems) == 2 and is_f1:
             cells.append(f"{rows[1][-1] - rows[0][-1]:+z.3f}")  # z: no -0.000
-        table.add_row(escape(title), support, *cells, style=style)
+        table.add_row(title, support, *cells, style=style)
 
     for name, count in support.items():
         add(name, [[m["per_label"][name][key] for key in LABEL_METRICS] for _, m in systems], support=f"{count:,}")
@@ -74,14 +73,14 @@ def print_scores(systems: Sequence[tuple[str, Metrics]]) -> None:
         systems: (title, result of `score`), on the same gold rows.
     """
     out.print(metrics_table(systems))
-    out.print(reference_line(systems[0][1]), markup=False, highlight=False)
+    out.print(reference_line(systems[0][1]))
     print_notes(caveats(systems))
 
 
 def print_notes(sentences: Sequence[str]) -> None:
     """Print the sentences of `caveats`, each as a note."""
     for sentence in sentences:
-        out.print(f"[yellow]note[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+        out.print(message("note", "yellow", sentence), soft_wrap=True)
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
@@ -100,5 +99,5 @@ def print_spread(metrics: dict[str, Any]) -> None:
             # A deviation of 0 is not certainty: most often it means that no fold has learned anything.
             spread = f"{mean:.3f} ± {sd:.3f} over the folds" if sd else f"{mean:.3f} in every fold"
             pooled = f"95 %: {ends[0]:.3f} to {ends[1]:.3f}" if ends else "no interval"
-            out.print(f"{name}, {title}: {spread}; pooled, {pooled}", highlight=False, soft_wrap=True)
+            out.print(f"{name}, {title}: {spread}; pooled, {pooled}", soft_wrap=True)
     print_notes(fold_caveats(metrics, titles))

@@ -1,6 +1,7 @@
 """The model card of a run: Markdown below the metadata that the Hugging Face Hub reads."""
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -73,13 +74,13 @@ def _sections(run: Run, published: Sequence[ComparisonRow]) -> Iterable[str]:
     method = "instruction generation with constrained decoding" if run.generates else "a classification head"
     base = Path(run.model).name if Path(run.model).is_absolute() else run.model
     folds = ", one model for each fold of a cross-validation" if run.kind == CROSS_VALIDATION else ""
-    yield f"# {run.name}"
+    yield f"# {_plain(run.name)}"
     yield (
         f"`{base}`, fine-tuned with emogen for multi-label text classification by {method}{folds}. "
-        f"Labels: {', '.join(run.label_set.names)}."
+        f"Labels: {_plain(', '.join(run.label_set.names))}."
     )
-    yield "\n".join(notes(run))
-    yield _fenced(f"emogen predict {run.name} YOUR.csv -o OUT.csv", "sh")
+    yield _plain("\n".join(notes(run)))
+    yield _fenced(f"emogen predict {shlex.quote(run.name)} YOUR.csv -o OUT.csv", "sh")
     if run.scores:
         yield from _results(run, run.scores, published)
     if measured := resources(run):
@@ -94,7 +95,7 @@ def _sections(run: Run, published: Sequence[ComparisonRow]) -> Iterable[str]:
 def _results(run: Run, scores: Scores, published: Sequence[ComparisonRow]) -> Iterable[str]:
     decisions, audit = scores.best_first, scores.audit
     yield f"## Results on {len(scores.rows.ids):,} held-out rows"
-    yield "\n".join(f"- {caveat}" for caveat in scores.caveats)
+    yield "\n".join(f"- {_plain(caveat)}" for caveat in scores.caveats)
     if len(decisions) > 1:
         by = run.recipe.get("predict_by", "answer")
         yield f"{scores.choice} The metadata have the scores by {_indexed(run, scores).title} (`predict_by: {by}`)."
@@ -137,7 +138,12 @@ def _ends(ends: Interval) -> str:
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text whose characters are not Markdown: a label or a file may have any name."""
+    return re.sub(r"[\\`*<>\[\]|~]|\b_|_\b", r"\\\g<0>", text)
 
 
 def _fenced(text: str, language: str) -> str:

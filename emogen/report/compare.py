@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 from rich.cells import cell_len
-from rich.markup import escape
 from rich.table import Table
 
 from emogen import paths
@@ -223,12 +222,12 @@ def tables(systems: Sequence[System], published: Sequence[ComparisonRow] = ()) -
         if k:
             difference = with_interval(system.difference, system.difference_interval, "+z")
             cells += [difference, share(system.not_better)]
-        total.add_row(escape(system.name), *cells)
+        total.add_row(system.name, *cells)
     for reference in references(systems[0].metrics):
-        name = escape(f"{reference.title} (reference)")
+        name = f"{reference.title} (reference)"
         total.add_row(name, f"{reference.f1_macro:.3f}", f"{reference.f1_micro:.3f}", style="dim")
     for row in published:
-        total.add_row(escape(row.name), f"{row.f1_macro:.3f}")
+        total.add_row(row.name, f"{row.f1_macro:.3f}")
     support = {name: label["support"] for name, label in systems[0].metrics["per_label"].items()}
     return [total, *_f1_tables(rows_of(systems, published), support)]
 
@@ -245,10 +244,10 @@ def _f1_tables(rows: Sequence[ComparisonRow], support: dict[str, int]) -> list[T
         table.add_column("F1", overflow="fold", max_width=NAME_WIDTH, vertical="bottom")
         table.add_column("rows", justify="right", no_wrap=True, vertical="bottom")
         for row in part:
-            table.add_column(escape(row.name), justify="right", overflow="fold", width=SYSTEM_WIDTH, vertical="bottom")
+            table.add_column(row.name, justify="right", overflow="fold", width=SYSTEM_WIDTH, vertical="bottom")
         for name, count in zip(support, counts, strict=True):
             cells = [f"{row.f1_by_label[name]:.2f}" if name in row.f1_by_label else "" for row in part]
-            table.add_row(escape(name), count, *cells)
+            table.add_row(name, count, *cells)
         found.append(table)
     return found
 

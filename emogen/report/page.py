@@ -5,6 +5,7 @@ nested thresholds, which are tuned on other folds than the rows they decide.
 """
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +98,7 @@ def report_finished(folder: Path) -> None:
     try:
         report([folder])
     except Exception as error:
-        log.warning(f"The report was not written: {error!r}. To try again: emogen report {folder}")
+        log.warning(f"The report was not written: {error!r}. To try again: emogen report {shlex.quote(str(folder))}")
 
 
 def _check_replaceable(path: Path, overwrite: bool) -> None:

@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from emogen.model.encode import Encoder
@@ -58,9 +57,11 @@ def show_templates(
         n_text = sum(row.n_text for row in encoded) / len(encoded)
         n_answer = sum(row.n_answer for row in encoded) / len(encoded)
         console.print(
-            f"[bold]{escape(name)}[/]: instruction {len(encoder.prefix_ids)} tokens, the same for all rows; then on "
-            f"average {n_text:.0f} of text, {len(encoder.question_ids[0])} up to the answer, {n_answer:.0f} of answer",
-            highlight=False,
+            Text.assemble(
+                (name, "bold"),
+                f": instruction {len(encoder.prefix_ids)} tokens, the same for all rows; then on average {n_text:.0f} "
+                f"of text, {len(encoder.question_ids[0])} up to the answer, {n_answer:.0f} of answer",
+            )
         )
         show_rows(console, encoder, rows, tokens=tokens)
     first, *others = [(name, _first_row(encoder, rows)) for name, encoder in templates]

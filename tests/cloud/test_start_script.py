@@ -83,6 +83,7 @@ def test_a_killed_pod_resumes_its_job_and_stops_itself_once(fake, volume, job_fo
     assert KEY not in "\n".join(fake.printed(pod)) + (volume / "curl.log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "seconds", "reason"),
     [

@@ -4,8 +4,8 @@ import io
 
 import numpy as np
 import pytest
-from rich.console import Console
 
+from emogen.console import PlainConsole
 from emogen.evaluation.metrics import evaluate, score
 from emogen.evaluation.tables import metrics_table, print_metrics, print_scores, print_spread
 from emogen.task.labels import LabelSet
@@ -16,7 +16,7 @@ PRED = np.array([[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0]], dtype=np.int8)
 
 
 def shown(*args) -> list[str]:
-    console = Console(width=80, file=io.StringIO())
+    console = PlainConsole(width=80, file=io.StringIO())
     console.print(metrics_table(*args))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80

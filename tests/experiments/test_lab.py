@@ -108,6 +108,7 @@ def test_invalid_templates_and_names_are_not_saved(lab, tmp_path, source, name, 
     assert not (tmp_path.parent / "evil.jinja").exists()
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_an_error(benchmark):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

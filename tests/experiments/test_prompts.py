@@ -1,13 +1,12 @@
 import json
 
 import pytest
-from rich.console import Console
 from tiny import POSTS, write_posts, write_recipe
 from typer.testing import CliRunner
 
 from emogen.cli import prompts as prompts_cli
 from emogen.cli.__main__ import app
-from emogen.console import progress_bar
+from emogen.console import PlainConsole, progress_bar
 from emogen.errors import InputError
 from emogen.evaluation import results
 from emogen.evaluation.run_folder import BASELINE, write_manifest
@@ -56,7 +55,7 @@ def short(tmp_path):
 @pytest.fixture
 def run(monkeypatch):
     """Runs `emogen prompts`; returns the result."""
-    monkeypatch.setattr(prompts_cli, "out", Console(width=160))
+    monkeypatch.setattr(prompts_cli, "out", PlainConsole(width=160))
     return lambda *words: CliRunner().invoke(app, ["prompts", *map(str, words)])
 
 
@@ -166,7 +165,7 @@ def scored(benchmark, generator, tmp_path):
 def test_the_ranking_fits_a_terminal_of_80_columns(scored):
     templates, _ = scored
     folders = [template.folder for template in templates]
-    console = Console(width=80, record=True)
+    console = PlainConsole(width=80, record=True)
     table, notes = ranking_table(templates, folders, "answer")
     console.print(table)
     shown = console.export_text()

@@ -40,13 +40,17 @@ def encoder(tokenizer, tmp_path_factory):
 
 
 RARE = [name for name in architectures.NAMES if name not in architectures.COMMON]
+QUICK = {"gemma3_text", "gpt2", "llama", "mixtral", "phimoe", "qwen2", "xlnet"}  # shared, in full, and refused
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *sorted(architectures.COMMON),
-        *architectures.ODD,
+        *sorted(QUICK),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in [*sorted(architectures.COMMON - QUICK), *architectures.ODD]
+        ),
         *(pytest.param(name, marks=pytest.mark.exhaustive) for name in RARE),
     ],
 )

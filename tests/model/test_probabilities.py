@@ -127,6 +127,7 @@ def test_a_batch_of_empty_texts_gets_the_probabilities_of_separate_rows(model, b
             np.testing.assert_allclose(together[0], separate[:, 0], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_yes_no_answers_are_those_of_greedy_generation(both_attentions, tokenizer, encoder_for):
     encoder, texts = encoder_for("yes_no"), TEXTS[:3]
     suffixes = [row.suffix_ids for text in texts for row in encoder.rows(text)]

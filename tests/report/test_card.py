@@ -1,13 +1,17 @@
 """Model cards: the metadata for the Hub, and what the text contains and leaves out."""
 
+from html import escape
+
 import pytest
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from tiny import write_run
 
 from emogen.evaluation import results
 from emogen.evaluation.metrics import nested_pred, score
 from emogen.report.card import model_card
 from emogen.report.runs import read_run
+from emogen.task.labels import Label, LabelSet
 
 
 def read_back(folder):
@@ -68,3 +72,18 @@ def test_a_run_without_scored_rows_has_a_card_without_results(tmp_path, labels):
     data, text = read_back(run)
     assert data.eval_results is None
     assert "No rows were scored" in text
+
+
+def test_names_are_not_markdown(tmp_path):
+    names = ("<|im_end|>", "<script>alert(1)</script>", "**loud**", "_a_b_", "=1+2")
+    labels = LabelSet(name="odd", labels=tuple(Label(name=name) for name in names))
+    run = write_run(tmp_path / "run $(id) `x`", labels, posts=[(f"post {k}", (names[k % 5],)) for k in range(40)])
+    data, text = read_back(run)
+    assert {f"F1 {name} (answer)" for name in names} <= {result.metric_name for result in data.eval_results}
+    html = MarkdownIt("commonmark").enable("table").render(text.split("---\n", 2)[2])
+    assert "<script>" not in html
+    assert "<strong>" not in html
+    assert "<em>" not in html
+    assert all(f"<td>{escape(name)}</td>" in html for name in names)
+    assert "<h1>run $(id) `x`</h1>" in html
+    assert "emogen predict 'run $(id) `x`' YOUR.csv" in text

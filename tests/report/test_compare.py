@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
 
 from emogen import paths
+from emogen.console import PlainConsole
 from emogen.errors import InputError
 from emogen.evaluation import results
 from emogen.evaluation.metrics import nested_pred, score, tune_thresholds
@@ -104,7 +104,7 @@ def test_systems_on_other_rows_or_folds_are_refused(tmp_path, two_labels):
 
 
 def shown(systems, published=(), width=80):
-    console = Console(width=width, record=True)
+    console = PlainConsole(width=width, record=True)
     for table in tables(systems, published):
         console.print(table)
     text = console.export_text()

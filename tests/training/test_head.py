@@ -173,6 +173,7 @@ def test_long_texts_are_cut_and_counted_in_prediction(trained, tmp_path):
     assert long.n_cut > 20
 
 
+@pytest.mark.slow
 def test_a_head_and_a_generator_decide_together(trained, tiny_recipe, tmp_path, labels):
     main([str(tiny_recipe(max_steps=1))])
     rows, _ = read_rows(write_posts(tmp_path / "new.csv", labels), labels)

@@ -2,9 +2,9 @@ import io
 
 import numpy as np
 import pytest
-from rich.console import Console
 from tiny import POSTS
 
+from emogen.console import PlainConsole
 from emogen.model.encode import make_encoder
 from emogen.task.prompt import load_prompt, parse_prompt
 from emogen.task.rows import Rows
@@ -18,7 +18,7 @@ def encoder(tokenizer, labels):
 
 @pytest.fixture
 def console():
-    return Console(file=io.StringIO(), width=200)
+    return PlainConsole(file=io.StringIO(), width=200)
 
 
 def rows_of(labels, n, with_gold=True):
