@@ -116,6 +116,7 @@ def _train(
     trainer.save_model(str(weights))
     if is_main:
         run_setup.name_base_model(weights, recipe.model_name)
+        (weights / "training_args.bin").unlink(missing_ok=True)  # a pickle, which a reader of the run should not open
     metrics: dict[str, Any] = {"train_seconds": round(seconds, 1), "train_rows": len(train_rows)}
     if splits.eval is not None:
         classifier = make_classifier(trainer.accelerator.unwrap_model(trainer.model))

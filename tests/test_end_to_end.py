@@ -35,6 +35,12 @@ def test_from_recipe_to_submission(tiny_recipe, tmp_path, labels):
     command = [BIN / "accelerate", "launch", "--cpu", script, recipe]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | SETTINGS, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
+    assert {path.suffix for path in (tmp_path / "run" / "adapter").iterdir()} <= {
+        ".json",
+        ".jinja",
+        ".safetensors",
+        ".md",
+    }
 
     test_file = write_posts(tmp_path / "test.csv", labels)
     emogen("predict", tmp_path / "run", test_file, "-o", tmp_path / "out.csv", "--jsonl", tmp_path / "out.jsonl")

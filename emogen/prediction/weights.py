@@ -33,7 +33,9 @@ def identity_of_base(run: Path, overrides: Sequence[str] = ()) -> str | None:
 
 
 def check_weights(run: Path, location: str | None, *, force: bool = False) -> None:
-    """Compare the weights of a run folder with what its manifest says. Manifests of emogen 0.1 say nothing.
+    """Compare the weights of a run folder with what its manifest says.
+
+    Manifests of emogen 0.1, and of runs that have not finished, say nothing: that is a warning.
 
     Args:
         run: a run folder, or a recipe file, of which there is nothing to check.
@@ -50,6 +52,8 @@ def check_weights(run: Path, location: str | None, *, force: bool = False) -> No
     changed = [name for name in sorted(recorded.keys() | now.keys()) if recorded.get(name) != now.get(name)]
     wrong = [f"{name} changed since the run was scored" for name in changed] if recorded else []
     base = manifest["sha256"].get(BASE)
+    if not recorded:
+        log.warning(f"{run}: its manifest has no digests of its weights, so they are not verified")
     if base and location and (found := identify(location)) and found != base:
         wrong.append(f"{location} is not the base model that it was tuned from ({manifest.get('model')})")
     if not wrong:

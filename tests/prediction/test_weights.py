@@ -65,7 +65,12 @@ def test_another_base_model_of_the_same_shapes_is_refused(run, tmp_path):
         check_weights(run, str(tmp_path / "base"))
 
 
-def test_a_run_of_an_older_emogen_and_a_recipe_have_nothing_to_check(run, tmp_path):
+def test_a_run_of_an_older_emogen_is_not_verified_and_says_so(run, tmp_path, caplog):
     (run / "manifest.json").unlink()
     check_weights(run, str(tmp_path / "base"))
+    assert "its manifest has no digests of its weights, so they are not verified" in caplog.text
+
+
+def test_a_recipe_has_nothing_to_check(tmp_path, caplog):
     check_weights(tmp_path / "recipe.yaml", str(tmp_path / "base"))
+    assert not caplog.text
