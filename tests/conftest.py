@@ -43,7 +43,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer()
 
 
-@pytest.fixture(params=sorted(CONFIGS))
+# Gemma 3 has most of what models have: windows, norms of its own.
+@pytest.fixture(params=[pytest.param(kind, marks=[] if kind == "gemma3" else [pytest.mark.slow]) for kind in CONFIGS])
 def model(request):
     return make_model(request.param)
 

@@ -26,6 +26,8 @@ from emogen.task.labels import LabelSet
 from emogen.task.task import load_task_with_rows
 from emogen.train import main as train
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(common.__file__).parent
 ABC = LabelSet.model_validate({"name": "abc", "labels": [{"name": name} for name in "abc"], "order": list("cab")})
 
@@ -77,7 +79,6 @@ def test_the_readme_names_files_that_exist():
 # ---------------------------------------------------------------------------------------------- train_speed
 
 
-@pytest.mark.slow
 def test_train_speed_compares_with_trl(model, tmp_path, capsys, in_this_process):
     file = tmp_path / "train.json"
     train_speed.main(["--model", str(model), "--rows", "4", "--quick", "--json", str(file)])
@@ -105,7 +106,6 @@ def test_train_speed_compares_with_trl(model, tmp_path, capsys, in_this_process)
     assert "tokens of instruction" in out
 
 
-@pytest.mark.slow
 def test_train_speed_trains_quantised_models(model, in_this_process):
     options = ["--system", "emogen", "--precision", "nf4", "--rows", "1"]
     measured = train_speed.run_child(train_speed.__file__, "--model", str(model), *options)
@@ -116,7 +116,6 @@ def test_train_speed_trains_quantised_models(model, in_this_process):
 # ---------------------------------------------------------------------------------------------- decode_speed
 
 
-@pytest.mark.slow
 def test_decode_speed_compares_with_the_peers_that_are_installed(run, tmp_path, capsys, in_this_process):
     file = tmp_path / "decode.json"
     decode_speed.main(["--run", str(run), "--rows", "6", "--quick", "--json", str(file)])
@@ -206,7 +205,6 @@ def test_llama_cpp_gets_the_same_prompts(model, tmp_path):
 # ---------------------------------------------------------------------------------------------- the other scripts
 
 
-@pytest.mark.slow
 def test_large_file_predicts_every_row(model, tmp_path, capsys):
     file = tmp_path / "large.json"
     large_file.main(["--rows", "40", "--model", str(model), "--json", str(file)])
@@ -219,13 +217,11 @@ def test_large_file_predicts_every_row(model, tmp_path, capsys):
     assert re.search(rf"│ 40 +│ +{measured['seconds']:.0f} │", capsys.readouterr().out)
 
 
-@pytest.mark.slow
 def test_a_failed_prediction_is_reported(tmp_path):
     with pytest.raises(SystemExit, match=r"(?s)failed:.*no such recipe"):
         large_file.predict(tmp_path / "none.yaml", tmp_path / "in.csv", tmp_path / "out.csv")
 
 
-@pytest.mark.slow
 def test_settings_trains_and_compares(model, tmp_path, capsys):
     data = str(paths.shipped("sample/test.csv"))
     command = [data, "--rows", "15", "--epochs", "0.1", "--model", str(model), "--out", str(tmp_path / "runs")]
@@ -300,7 +296,6 @@ def test_the_systems_alternate(capsys):
     assert "short: b, run 3 of 3" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_benchmark_resumes_with_the_same_settings_only(tmp_path):
     file = tmp_path / "result.json"
     new = common.start_or_resume(file, model="m", rows={"short": 3})

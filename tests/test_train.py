@@ -18,6 +18,8 @@ from emogen.task.recipe import RecipeError
 from emogen.train import main
 from emogen.training.run_setup import newest_checkpoint
 
+pytestmark = pytest.mark.slow
+
 FILES = {"recipe.yaml", "prompt.jinja", "labels.yaml", "examples.jsonl", "manifest.json", "metrics.json", "adapter"}
 
 
@@ -54,7 +56,6 @@ def test_every_architecture_of_the_recipes_trains(tiny_recipe, tmp_path, kind, f
     assert all(value.abs().sum() > 0 for value in lora_b)
 
 
-@pytest.mark.slow
 def test_a_run_memorises_its_posts_and_is_loaded_as_it_was_scored(tiny_recipe, tmp_path, labels):
     eval_file = write_posts(tmp_path / "eval.csv", labels)
     recipe = tiny_recipe(
@@ -74,7 +75,6 @@ def test_a_run_memorises_its_posts_and_is_loaded_as_it_was_scored(tiny_recipe, t
     assert [prediction.raw for prediction in again] == [row["raw"] for row in scored]
 
 
-@pytest.mark.slow
 def test_a_base_model_answers_yes_no_questions(tiny_recipe, tmp_path, caplog):
     main([str(tiny_recipe(chat_template=None, answer="yes_no", prompt="prompts/yes_no.jinja", max_steps=2))])
     assert "has no chat template" in caplog.text
@@ -84,7 +84,6 @@ def test_a_base_model_answers_yes_no_questions(tiny_recipe, tmp_path, caplog):
     assert not prediction.parsed.failed
 
 
-@pytest.mark.slow
 def test_few_shot_examples_are_kept_and_are_not_trained_on(tiny_recipe, tmp_path):
     main([str(tiny_recipe(chat_template=None, prompt="prompts/few_shot.jinja", examples=3, max_steps=2))])
     shown = [record["text"] for record in read_jsonl(tmp_path / "run" / "examples.jsonl")]
@@ -95,7 +94,6 @@ def test_few_shot_examples_are_kept_and_are_not_trained_on(tiny_recipe, tmp_path
     assert all(text in prefix for text in shown)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("without_report")
 def test_with_and_without_shared_prefix_a_run_is_the_same(tiny_recipe, tmp_path):
     labelled, prob = [], []
@@ -111,7 +109,6 @@ def test_with_and_without_shared_prefix_a_run_is_the_same(tiny_recipe, tmp_path)
         torch.testing.assert_close(tensor, weights(tmp_path / "False")[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("without_report")
 def test_a_model_that_cannot_share_its_prefix_trains_with_a_warning(tiny_recipe, tmp_path, caplog):
     config = BloomConfig(vocab_size=512, hidden_size=32, n_layer=1, n_head=2, eos_token_id=2, pad_token_id=0)
@@ -148,7 +145,6 @@ def test_evaluations_generate_and_choose_the_best_checkpoint(tiny_recipe, tmp_pa
     assert state["best_metric"] == max(entry["eval_f1_macro"] for entry in evaluations)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("without_report")
 def test_select_best_ends_with_the_checkpoint_of_its_rule(tiny_recipe, tmp_path, labels):
     posts = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
@@ -179,7 +175,6 @@ def train_loss(run):
     return [entry["train_loss"] for entry in read_jsonl(run / "train_log.jsonl") if "train_loss" in entry][-1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_recipe, tmp_path, dropout):
     keys = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 9, "lora_dropout": dropout}
@@ -254,7 +249,6 @@ def test_a_run_continues_from_the_adapter_of_another(trained, tmp_path):
         main([recipe, f"output_dir={tmp_path / 'third'}", f"init_adapter={tmp_path / 'nowhere'}"])
 
 
-@pytest.mark.slow
 def test_weights_and_sampling_change_the_adapter(tiny_recipe, tmp_path):
     recipe = str(tiny_recipe(max_steps=2))
     adapters = {}
@@ -264,7 +258,6 @@ def test_weights_and_sampling_change_the_adapter(tiny_recipe, tmp_path):
     assert len(set(adapters.values())) == 5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("order", "first", "second"), [("frequent_first", "joy", "trust"), ("rare_first", "trust", "joy")])  # fmt: skip
 def test_answers_can_name_frequent_or_rare_labels_first(tiny_recipe, tmp_path, labels, order, first, second):
     """Three posts have joy, and one has trust."""

@@ -15,6 +15,8 @@ from emogen.cloud import launch, runpod
 from emogen.cloud.runpod import Polling
 from emogen.errors import InputError, ModelError
 
+pytestmark = pytest.mark.slow
+
 QUICK = Polling(poll=0, provision=5, patience=3)
 LIMITS = launch.Limits(hours=6, dollars=10)
 
@@ -294,7 +296,6 @@ def kill_at_first_checkpoint(fake, volume, launched):
     return in_training
 
 
-@pytest.mark.slow
 def test_a_job_from_launch_to_its_run_at_home(fake, volume, tiny_recipe, tmp_path, monkeypatch, emogen):
     """Check, plan, rent, send, train, be killed and resumed, follow, fetch, terminate; and no key in any output."""
     monkeypatch.setattr("emogen.cli.cloud.Polling", lambda: QUICK)
@@ -343,7 +344,6 @@ with (run / "predictions.jsonl").open("w") as file:
 """
 
 
-@pytest.mark.slow
 def test_cross_validation_trains_each_fold_on_its_own_pod(
     fake, volume, tiny_recipe, tmp_path, labels, monkeypatch, emogen
 ):

@@ -19,6 +19,8 @@ from emogen.task.parse import parse_answer
 from emogen.task.rows import Rows
 from emogen.train import main as train
 
+pytestmark = pytest.mark.slow
+
 
 def silent(title, n_rows):
     return nullcontext(lambda n_done: None)

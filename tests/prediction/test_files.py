@@ -15,6 +15,8 @@ from emogen.prediction import files as prediction_files
 from emogen.prediction.files import predict_file
 from emogen.task.rows import DataError
 
+pytestmark = pytest.mark.slow
+
 MANY = [(f"{text} {k}", names) for k in range(2) for text, names in POSTS]
 OLD = Path(__file__).parent.parent / "data" / "old_run"
 
@@ -137,7 +139,6 @@ def test_long_texts_are_counted_in_the_summary(predict, tmp_path, labels):
 SMALL_CHUNKS = "from emogen.prediction import files; files.CHUNK = 10; from emogen.cli.__main__ import main; main()"
 
 
-@pytest.mark.slow
 def test_after_a_kill_no_row_is_lost_or_doubled(tiny_run, tmp_path, labels, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     posts = [(f"{text} {k}", names) for k in range(25) for text, names in POSTS]

@@ -14,6 +14,8 @@ from emogen.prediction.tfidf import TfidfClassifier, fit_tfidf
 from emogen.task.readers import read_rows
 from emogen.task.rows import checked
 
+pytestmark = pytest.mark.slow
+
 
 def test_words_predict_labels_and_constant_labels_stay_constant():
     texts = ["so happy today", "very happy now", "so sad today", "very sad now"] * 5

@@ -22,6 +22,8 @@ from emogen.report.page import report, report_finished
 from emogen.report.runs import read_run
 from emogen.task.labels import Label, LabelSet
 
+pytestmark = pytest.mark.slow
+
 
 class Page(HTMLParser):
     """A parsed page: its text, ids, tags, scripts and pictures, and the addresses that it loads."""

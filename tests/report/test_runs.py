@@ -13,6 +13,8 @@ from emogen.report.compare import compare
 from emogen.report.page import report
 from emogen.report.runs import audit_answers, fold_table, notes, read_run, resources
 
+pytestmark = pytest.mark.slow
+
 OLD_RUN = Path(__file__).parent.parent / "data" / "old_run" / "run"  # written by emogen 0.1
 
 

@@ -893,6 +893,7 @@ LONG = [
 # fmt: on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", LONG)
 def test_100_000_characters_are_read_in_time(piece: str) -> None:
     text = (piece * 100_000)[:100_000]

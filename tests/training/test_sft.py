@@ -23,6 +23,8 @@ from emogen.task.recipe import load_recipe
 from emogen.task.rows import Rows
 from emogen.training.sft import EmogenTrainer, PrefixCollator, collate_rows, encode_rows
 
+pytestmark = pytest.mark.slow
+
 # Weights of the eleven labels, and of the text.
 WEIGHTS = ((1.0, 2.0, 3.0, 0.5, 1.5, 4.0, 1.0, 6.0, 2.5, 1.0, 9.0), 0.1)
 
