@@ -99,7 +99,7 @@ def compare(
     out.print(table)
     print_notes(notes)
     decided = "nested thresholds" if by == "thresholds" else "answer"
-    out.print(f"{len(benchmark.rows):,} rows; labels decided by {decided}. Kept in {benchmark.folder}")
+    out.print(f"{len(benchmark.rows):,} rows; labels decided by {decided}. Kept in {benchmark.folder}", soft_wrap=True)
 
 
 def lab(
