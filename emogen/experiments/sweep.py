@@ -94,6 +94,7 @@ def sweep(
         _add_seeds(study, space, seeds, metric)
         _requeue_interrupted(study)
         while _n_tried(study) < n_trials:
+            study.sampler = _sampler(recipe.seed + _n_tried(study))
             trial = study.ask(_distributions(space))
             run = RunProcess(trial.number, folder / f"trial-{_digest(trial.params)}")
             own = {**trial.params, "output_dir": str(run.folder), "resume_from_checkpoint": True, "disable_tqdm": True}
@@ -205,9 +206,18 @@ def _open_study(folder: Path, recipe: Recipe) -> "optuna.Study":
         storage=f"sqlite:///file:{quote(str((folder / 'study.db').resolve()))}?uri=true",  # a folder may have a `?`
         load_if_exists=True,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=recipe.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
     )
+
+
+def _sampler(seed: int) -> "optuna.samplers.BaseSampler":
+    """The sampler of one trial. Each trial has a seed of its own, so that a continued search goes on as one call would.
+
+    One generator for all trials would begin again in each call, and draw the first trials twice.
+    """
+    import optuna
+
+    return optuna.samplers.TPESampler(seed=seed)
 
 
 def _add_seeds(study: "optuna.Study", space: Space, seeds: Sequence[Path], metric: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -67,6 +68,12 @@ class ScoringMixin:
         before = self._loss_before
         if before is not None:
             self.state.stateful_callbacks[LOSS_SUM] = {"args": {}, "attributes": {"value": before + total}}
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        if processes.is_main_process() and checkpoint.exists():
+            # The run started before it, because it is damaged. peft would read the old files before it replaces them.
+            shutil.rmtree(checkpoint)
+        self.accelerator.wait_for_everyone()
         # Older checkpoints are removed after this one is complete, which it is with the list of its files.
         keep, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -74,11 +81,10 @@ class ScoringMixin:
         finally:
             self.args.save_total_limit = keep
         self.accelerator.wait_for_everyone()
-        folder = self.args.output_dir
         if processes.is_main_process():
-            list_files(Path(folder) / f"checkpoint-{self.state.global_step}")
+            list_files(checkpoint)
             rotate_checkpoints(
-                output_dir=folder,
+                output_dir=str(folder),
                 save_total_limit=keep,
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -66,6 +67,19 @@ def test_a_search_continues_and_finds_the_best_value(done_trials):
     assert len(again.trials) == 8
     assert again.best_params == {"lora_r": 4}
     assert again.best_value == 0.6
+
+
+def test_a_search_in_several_calls_tries_what_one_call_would(tiny_recipe, tmp_path):
+    recipe = tiny_recipe(eval_fraction=0.4)
+    for lora_r in range(1, 10):
+        write_done_trial(tmp_path / "run-sweep", {"lora_r": lora_r}, lora_r / 10)
+    space = write_space(tmp_path / "space.yaml", f"lora_r: {list(range(1, 10))}\n")
+    shutil.copytree(tmp_path / "run-sweep", tmp_path / "several")
+    whole = [trial.params["lora_r"] for trial in sweep(recipe, space, n_trials=12).trials]
+    for n_trials in (1, 2, 5, 12):
+        study = sweep(recipe, space, [f"output_dir={tmp_path / 'several'}"], n_trials=n_trials)
+    assert [trial.params["lora_r"] for trial in study.trials] == whole
+    assert len(set(whole)) > 2
 
 
 def test_a_search_whose_trials_could_not_be_compared_is_refused(done_trials):

@@ -139,6 +139,8 @@ def killed(name: str, number: int, scratch: Path) -> list[str]:
     prepare(name, recipe, folder, scratch)
     problems, n_kills = [], draw.randint(1, 3)
     for attempt in range(n_kills + 2):
+        if name == "predict" and contents(folder).keys() >= expected.keys():
+            break  # the kill came after its last write; it would now refuse to overwrite its outputs
         kill = None
         if attempt < n_kills:
             kill = Kill(draw.choice(SIGNALS))
