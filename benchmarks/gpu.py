@@ -146,7 +146,7 @@ def child(args: argparse.Namespace) -> None:
         "train_rows_per_second": args.steps * BATCH / train_seconds,
         "losses": clock.losses,
         "train_peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else 0,
-        "train_flops_per_row": necessary_flops(config, n_prefix / BATCH, n_rest, n_answer, train_rank=recipe_rank(lm_config)),
+        "train_flops_per_row": necessary_flops(config, n_prefix / BATCH, n_rest, n_answer, train_rank=lm_config.lora_r),
         "n_prefix": n_prefix,
         "n_rest": n_rest,
     }  # fmt: skip
@@ -166,11 +166,6 @@ def child(args: argparse.Namespace) -> None:
         result["texts_per_second"] = len(suffixes) / seconds(lambda: answer(suffixes))
         result["decode_peak_bytes"] = torch.cuda.max_memory_allocated() if on_gpu else 0
     write_result(args.out, **result)
-
-
-def recipe_rank(lm_config: Any) -> int:
-    """The rank of the adapter."""
-    return int(lm_config.lora_r)
 
 
 def in_batches(answer: Any) -> Any:
@@ -275,7 +270,7 @@ def measure(system: str, model: str, precision: str, instruction: str, args: arg
     try:
         return run_child(__file__, *words, "--steps", str(args.steps), "--texts", str(args.texts))
     except RuntimeError as error:
-        console.print(str(error), markup=False)
+        console.print(str(error))
         return {"failed": str(error).strip().splitlines()[-1]}
 
 

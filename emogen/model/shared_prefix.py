@@ -37,6 +37,9 @@ from emogen.model.plain_rows import agree, base_model, logits_alone, spread, tak
 
 log = logging.getLogger(__name__)
 
+# The number of tokens up to which an accelerator attends to a whole packed row at once. A GPU computes scores that a
+# mask hides sooner than it starts the kernels of many small groups; but they grow with the square of the tokens.
+MAX_PACKED = 8192
 PLAIN = "sdpa"  # the attention implementation that is replaced
 NAME = "shared_prefix"  # the one that replaces it
 
@@ -356,7 +359,8 @@ class TrainingLayout:
         self.groups = _groups(shapes)
         self.causal_masks = _CausalMasks(n_prefix + max(shape[0] + max(shape[1:], default=0) for shape in shapes))
         self.row_masks: dict[tuple[int | None, Shape], torch.Tensor] = {}
-        self.positions = torch.cat([torch.arange(n_prefix), *(n_prefix + _places(shape)[0] for shape in shapes)])
+        self.packed_masks = _PackedMasks(n_prefix, shapes)
+        self.positions = self.packed_masks.positions
 
     def attend(
         self,
@@ -368,6 +372,8 @@ class TrainingLayout:
         settings: dict[str, Any],
     ) -> torch.Tensor:
         """See `Layout.attend`."""
+        if _goes_at_once(query.device, query.shape[2]):
+            return _attend_packed(query, key, value, self.packed_masks.get(window, query), settings)
         sizes = [self.n_prefix, query.shape[2] - self.n_prefix]
         (query, row_queries), (key, row_keys), (value, row_values) = (x.split(sizes, 2) for x in (query, key, value))
         mask = self.causal_masks.get(window, query.device)
@@ -436,6 +442,7 @@ class DecodingLayout:
         self.keys: dict[int, torch.Tensor] = {}  # by layer: [B, KV, K, D]
         self.values: dict[int, torch.Tensor] = {}
         self.causal_masks = _CausalMasks(prefix.n_prefix + max(lengths))
+        self.packed_masks = _PackedMasks(prefix.n_prefix, [(length,) for length in lengths])
         self.lengths = torch.tensor(lengths, device=device)
         self.branch_rows = torch.arange(len(lengths), device=device)
         self.n_stored = self.lengths  # [B], the number of columns in use
@@ -522,8 +529,13 @@ class DecodingLayout:
         self.values[layer][self.rows, :, self.columns] = value[0].transpose(0, 1)
         prefix_key, prefix_value = self.prefix.keys[layer], self.prefix.values[layer]
         if self.slots is None:
+            n_prefix = self.prefix.n_prefix
+            if _goes_at_once(query.device, n_prefix + query.shape[2]):
+                key, value = torch.cat([prefix_key, key], 2), torch.cat([prefix_value, value], 2)
+                mask = self.packed_masks.get(window, query)[n_prefix:]
+                return _attend_packed(query, key, value, mask, settings).contiguous()
             mask = self.causal_masks.get(window, query.device)
-            masks = [_row_mask(mask, self.prefix.n_prefix, shape) for _, shape in self.groups]
+            masks = [_row_mask(mask, n_prefix, shape) for _, shape in self.groups]
             return _attend_rows(self.groups, masks, query, key, value, prefix_key, prefix_value, settings)
         if window not in self.visible:
             self.visible[window] = self._visible(window)
@@ -567,6 +579,52 @@ class _CausalMasks:
             seen = distance >= 0
             self._masks[window] = seen if window is None else seen & (distance < window)
         return self._masks[window]
+
+
+class _PackedMasks:
+    """The masks of a whole packed row of T tokens, additive [T, T] (query, key), made once for each window.
+
+    Attributes:
+        positions: int64 [T], the position of each token in its own row.
+    """
+
+    def __init__(self, n_prefix: int, shapes: Sequence[Shape]):
+        places, branches = zip(*(_places(shape) for shape in shapes), strict=True)
+        prefix = torch.arange(n_prefix)
+        self.positions = torch.cat([prefix, *(n_prefix + of_row for of_row in places)])
+        self._rows = torch.cat(
+            [prefix.new_full((n_prefix,), -1), *(b.new_full((len(b),), k) for k, b in enumerate(branches))]
+        )
+        self._branches = torch.cat([torch.zeros_like(prefix), *branches])
+        self._masks: dict[int | None, torch.Tensor] = {}
+
+    def get(self, window: int | None, query: torch.Tensor) -> torch.Tensor:
+        """The mask in the precision of the queries and on their device."""
+        if window not in self._masks:
+            position, row, branch = (x.to(query.device) for x in (self.positions, self._rows, self._branches))
+            distance = position[:, None] - position[None, :]
+            own_branch = (row[:, None] == row[None, :]) & (
+                (branch[None, :] == 0) | (branch[:, None] == branch[None, :])
+            )
+            seen = (distance >= 0) & (own_branch | (row[None, :] == -1))
+            if window is not None:
+                seen &= distance < window
+            self._masks[window] = query.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        return self._masks[window]
+
+
+def _goes_at_once(device: torch.device, n_tokens: int) -> bool:
+    """Whether attention of a whole packed row is one call, instead of one for each group of rows."""
+    return device.type != "cpu" and n_tokens <= MAX_PACKED
+
+
+def _attend_packed(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, settings: dict[str, Any]
+) -> torch.Tensor:
+    """Attention of all tokens of a packed row at once: [1, T, H, D]. See `_PackedMasks` for the mask."""
+    matched = _match_heads(query, key, value)
+    output = scaled_dot_product_attention(query, *matched, attn_mask=mask, enable_gqa=_uses_gqa(query), **settings)
+    return output.transpose(1, 2)
 
 
 def _groups(shapes: Sequence[Shape]) -> list[tuple[int, Shape]]:

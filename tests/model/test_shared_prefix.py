@@ -12,6 +12,21 @@ PREFIX = [5, 9, 17, 33, 4, 8, 21]
 ROWS = [[11, 12], [13, 14, 15], [16, 18, 19], [20] * 30]  # two of equal length, one longer than Gemma's window of 24
 
 
+goes_at_once = shared_prefix._goes_at_once
+
+
+def test_accelerators_go_at_once_up_to_a_number_of_tokens():
+    assert goes_at_once(torch.device("cuda"), shared_prefix.MAX_PACKED)
+    assert not goes_at_once(torch.device("cuda"), shared_prefix.MAX_PACKED + 1)
+    assert not goes_at_once(torch.device("cpu"), 8)
+
+
+@pytest.fixture(params=["in groups", "at once"], autouse=True)
+def way(request, monkeypatch):
+    """Each test runs both ways: in groups of equal rows, as on a CPU, and at once, as on a GPU."""
+    monkeypatch.setattr(shared_prefix, "_goes_at_once", lambda device, n_tokens: request.param == "at once")
+
+
 def logits_alone(model, ids):
     return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
@@ -163,3 +178,19 @@ def test_the_prefix_may_be_longer_than_the_window():
         ids, layout = torch.tensor(PREFIX + ROWS[1]), TrainingLayout(len(PREFIX), [(3,)])
         logits = forward(model, layout, ids).logits[0]
     assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_groups_and_one_call_have_the_same_outputs_and_gradients(monkeypatch, window):
+    shapes = [(2,), (2,), (3, 1, 2), (3, 1, 2), (6,)]
+    generator = torch.Generator().manual_seed(0)
+    n = 7 + sum(map(sum, shapes))
+    inputs = [torch.randn(1, heads, n, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2)]
+    found = []
+    for at_once in (False, True):
+        monkeypatch.setattr(shared_prefix, "_goes_at_once", lambda device, n_tokens, at_once=at_once: at_once)
+        settings = {"scale": 0.3, "dropout_p": 0.0}
+        output = TrainingLayout(7, shapes).attend(0, *inputs, window, settings)
+        found.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
