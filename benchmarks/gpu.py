@@ -89,8 +89,8 @@ def make_model(shape: str, folder: Path) -> None:
     bpe.train_from_iterator([file.read_text(encoding="utf-8") for file in files if file.is_file()], trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",  # noqa: S106
+        pad_token="<|endoftext|>",  # noqa: S106
         additional_special_tokens=["<|im_start|>"],
         chat_template=CHATML,
     )

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import common
 import decode_speed
+import gpu
 import large_file
 import micro
 import pytest
@@ -55,13 +56,13 @@ def in_this_process(monkeypatch, tmp_path):
         module.main([*args, "--out", str(tmp_path / "child.json")])
         return json.loads((tmp_path / "child.json").read_text())
 
-    for module in (train_speed, decode_speed):
+    for module in (train_speed, decode_speed, gpu):
         monkeypatch.setattr(module, "run_child", run_child)
         monkeypatch.setattr(module, "use_all_cores", lambda: None)  # other tests run on the other cores
 
 
 def test_every_script_is_tested_here():
-    scripts = {common, decode_speed, large_file, micro, settings, train_speed}
+    scripts = {common, decode_speed, gpu, large_file, micro, settings, train_speed}
     names = {module.__name__ for module in scripts} | {"llama_cpp_worker"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == names
 
@@ -111,6 +112,32 @@ def test_train_speed_trains_quantised_models(model, in_this_process):
     measured = train_speed.run_child(train_speed.__file__, "--model", str(model), *options)
     assert measured["rows"] == 16
     assert measured["seconds"] > 0
+
+
+# ---------------------------------------------------------------------------------------------- gpu
+
+
+def test_gpu_measures_both_systems_on_a_cpu_too(tmp_path, capsys, monkeypatch, in_this_process):
+    monkeypatch.setattr(gpu, "BATCH", 2)
+    file = tmp_path / "gpu.json"
+    gpu.main(["--instructions", "short", "--steps", "1", "--texts", "4", "--json", str(file)])
+    result = json.loads(file.read_text())
+    (case,) = result["runs"]
+    assert case == "tiny, bf16, short"
+    own, stock = result["runs"][case]["emogen"], result["runs"][case]["stock"]
+    assert own["losses"] == pytest.approx(stock["losses"], rel=0.02)
+    assert own["train_flops_per_row"] == stock["train_flops_per_row"] > 0
+    assert own["texts_per_second"] > 0
+    assert f"{own['train_rows_per_second']:.1f} / {stock['train_rows_per_second']:.1f}" in capsys.readouterr().out
+
+
+def test_gpu_shows_what_failed(tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("... failed:\nCUDA out of memory")
+
+    monkeypatch.setattr(gpu, "run_child", fail)
+    gpu.main(["--instructions", "long"])
+    assert "emogen: CUDA out of memory" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------- decode_speed
