@@ -22,11 +22,13 @@ be of another width).
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Any, Protocol
 
 import torch
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -111,7 +113,19 @@ def _attention(
     if others - _WITHOUT_EFFECT:
         raise NotImplementedError(f"its attention has {', '.join(sorted(others - _WITHOUT_EFFECT))}")
     settings = {"scale": scaling, "dropout_p": dropout}
-    return layout.attend(module.layer_idx, query, key, value, sliding_window, settings), None
+    with _without_cudnn(query.device):
+        return layout.attend(module.layer_idx, query, key, value, sliding_window, settings), None
+
+
+def _without_cudnn(device: torch.device) -> AbstractContextManager[None]:
+    """SDPA without cuDNN's kernels, which torch prefers on some GPUs (Hopper, Blackwell).
+
+    cuDNN makes a plan for each new shape, which takes a second for a forward and a backward pass; and hardly two packed
+    rows have the same length.
+    """
+    if device.type == "cpu":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 AttentionInterface.register(NAME, _attention)

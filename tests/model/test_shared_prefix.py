@@ -21,6 +21,14 @@ def test_accelerators_go_at_once_up_to_a_number_of_tokens():
     assert not goes_at_once(torch.device("cpu"), 8)
 
 
+def test_no_plans_are_made_for_the_shapes_of_packed_rows():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with shared_prefix._without_cudnn(torch.device("cuda")):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
 @pytest.fixture(params=["in groups", "at once"], autouse=True)
 def way(request, monkeypatch):
     """Each test runs both ways: in groups of equal rows, as on a CPU, and at once, as on a GPU."""
