@@ -596,7 +596,7 @@ class _CausalMasks:
 
 
 class _PackedMasks:
-    """The masks of a whole packed row of T tokens, additive [T, T] (query, key), made once for each window.
+    """The masks of a whole packed row of T tokens, additive [T, T] (query, key), once for each window and precision.
 
     Attributes:
         positions: int64 [T], the position of each token in its own row.
@@ -610,11 +610,12 @@ class _PackedMasks:
             [prefix.new_full((n_prefix,), -1), *(b.new_full((len(b),), k) for k, b in enumerate(branches))]
         )
         self._branches = torch.cat([torch.zeros_like(prefix), *branches])
-        self._masks: dict[int | None, torch.Tensor] = {}
+        self._masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = {}
 
     def get(self, window: int | None, query: torch.Tensor) -> torch.Tensor:
         """The mask in the precision of the queries and on their device."""
-        if window not in self._masks:
+        kind = window, query.dtype
+        if kind not in self._masks:
             position, row, branch = (x.to(query.device) for x in (self.positions, self._rows, self._branches))
             distance = position[:, None] - position[None, :]
             own_branch = (row[:, None] == row[None, :]) & (
@@ -623,8 +624,8 @@ class _PackedMasks:
             seen = (distance >= 0) & (own_branch | (row[None, :] == -1))
             if window is not None:
                 seen &= distance < window
-            self._masks[window] = query.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
-        return self._masks[window]
+            self._masks[kind] = query.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        return self._masks[kind]
 
 
 def _goes_at_once(device: torch.device, n_tokens: int) -> bool:
