@@ -55,6 +55,7 @@ from emogen.model.encode import load_encoder
 from emogen.model.loading import load_adapter, load_model, use_all_cores
 from emogen.model.onednn import use_onednn
 from emogen.model.sources import PACKAGED, fetch_gguf, locate
+from emogen.model.tokenizer import load_chat_tokenizer
 from emogen.prediction.generator import predict_texts
 from emogen.task.answer import pieces
 from emogen.task.labels import LabelSet, load_label_set
@@ -109,7 +110,9 @@ def child(args: argparse.Namespace) -> None:
         answer_ids: list[list[int]] = []
         taken = seconds(lambda: answer_ids.extend(generate(model, encoder, suffixes, batch_size=BATCH)))
     else:
-        answer_ids, taken = answer_in_batches(transformers_answer(args.system, model, encoder), suffixes)
+        answer_ids, taken = answer_in_batches(
+            transformers_answer(args.system, model, encoder, load_chat_tokenizer(recipe)), suffixes
+        )
     answers = [encoder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answer_ids]
     n_texts, n_prefix = len(answers), len(encoder.prefix_ids)
     n_text, n_answer = sum(map(len, suffixes)) / n_texts, sum(map(len, answer_ids)) / n_texts
@@ -145,10 +148,10 @@ def answer_in_batches(answer: Answer, suffixes: Sequence[list[int]]) -> tuple[li
     return answer_ids, taken
 
 
-def transformers_answer(system: str, model: Any, encoder: Any) -> Answer:
+def transformers_answer(system: str, model: Any, encoder: Any, tokenizer: Any) -> Answer:
     """`model.generate` on one batch, constrained by the system. The answers' pattern is compiled once."""
-    tokenizer, pad = encoder.tokenizer, encoder.tokenizer.pad_token_id
-    constraint = constraint_of(system, model, encoder)
+    pad = tokenizer.pad_token_id
+    constraint = constraint_of(system, model, encoder, tokenizer)
 
     def answer(suffixes: Sequence[list[int]]) -> list[list[int]]:
         rows = [[*encoder.prefix_ids, *ids] for ids in suffixes]
@@ -171,9 +174,8 @@ def transformers_answer(system: str, model: Any, encoder: Any) -> Answer:
     return answer
 
 
-def constraint_of(system: str, model: Any, encoder: Any) -> Callable[[], dict[str, Any]]:
+def constraint_of(system: str, model: Any, encoder: Any, tokenizer: Any) -> Callable[[], dict[str, Any]]:
     """A function that returns the arguments of `model.generate` with which a system constrains one batch."""
-    tokenizer = encoder.tokenizer
     regex, _ = answer_patterns(encoder.label_set)
     if system == "xgrammar":
         import xgrammar
@@ -217,7 +219,7 @@ def many_texts(args: argparse.Namespace) -> None:
     task, splits, _ = load_task_with_rows(recipe)
     encoder = load_encoder(task)
     config = LlamaConfig(
-        vocab_size=len(encoder.tokenizer),
+        vocab_size=len(load_chat_tokenizer(recipe)),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=1,

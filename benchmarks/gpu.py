@@ -41,6 +41,7 @@ from emogen.model.decode import generate
 from emogen.model.encode import load_encoder
 from emogen.model.loading import load_model, to_device, use_all_cores
 from emogen.model.onednn import use_onednn
+from emogen.model.tokenizer import load_chat_tokenizer
 from emogen.task.task import load_task_with_rows
 from emogen.training.sft import EmogenTrainer, encode_rows
 
@@ -133,7 +134,7 @@ def child(args: argparse.Namespace) -> None:
             model=model,
             args=recipe.sft_config(output_dir=folder, **settings),
             train_dataset=Dataset.from_list(examples),
-            processing_class=encoder.tokenizer,
+            processing_class=load_chat_tokenizer(recipe),
             peft_config=get_peft_config(lm_config),
             callbacks=[clock],
             **own,
@@ -156,7 +157,7 @@ def child(args: argparse.Namespace) -> None:
     if args.system == "emogen":
         answer = partial(generate, trained, encoder, batch_size=DECODE_BATCH)
     elif is_installed("xgrammar"):
-        answer = in_batches(transformers_answer("xgrammar", trained, encoder))
+        answer = in_batches(transformers_answer("xgrammar", trained, encoder, load_chat_tokenizer(recipe)))
     else:
         answer = None
     if answer is not None:

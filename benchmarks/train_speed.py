@@ -40,6 +40,7 @@ from trl import SFTTrainer, get_peft_config
 from emogen.model.encode import load_encoder
 from emogen.model.loading import load_model, use_all_cores
 from emogen.model.sources import locate
+from emogen.model.tokenizer import load_chat_tokenizer
 from emogen.task.task import load_task_with_rows
 from emogen.training.sft import EmogenTrainer, encode_rows
 
@@ -107,7 +108,7 @@ def child(args: argparse.Namespace) -> None:
             model=model,
             args=recipe.sft_config(output_dir=folder, **settings),
             train_dataset=Dataset.from_list(examples),
-            processing_class=encoder.tokenizer,
+            processing_class=load_chat_tokenizer(recipe),
             peft_config=get_peft_config(lm_config),
             callbacks=[clock],
             **own,

@@ -2,8 +2,6 @@
 
 from importlib import metadata
 
-from packaging.requirements import Requirement
-
 NAME = "emogen-toolkit"  # the name `emogen` on PyPI belongs to somebody else's package
 __version__ = "0.2.0"
 
@@ -13,6 +11,8 @@ def install_hint(extra: str) -> str:
 
     The libraries and their versions are read from the metadata of the installed package.
     """
+    from packaging.requirements import Requirement  # every command imports this file
+
     libraries = []
     for requirement in map(Requirement, metadata.requires(NAME) or ()):
         needed_by = requirement.marker

@@ -11,7 +11,7 @@ from torch.nn import functional
 from emogen.errors import InputError
 from emogen.evaluation.metrics import most_probable
 from emogen.model.grammar import build_grammar, encode_answer
-from emogen.model.tokenizer import PlainTokenizer
+from emogen.model.tokenizer import PlainTokenizer, TextTokenizer
 from emogen.prediction.classifier import labels_from_prob, predictions_from_prob
 from emogen.prediction.ensemble import DecisionRule, load_rule, predict_rows
 from emogen.prediction.tfidf import fit_tfidf
@@ -52,7 +52,7 @@ def test_a_choice_needs_two_labels_and_a_plain_yes_or_no(tmp_path, text, message
 @pytest.mark.parametrize(("style", "text"), [("list", "{}"), ("json", '["{}"]')])
 def test_the_grammar_accepts_one_label_and_nothing_else(topics, style, text):
     tokenizer = make_tokenizer()
-    plain, end = PlainTokenizer(tokenizer), [2]
+    plain, end = PlainTokenizer(TextTokenizer.of(tokenizer)), [2]
     grammar = build_grammar(topics, style, plain.encode, plain.protect("<|im_end|>"))
     for i, name in enumerate(topics.names):
         ids, _ = encode_answer(grammar, [i])
@@ -64,7 +64,7 @@ def test_the_grammar_accepts_one_label_and_nothing_else(topics, style, text):
 
 def test_counts_are_refused(topics):
     with pytest.raises(ValueError, match="several labels"):
-        build_grammar(topics, "count", PlainTokenizer(make_tokenizer()).encode, "x")
+        build_grammar(topics, "count", PlainTokenizer(TextTokenizer.of(make_tokenizer())).encode, "x")
 
 
 def test_the_most_probable_label_is_given_whatever_its_probability(topics):

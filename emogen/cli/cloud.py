@@ -4,7 +4,7 @@ import json
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,18 +13,15 @@ from rich.text import Text
 
 from emogen.cli.shared import JsonOption, Overrides, RecipeArgument
 from emogen.cli.training import print_findings
-from emogen.cloud import launch as jobs
-from emogen.cloud import runpod
-from emogen.cloud.plan import Plan, make_plan
-from emogen.cloud.runpod import Polling
 from emogen.console import err, message, out
-from emogen.distribution import install_hint
 from emogen.errors import ModelError
-from emogen.task.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from emogen.cloud.plan import Plan
 
 app = typer.Typer(
     help="Train on a GPU rented from Runpod.\n\n"
-    f"Needs an extra: {install_hint('pods')}\n\n"
+    "Needs an extra, `pods`: without it, a command says how to install it.\n\n"
     "RUNPOD_API_KEY, and HF_TOKEN for models that need it, are read from the environment or from "
     "~/.config/emogen/keys (lines of KEY=VALUE, mode 600). Experimental: tested against Runpod's API document, but "
     "not yet on a real pod.",
@@ -41,6 +38,9 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonOptio
     With a Runpod key the prices are live; otherwise they are built in. Memory and hours are estimates, unless a
     finished run of the same model beside this one's output_dir gives a measured speed.
     """
+    from emogen.cloud import runpod
+    from emogen.cloud.plan import make_plan
+
     keys, live = runpod.read_keys(), None
     with err.status("Counting tokens ..."):
         if "RUNPOD_API_KEY" in keys:
@@ -56,7 +56,7 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, as_json: JsonOptio
         show_plan(out, plan)
 
 
-def show_plan(console: Console, plan: Plan) -> None:
+def show_plan(console: Console, plan: "Plan") -> None:
     """Print a plan: tokens, memory by part, and hours and dollars on each GPU type."""
     tokens = plan.tokens
     source = "" if tokens.exact else " (estimated: the tokenizer is not available here)"
@@ -79,7 +79,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         _print(console, f"Cheapest fit: {best.gpu}, {hours} = {best.total_hours:.2f} hours, about ${best.dollars:.2f}")
 
 
-def _options_table(plan: Plan) -> Table:
+def _options_table(plan: "Plan") -> Table:
     stock = ["stock"] if any(option.stock for option in plan.options) else []
     view = Table("GPU", "memory", "fits", "hours", "$/h", "dollars", *stock, "speed", box=None, pad_edge=False)
     view.columns[0].no_wrap = True
@@ -120,6 +120,11 @@ def launch(
     run cannot be fetched, the pod is stopped instead. Without --follow the pod stops itself. A second launch of the
     same job finds the pod of the first.
     """
+    from emogen.cloud import launch as jobs
+    from emogen.cloud import runpod
+    from emogen.cloud.runpod import Polling
+    from emogen.task.recipe import load_recipe
+
     words, limits = overrides or [], jobs.Limits(max_hours, max_dollars)
     if print_findings(err, recipe, words):
         raise typer.Exit(2)
@@ -153,6 +158,8 @@ def _show_request(bodies: list[dict[str, Any]], keys: dict[str, str]) -> None:
 @app.command("list")
 def list_pods() -> None:
     """List the pods of this project: status, cost, time limit."""
+    from emogen.cloud import runpod
+
     with runpod.open_api(runpod.read_keys()) as api:
         pods = runpod.list_pods(api)
     view = Table("pod", "id", "status", "GPU", "$/h", "hours", "limit in", box=None, pad_edge=False)
@@ -171,6 +178,9 @@ def logs(name: PodArgument) -> None:
 
     Ctrl-C stops printing; the pod keeps running.
     """
+    from emogen.cloud import runpod
+    from emogen.cloud.runpod import Polling
+
     with runpod.open_api(runpod.read_keys()) as api:
         for line in runpod.logs(api, runpod.find_pod(api, name), Polling()):
             _say(line)
@@ -185,6 +195,10 @@ def fetch(
 
     A stopped pod is started for it, and stopped again.
     """
+    from emogen.cloud import launch as jobs
+    from emogen.cloud import runpod
+    from emogen.cloud.runpod import Polling
+
     with runpod.open_api(runpod.read_keys()) as api:
         pod = runpod.find_pod(api, name)
         folder = into or Path("runs") / pod.recipe
@@ -195,6 +209,8 @@ def fetch(
 @app.command("stop")
 def stop(name: PodArgument) -> None:
     """Stop a pod: only its storage is kept, and costs money."""
+    from emogen.cloud import runpod
+
     with runpod.open_api(runpod.read_keys()) as api:
         pod = runpod.find_pod(api, name)
         runpod.act(api, pod, "stop")
@@ -204,6 +220,8 @@ def stop(name: PodArgument) -> None:
 @app.command("terminate")
 def terminate(name: PodArgument) -> None:
     """Terminate a pod; network volumes remain."""
+    from emogen.cloud import runpod
+
     with runpod.open_api(runpod.read_keys()) as api:
         pod = runpod.find_pod(api, name)
         runpod.terminate(api, pod.name)
@@ -216,6 +234,8 @@ def reap(dry_run: DryRun = False) -> None:
 
     Stopped pods are terminated too: fetch their runs first.
     """
+    from emogen.cloud import runpod
+
     with runpod.open_api(runpod.read_keys()) as api:
         late = runpod.overdue(runpod.list_pods(api), time.time())
         failed = False

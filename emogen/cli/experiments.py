@@ -11,11 +11,11 @@ from rich.table import Table
 
 from emogen.cli.shared import Overrides, RecipeArgument, runs_table
 from emogen.console import err, out, progress_bar
-from emogen.evaluation.tables import print_metrics, print_spread
-from emogen.experiments.jobs import LOCAL, POD, RunProcess
 
 if TYPE_CHECKING:
     import optuna
+
+    from emogen.experiments.jobs import RunProcess
 
 SHOWN_TRIALS = 15
 
@@ -38,7 +38,9 @@ def cv(
     The same command continues an interrupted one. With --pods each fold is an `emogen pod launch --follow`: its log is
     beside its folder, and its pod is terminated when the fold is done.
     """
+    from emogen.evaluation.tables import print_metrics, print_spread
     from emogen.experiments.crossval import cross_validate
+    from emogen.experiments.jobs import LOCAL, POD
 
     with Live(console=err, refresh_per_second=2) as live:
         folder, metrics = cross_validate(
@@ -61,6 +63,7 @@ def baseline(
     The result is a folder, runs/<recipe name>-baseline, for `emogen compare` and `emogen predict`: on its own, or with
     other runs, which predict_by=stack combines.
     """
+    from emogen.evaluation.tables import print_metrics, print_spread
     from emogen.experiments.crossval import cross_validate_baseline
 
     with progress_bar("Folds", folds, "fold") as advance:
@@ -105,7 +108,7 @@ def sweep(
         out.print(sentence)
 
 
-def _trials_table(study: "optuna.Study", run: RunProcess | None) -> Table:
+def _trials_table(study: "optuna.Study", run: "RunProcess | None") -> Table:
     """The trials of a search, the best first, with the progress of the current run.
 
     A trial that was stopped early has the value of its last evaluation; it comes after the finished ones. A collapsed

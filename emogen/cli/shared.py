@@ -3,12 +3,13 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from emogen.experiments.jobs import RunProcess
+if TYPE_CHECKING:
+    from emogen.experiments.jobs import RunProcess
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a YAML file, such as recipes/demo.yaml.")]
 Overrides = Annotated[
@@ -35,7 +36,7 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return [word for word in words if word not in overrides], overrides
 
 
-def runs_table(runs: Sequence[RunProcess]) -> Table:
+def runs_table(runs: "Sequence[RunProcess]") -> Table:
     """The progress of several runs, one line each."""
     view = Table("run", "", "step", "loss", "macro-F1", box=None, pad_edge=False)
     for run in runs:

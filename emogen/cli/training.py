@@ -15,8 +15,6 @@ from emogen import paths
 from emogen.cli.shared import Overrides, RecipeArgument
 from emogen.console import err, message, out
 from emogen.errors import InputError
-from emogen.task.recipe import Recipe, field_types, load_recipe
-from emogen.task.trl_keys import SETTLED
 
 STARTER_FILES = {
     "recipe.yaml": "recipes/smollm2-135m.yaml",
@@ -90,6 +88,7 @@ def show(
     The supervised tokens are green and between ⟦ ⟧.
     """
     from emogen.model.encode import load_encoder
+    from emogen.task.recipe import load_recipe
     from emogen.task.task import load_task_with_rows
     from emogen.training.show import show_rows
 
@@ -116,10 +115,13 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 def keys() -> None:
     """List the keys of a recipe: emogen's own and TRL's."""
+    from emogen.task.recipe import Recipe
+    from emogen.task.trl_fields import lm_fields, sft_fields
+    from emogen.task.trl_keys import SETTLED
+
     for name, field in Recipe.model_fields.items():
         if not field.exclude:
             default = "required" if field.is_required() else json.dumps(field.default)
             out.print(Text.assemble((name, "bold"), f" = {default}\n    {field.description or ''}"))
-    sft, model = field_types()
-    out.print(message("\nfrom TRL's ModelConfig:", "bold", ", ".join(model)))
-    out.print(message("\nfrom TRL's SFTConfig:", "bold", ", ".join(n for n in sft if n not in SETTLED)))
+    out.print(message("\nfrom TRL's ModelConfig:", "bold", ", ".join(lm_fields())))
+    out.print(message("\nfrom TRL's SFTConfig:", "bold", ", ".join(n for n in sft_fields() if n not in SETTLED)))

@@ -16,8 +16,8 @@ from emogen.cloud.hardware import CPU, GIB, GPUS, PRICES_OF, Quote, Shape, shape
 from emogen.errors import ModelError
 from emogen.evaluation.run_folder import LOG, MANIFEST, METRICS, RECIPE
 from emogen.model.encode import load_encoder
-from emogen.model.sources import locate
-from emogen.model.tokenizer import encode_texts, load_tokenizer
+from emogen.model.sources import locate_tokenizer
+from emogen.model.tokenizer import read_tokenizer
 from emogen.task.prompt import render
 from emogen.task.recipe import Recipe, load_recipe
 from emogen.task.rows import Rows
@@ -228,9 +228,9 @@ def _exact_lengths(recipe: Recipe, task: Task, rows: Rows) -> tuple[int, list[in
         ModelError: the tokenizer is not available.
     """
     if recipe.answer == "head":
-        location = locate(recipe.model_name, recipe.lm_args.get("model_revision", "main"))
-        tokenizer = load_tokenizer(location, trust_remote_code=recipe.trusts_code)
-        encoded = encode_texts(tokenizer, rows.texts, recipe.max_length)["input_ids"]
+        location = locate_tokenizer(recipe.model_name, recipe.lm_args.get("model_revision", "main"))
+        tokenizer = read_tokenizer(location, trust_remote_code=recipe.trusts_code)
+        encoded = tokenizer.encode_texts(rows.texts, recipe.max_length)["input_ids"]
         return 0, [len(ids) for ids in encoded], [0] * len(encoded)
     encoder = load_encoder(task)
     rests, answers = [], []

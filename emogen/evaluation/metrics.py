@@ -1,7 +1,7 @@
 """Metrics of labels, thresholds and calibration of probabilities, and bootstrap intervals.
 
-Pure numpy and scikit-learn. Arrays have n rows and L columns, one for each label in canonical order: `gold` and `pred`
-are 0/1, `prob` holds probabilities.
+Pure numpy, as scikit-learn takes seconds to import; its metrics are the same. Arrays have n rows and L columns, one for
+each label in canonical order: `gold` and `pred` are 0/1, `prob` holds probabilities.
 """
 
 from collections.abc import Sequence
@@ -37,29 +37,35 @@ def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Metrics:
     if gold.shape != pred.shape:
         raise ValueError(f"gold has {len(gold)} rows and pred has {len(pred)}; they must be the same rows")
 
-    from sklearn import metrics  # takes a second or two
-
-    # scikit-learn takes a single column for a binary problem and would score the 0s as a class of their own. An empty
-    # column at the end keeps the problem multi-label. It is not in `labels` and changes no row's Jaccard index.
-    padded = [np.pad(matrix, ((0, 0), (0, 1))) for matrix in (gold, pred)]
-    labels = range(len(names))
-    by_label = metrics.precision_recall_fscore_support(*padded, labels=labels, average=None, zero_division=0)
-    precision, recall, f1, support = (column.tolist() for column in by_label)
+    hits, support, predicted = (gold & pred).sum(0), gold.sum(0), pred.sum(0)  # [L]
+    precision, recall = _ratio(hits, predicted, 0.0), _ratio(hits, support, 0.0)
+    f1 = _ratio(2 * hits, support + predicted, 0.0)
     return {
         "n": len(gold),
-        "f1_macro": float(np.mean(f1)),
-        "f1_micro": float(metrics.f1_score(*padded, labels=labels, average="micro", zero_division=0)),
-        "precision_macro": float(np.mean(precision)),
-        "recall_macro": float(np.mean(recall)),
-        "jaccard_samples": float(metrics.jaccard_score(*padded, average="samples", zero_division=1.0)),
+        "f1_macro": float(f1.mean()),
+        "f1_micro": float(_ratio(2 * hits.sum(), support.sum() + predicted.sum(), 0.0)),
+        "precision_macro": float(precision.mean()),
+        "recall_macro": float(recall.mean()),
+        "jaccard_samples": float(_ratio((gold & pred).sum(1), (gold | pred).sum(1), 1.0).mean()),
         "exact_match": float((gold == pred).all(axis=1).mean()),
         "hamming_loss": float((gold != pred).mean()),
         "per_label": {
-            name: {"precision": p, "recall": r, "f1": f, "support": int(s), "predicted": int(predicted)}
-            for name, p, r, f, s, predicted in zip(names, precision, recall, f1, support, pred.sum(axis=0), strict=True)
+            name: {
+                "precision": float(precision[k]),
+                "recall": float(recall[k]),
+                "f1": float(f1[k]),
+                "support": int(support[k]),
+                "predicted": int(predicted[k]),
+            }
+            for k, name in enumerate(names)
         },
-        "no_positives": [name for name, s in zip(names, support, strict=True) if not s],
+        "no_positives": [name for name, n in zip(names, support, strict=True) if not n],
     }
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray, undefined: float) -> np.ndarray:
+    """`part / whole`, and `undefined` where `whole` is 0."""
+    return np.where(whole > 0, part / np.maximum(whole, 1), undefined)
 
 
 def score_nested(gold: np.ndarray, pred: np.ndarray, folds: np.ndarray, names: Sequence[str]) -> Metrics:
@@ -143,21 +149,31 @@ def tune_thresholds(gold: np.ndarray, prob: np.ndarray) -> np.ndarray:
     Raises:
         ModelError: a probability is not a number.
     """
-    from sklearn.metrics import precision_recall_curve
-
     check_prob(prob)
     thresholds = np.ones(prob.shape[1])
     for k in range(prob.shape[1]):
         positives = int(gold[:, k].sum())
         if not positives:
             continue
-        precision, recall, candidates = precision_recall_curve(gold[:, k], prob[:, k])
-        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-        best = int(f1[:-1].argmax())
+        candidates, f1 = _f1_by_threshold(gold[:, k], prob[:, k])
+        best = int(f1.argmax())
         # Halfway to the next lower probability: at the value itself, rounding would decide about the last row.
         tuned = (candidates[best] + (candidates[best - 1] if best else 0.0)) / 2
         thresholds[k] = (positives * tuned + SHRINK_POSITIVES * f1[best] / 2) / (positives + SHRINK_POSITIVES)
     return thresholds
+
+
+def _f1_by_threshold(gold: np.ndarray, prob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each different probability of a label, ascending, and the F1 of predicting the rows that reach it.
+
+    Args:
+        gold, prob: [n].
+    """
+    order = np.argsort(prob, kind="stable")
+    candidates, first = np.unique(prob[order], return_index=True)
+    n_hits = np.cumsum(gold[order][::-1])[::-1][first]  # positives among the rows that reach a candidate
+    n_predicted = len(prob) - first
+    return candidates, 2 * n_hits / (gold.sum() + n_predicted)
 
 
 def apply_thresholds(prob: np.ndarray, thresholds: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -43,7 +43,7 @@ from emogen.evaluation.run_folder import (
 )
 from emogen.experiments.jobs import RunProcess, overrides_of, own_folder, run_all
 from emogen.model.encode import Encoder, Row, make_task_encoder
-from emogen.model.tokenizer import load_chat_tokenizer
+from emogen.model.tokenizer import TextTokenizer, read_chat_tokenizer
 from emogen.prediction.classifier import prob_of
 from emogen.prediction.ensemble import load_run
 from emogen.prediction.generator import GenerativeClassifier
@@ -53,9 +53,6 @@ from emogen.task.recipe import Recipe, load_recipe
 from emogen.task.rows import Rows, normalise_text
 from emogen.task.splits import all_rows, make_folds, sample_rows
 from emogen.task.task import Task, load_task, load_task_with_rows, prompt_warnings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +73,7 @@ class PromptBenchmark:
     task: Task
     rows: Rows
     train_rows: Rows | None
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: TextTokenizer
     folder: Path
     source: Path
     overrides: tuple[str, ...]
@@ -121,7 +118,7 @@ def open_benchmark(
         rows = splits.eval if has_eval_rows and splits.eval is not None else all_rows(recipe, task.label_set)
     in_prompt = {normalise_text(example.text) for example in task.examples}
     rows = rows.take([i for i, text in enumerate(rows.texts) if normalise_text(text) not in in_prompt])
-    tokenizer = load_chat_tokenizer(recipe, str(tuned / ADAPTER) if tuned else None)
+    tokenizer = read_chat_tokenizer(recipe, str(tuned / ADAPTER) if tuned else None)
     rows = sample_rows(rows, limit, recipe.seed)
     folder = folder / f"{len(rows)}-rows-{_digest_of_benchmark(task, rows, source)}"
     return PromptBenchmark(task, rows, train_rows, tokenizer, folder, source, tuple(overrides))

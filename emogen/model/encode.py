@@ -10,30 +10,26 @@ A text can never become a special token. If it looks like one, its ids are not t
 
 import logging
 import string
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emogen.errors import InputError, ModelError
+from emogen.model.chat_template import apply_chat_template
 from emogen.model.grammar import Grammar, build_grammar, common_beginning, encode_answer
 from emogen.model.tokenizer import (
     PLAIN_CHAT_TEMPLATE,
     PlainTokenizer,
+    TextTokenizer,
     clean,
     control_tokens,
-    load_chat_tokenizer,
+    read_chat_tokenizer,
 )
 from emogen.task.answer import NO, YES, answer_text
 from emogen.task.labels import LabelSet
 from emogen.task.prompt import MARK, TEXT_MARK, Example, Message, Prompt, PromptError, fill, render
-from emogen.task.sandbox import LimitedEnvironment, time_limit
 from emogen.task.task import Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 _ANSWER_MARK = TEXT_MARK.replace("0", "9999999")
@@ -102,7 +98,7 @@ class Encoder:
         grammar: the valid answers.
     """
 
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: TextTokenizer
     label_set: LabelSet
     style: str
     prefix_ids: list[int]
@@ -246,17 +242,17 @@ def load_encoder(task: Task, location: str | None = None) -> Encoder:
         InputError: prompt, label set and `max_length` do not fit together.
         ModelError: the tokenizer cannot be loaded.
     """
-    return make_task_encoder(task, load_chat_tokenizer(task.recipe, location))
+    return make_task_encoder(task, read_chat_tokenizer(task.recipe, location))
 
 
-def make_task_encoder(task: Task, tokenizer: "PreTrainedTokenizerBase") -> Encoder:
+def make_task_encoder(task: Task, tokenizer: TextTokenizer) -> Encoder:
     """The encoder of a task, with a tokenizer that is already loaded; see `make_encoder`."""
     recipe = task.recipe
     return make_encoder(tokenizer, task.prompt, task.label_set, recipe.answer, task.examples, recipe.max_length)
 
 
 def make_encoder(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: TextTokenizer,
     prompt: Prompt,
     label_set: LabelSet,
     style: str = "list",
@@ -286,7 +282,7 @@ def make_encoder(
     try:
         grammar = build_grammar(label_set, style, _answer_encoder(tokenizer, plain, frame), frame.end)
     except ValueError as error:  # the tokenizer joins labels
-        raise InputError(f"{tokenizer.name_or_path}: no answers in the style {style!r}: {error}") from None
+        raise InputError(f"{tokenizer.name}: no answers in the style {style!r}: {error}") from None
     end_ids = plain.encode(frame.end)[-1:]
     encoder = Encoder(tokenizer, label_set, style, prefix_ids, [], end_ids, None, grammar, frame, plain)
     ordinary, empty = encoder.rows("x"), encoder.rows("")
@@ -304,7 +300,7 @@ def make_encoder(
 
 
 def _make_frame(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: TextTokenizer,
     plain: PlainTokenizer,
     prompt: Prompt,
     chats: Sequence[list[Message]],
@@ -379,9 +375,7 @@ def _n_joined(plain: PlainTokenizer, contexts: Sequence[str], continuations: Ite
     return limit
 
 
-def _answer_encoder(
-    tokenizer: "PreTrainedTokenizerBase", plain: PlainTokenizer, frame: Frame
-) -> Callable[[str], list[int]]:
+def _answer_encoder(tokenizer: TextTokenizer, plain: PlainTokenizer, frame: Frame) -> Callable[[str], list[int]]:
     """The function that encodes the beginning of an answer as it is after a prompt."""
     after = frame.after[0]
     context = after[max((start for start, _ in control_tokens(after)), default=0) :]
@@ -392,7 +386,7 @@ def _answer_encoder(
     def encode(answer: str) -> list[int]:
         ids = plain.encode(context + frame.lead + answer)[n_context:]
         if plain.unk_id in ids:
-            raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no tokens for the answer {answer!r}")
+            raise InputError(f"{tokenizer.name}: the tokenizer has no tokens for the answer {answer!r}")
         return ids
 
     return encode
@@ -414,7 +408,7 @@ def _sample_choices(label_set: LabelSet) -> list[tuple[str, ...]]:
 # ------------------------------------------------------------------------------------------ chat templates
 
 
-def chat_text(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> str:
+def chat_text(tokenizer: TextTokenizer, messages: list[Message]) -> str:
     """Messages -> the text that precedes the answer in a finished chat, marks included.
 
     If the chat template has no system role, the system text precedes the first user turn. Reasoning is switched off.
@@ -425,18 +419,18 @@ def chat_text(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> 
     return _finished_chat(tokenizer, messages).partition(_ANSWER_MARK)[0]
 
 
-def _finished_chat(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> str:
+def _finished_chat(tokenizer: TextTokenizer, messages: list[Message]) -> str:
     """Messages -> the finished chat, with a mark in the place of the answer; see `chat_text`."""
     messages = [*_supported(tokenizer, messages), _answer(_ANSWER_MARK)]
-    chat = _apply(tokenizer, messages, add_generation_prompt=False)
+    chat = apply_chat_template(tokenizer, messages, add_generation_prompt=False)
     contents = "".join(message["content"] for message in messages)
     for mark in {match[0] for match in MARK.finditer(contents)}:
         if (n := chat.count(mark)) != (wanted := contents.count(mark)):
             what = {TEXT_MARK: "the user's text", _ANSWER_MARK: "the answer"}.get(mark, "the text of an example")
             does = "drops" if n < wanted else "repeats"
-            raise ModelError(f"{tokenizer.name_or_path}: the chat template {does} {what}; another one is needed")
+            raise ModelError(f"{tokenizer.name}: the chat template {does} {what}; another one is needed")
     if TEXT_MARK in contents and chat.index(TEXT_MARK) > chat.index(_ANSWER_MARK):
-        raise ModelError(f"{tokenizer.name_or_path}: the chat template writes the answer before the user's text")
+        raise ModelError(f"{tokenizer.name}: the chat template writes the answer before the user's text")
     return chat
 
 
@@ -457,7 +451,7 @@ def _with_empty_examples(messages: list[Message], examples: Sequence[Example]) -
     return [m | {"content": MARK.sub(lambda mark: "" if mark[1] in empty else mark[0], m["content"])} for m in messages]
 
 
-def _without_text(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> str:
+def _without_text(tokenizer: TextTokenizer, messages: list[Message]) -> str:
     """What precedes the answer in a finished chat on an empty text; empty if the chat template refuses that."""
     messages = [m | {"content": m["content"].replace(TEXT_MARK, "")} for m in messages]
     try:
@@ -474,12 +468,12 @@ def _protected(plain: PlainTokenizer, marked: str, examples: Sequence[Example]) 
     )
 
 
-def _supported(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> list[Message]:
+def _supported(tokenizer: TextTokenizer, messages: list[Message]) -> list[Message]:
     """The messages, with the system turn merged into the first user turn if the template has no system role."""
     if messages[0]["role"] != "system":
         return messages
     try:
-        if messages[0]["content"] in _apply(tokenizer, messages, add_generation_prompt=True):
+        if messages[0]["content"] in apply_chat_template(tokenizer, messages, add_generation_prompt=True):
             return messages
     except ModelError:  # templates refuse a system role in different ways, all of which mean the same
         pass
@@ -487,54 +481,7 @@ def _supported(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) ->
     return [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]
 
 
-# A prompt must not change from day to day. Templates ask for today's date, unless they get a `date_string`.
-_TODAY = datetime(2024, 7, 26, 12)
-
-
-def _apply(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, add_generation_prompt: bool) -> str:
-    try:
-        template = str(tokenizer.get_chat_template())
-        if "strftime_now" in template:
-            template = _clock() + template
-        with _limits():
-            return str(
-                tokenizer.apply_chat_template(
-                    messages,
-                    chat_template=template,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    enable_thinking=False,
-                    thinking=False,
-                    date_string=_TODAY.strftime("%d %b %Y"),
-                )
-            )
-    except Exception as error:  # a template may raise anything
-        raise ModelError(f"{tokenizer.name_or_path}: the chat template fails: {error}") from error
-
-
-@contextmanager
-def _limits() -> Iterator[None]:
-    """Let transformers render a chat template within the limits of prompt templates: it is code of others, too."""
-    from transformers.utils import chat_template_utils
-
-    unlimited = chat_template_utils.ImmutableSandboxedEnvironment
-    chat_template_utils.ImmutableSandboxedEnvironment = LimitedEnvironment
-    try:
-        with time_limit():
-            yield
-    finally:
-        chat_template_utils.ImmutableSandboxedEnvironment = unlimited
-
-
-def _clock() -> str:
-    """A macro in the place of the function `strftime_now` of chat templates, with the same date every day."""
-    codes = [f"%{letter}" for letter in "aAbBcdDeFGhHIjklmMnpPrRsStTuUVwWxXyYzZ"]
-    codes = [f"%-{code[1:]}" for code in codes] + codes
-    replaced = "".join(f"|replace({code!r}, {_TODAY.strftime(code)!r})" for code in codes)
-    return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n"
-
-
-def _end(tokenizer: "PreTrainedTokenizerBase", plain: PlainTokenizer, tail: str) -> str:
+def _end(tokenizer: TextTokenizer, plain: PlainTokenizer, tail: str) -> str:
     """What the chat template writes after an answer, up to the first special token, which stops generation; protected.
 
     If there is none, it is the end-of-text token.
@@ -545,13 +492,12 @@ def _end(tokenizer: "PreTrainedTokenizerBase", plain: PlainTokenizer, tail: str)
             return tail[:end]
     if tokenizer.eos_token is None:
         raise ModelError(
-            f"{tokenizer.name_or_path}: the chat template does not end an answer, and the tokenizer has no "
-            "end-of-text token"
+            f"{tokenizer.name}: the chat template does not end an answer, and the tokenizer has no end-of-text token"
         )
     return plain.protect(tokenizer.eos_token)
 
 
-def _check_each_turn_once(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], name: str) -> None:
+def _check_each_turn_once(tokenizer: TextTokenizer, messages: list[Message], name: str) -> None:
     """Refuse a chat template that drops a turn or writes it several times.
 
     Raises:
@@ -568,12 +514,12 @@ def _check_each_turn_once(tokenizer: "PreTrainedTokenizerBase", messages: list[M
 def _check_chats(encoder: Encoder, chats: Sequence[list[Message]], examples: Sequence[Example]) -> None:
     """Warn of a chat template that changes a turn, or begins an answer in two ways, or is otherwise not reproduced."""
     tokenizer, label_set = encoder.tokenizer, encoder.label_set
-    name = f"{tokenizer.name_or_path}: the chat template"
+    name = f"{tokenizer.name}: the chat template"
     texts = [_SAMPLE_TEXT, *(clean(example.text).strip() for example in examples)]
     messages = _supported(tokenizer, chats[0])
     _check_each_turn_once(tokenizer, messages, name)
     chat = chat_text(tokenizer, messages)
-    generation_prompt = _apply(tokenizer, messages, add_generation_prompt=True)
+    generation_prompt = apply_chat_template(tokenizer, messages, add_generation_prompt=True)
     if not chat.startswith(generation_prompt):
         common = len(common_beginning([chat, generation_prompt]))
         log.warning(
@@ -593,8 +539,8 @@ def _check_chats(encoder: Encoder, chats: Sequence[list[Message]], examples: Seq
                 (YES, NO)[choices[0]] if encoder.style == "yes_no" else answer_text(labels, label_set, encoder.style)
             )
             finished = [*_supported(tokenizer, fill(question, texts)), _answer(answer)]
-            chat = _apply(tokenizer, finished, add_generation_prompt=False)
-            ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
+            chat = apply_chat_template(tokenizer, finished, add_generation_prompt=False)
+            ids = tokenizer.encode(chat)
             own = [*encoder.prefix_ids, *row.suffix_ids]
             if ids[: len(own)] != own[: len(ids)]:
                 n = len(common_beginning([ids, own]))

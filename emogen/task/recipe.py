@@ -3,7 +3,6 @@
 The keys are every field of TRL's `SFTConfig` and `ModelConfig`, and emogen's own, which are the fields of `Recipe`.
 """
 
-import dataclasses
 import difflib
 import typing
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from emogen import paths
 from emogen.errors import InputError
+from emogen.task.trl_fields import constructor_errors, lm_fields, sft_fields
 from emogen.task.trl_keys import (
     IDLE,
     LIMITS,
@@ -269,39 +269,10 @@ def _no_such_recipe(path: str) -> str:
     return f"{path}: no such recipe; {hint}"
 
 
-def _sft_config() -> "type[SFTConfig]":
-    from trl import SFTConfig
-
-    return SFTConfig
-
-
-@cache
-def field_types() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The types of the fields of TRL's `SFTConfig` and `ModelConfig`."""
-    from trl import ModelConfig, SFTConfig
-
-    def types(config: type) -> dict[str, Any]:
-        hints = typing.get_type_hints(config)
-        return {field.name: hints[field.name] for field in dataclasses.fields(config) if field.init}
-
-    sft = types(SFTConfig)
-    sft["resume_from_checkpoint"] = bool | None  # a run continues from its own newest checkpoint
-    lm = types(ModelConfig)
-    lm["lora_target_modules"] = str | list[str] | None  # the annotation excludes the string "all-linear"
-    return sft, lm
-
-
 @cache
 def default_values() -> dict[str, Any]:
     """The default of every key: emogen's own, and those of TRL."""
-    from trl import ModelConfig, SFTConfig
-
-    found = {}
-    for field in (*dataclasses.fields(SFTConfig), *dataclasses.fields(ModelConfig)):
-        if field.default_factory is not dataclasses.MISSING:
-            found[field.name] = field.default_factory()
-        elif field.default is not dataclasses.MISSING:
-            found[field.name] = field.default
+    found = {name: field.default for name, field in (sft_fields() | lm_fields()).items()}
     return found | {name: field.default for name, field in Recipe.model_fields.items()}
 
 
@@ -351,30 +322,30 @@ def _validate(path: Path, values: dict[str, Any], where: dict[str, str], problem
 
 def _separate(values: dict[str, Any], where: dict[str, str], problems: list[str]) -> _Keys:
     """Assign each key to its configuration, after emogen's defaults. TRL's values are checked against their types."""
-    sft_types, lm_types = field_types()
+    sft_keys, lm_keys = sft_fields(), lm_fields()
     own = {name for name, field in Recipe.model_fields.items() if not field.exclude}
     keys = _Keys(
         own={},
-        sft_args={key: value for key, value in DEFAULTS.items() if key in sft_types},
-        lm_args={key: value for key, value in DEFAULTS.items() if key in lm_types},
+        sft_args={key: value for key, value in DEFAULTS.items() if key in sft_keys},
+        lm_args={key: value for key, value in DEFAULTS.items() if key in lm_keys},
         notices=[],
     )
     for key, value in values.items():
         here = where[key]
-        if key in OLD_NAMES and key not in sft_types | lm_types:
+        if key in OLD_NAMES and key not in sft_keys | lm_keys:
             keys.notices.append(f"{here}: {key} is now called {OLD_NAMES[key]}; it is read as that")
             key = OLD_NAMES[key]
         if refusal := SETTLED.get(key) or REMOVED.get(key):
             problems.append(f"{here}: {key}: cannot be set: {refusal}")
         elif key in own:
             keys.own[key] = value
-        elif key in OBEYED_BY_EMOGEN | OBEYED_BY_TRAINER and key in sft_types | lm_types:
-            target, types = (keys.sft_args, sft_types) if key in sft_types else (keys.lm_args, lm_types)
+        elif key in OBEYED_BY_EMOGEN | OBEYED_BY_TRAINER and key in sft_keys | lm_keys:
+            target, fields = (keys.sft_args, sft_keys) if key in sft_keys else (keys.lm_args, lm_keys)
             try:
-                target[key] = _checked_value(key, types[key], value)
+                target[key] = _checked_value(key, fields[key].type, value)
             except ValidationError as error:
                 problems.append(f"{here}: {key}: {_reasons(error)}, got {value!r}")
-        elif key in sft_types | lm_types:
+        elif key in sft_keys | lm_keys:
             problems.append(
                 f"{here}: {key}: a newer TRL has added this key, and this emogen does not know if a run obeys it; "
                 "leave it out"
@@ -397,25 +368,13 @@ def _checked_value(key: str, annotation: Any, value: Any) -> Any:
     return TypeAdapter(expected).validate_python(value, strict=True)
 
 
-def _check_trl(path: Path, keys: _Keys, where: dict[str, str]) -> list[str]:
+def _check_trl(path: Path, keys: _Keys, where: dict[str, str]) -> Iterator[str]:
     """The errors that TRL's own constructors raise for values of the right type."""
-    import torch
-    from trl import ModelConfig, SFTConfig
-
-    # A recipe for a GPU can be checked on a machine without one. Training there fails when it starts.
-    anywhere = {} if torch.cuda.is_available() else {"use_cpu": True}
-    problems = []
-    for config, values in ((SFTConfig, keys.sft_args | anywhere), (ModelConfig, keys.lm_args)):
-        try:
-            config(**values)
-        except (ValueError, TypeError, ImportError) as error:
-            # The message does not always contain the key, but then it contains the value.
-            message = str(error)
-            key = next(
-                (k for k in where if k in message or (isinstance(v := values.get(k), str) and v in message)), None
-            )
-            problems.append(f"{where[key]}: {key}: {message}" if key else f"{path}: {message}")
-    return problems
+    for config, message in constructor_errors(keys.sft_args, keys.lm_args).items():
+        values = keys.sft_args if config == "SFTConfig" else keys.lm_args
+        # The message does not always contain the key, but then it contains the value.
+        key = next((k for k in where if k in message or (isinstance(v := values.get(k), str) and v in message)), None)
+        yield f"{where[key]}: {key}: {message}" if key else f"{path}: {message}"
 
 
 def _conflicts(recipe: Recipe, where: dict[str, str]) -> Iterator[str]:
@@ -434,9 +393,8 @@ def _conflicts(recipe: Recipe, where: dict[str, str]) -> Iterator[str]:
         settled, when, hint = SETTLED_FOR_SHARED_PREFIXES, "shared_prefix: true", "; or set shared_prefix: false"
     else:
         return
-    defaults = {field.name: field.default for field in dataclasses.fields(_sft_config())}
     for key in settled.keys() & where.keys():
-        if recipe.sft_args.get(key) not in (defaults[key], None):
+        if recipe.sft_args.get(key) not in (sft_fields()[key].default, None):
             yield f"{where[key]}: {key}: cannot be combined with {when}: {settled[key]}{hint}"
 
 

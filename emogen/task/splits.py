@@ -1,19 +1,24 @@
 """The rows of a recipe, split: held-out rows, folds, samples and few-shot examples."""
 
+import hashlib
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from emogen.memo import remembered
 from emogen.task.labels import LabelSet
 from emogen.task.readers import read_hub, read_rows
 from emogen.task.recipe import Recipe
 from emogen.task.rows import DataError, Problem, Rows, check_overlap, check_rows, data_error, has_errors, normalise_text
 
 log = logging.getLogger(__name__)
+
+STRATIFIERS = ("iterative-stratification", "scikit-learn", "numpy")  # whose code makes the splits
 
 
 @dataclass(frozen=True)
@@ -104,14 +109,18 @@ def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[np.ndarray, np.nda
     Raises:
         DataError: the rows have no labels, or too few different texts.
     """
-    from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
-
     groups, gold = _group_by_text(rows)
     if len(groups) < 2:
         raise _impossible(rows, "cannot hold out rows: fewer than two different texts")
-    splitter = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
+
+    def split() -> list[list[int]]:
+        from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
+
+        splitter = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
+        return [part.tolist() for part in next(splitter.split(np.zeros(len(groups)), gold))]
+
     try:
-        kept, held_out = next(splitter.split(np.zeros(len(groups)), gold))
+        kept, held_out = remembered("splits", ["hold out", _digest(gold), fraction, seed], split, packages=STRATIFIERS)
     except ValueError as error:  # a part would be empty
         raise _impossible(rows, f"cannot hold out rows: {error}") from None
     if not len(kept) or not len(held_out):
@@ -130,14 +139,19 @@ def make_folds(rows: Rows, n_folds: int, seed: int) -> np.ndarray:
     Raises:
         DataError: the rows have no labels, or fewer different texts than folds.
     """
-    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
-
     groups, gold = _group_by_text(rows)
     if len(groups) < n_folds:
         raise _impossible(rows, f"cannot make {n_folds} folds of {len(groups)} different texts")
-    splitter = MultilabelStratifiedKFold(n_splits=n_folds, shuffle=True, random_state=seed)
+
+    def split() -> list[list[int]]:
+        from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+
+        splitter = MultilabelStratifiedKFold(n_splits=n_folds, shuffle=True, random_state=seed)
+        return [held_out.tolist() for _, held_out in splitter.split(np.zeros(len(groups)), gold)]
+
     folds = np.empty(len(rows), dtype=np.int64)
-    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(groups)), gold)):
+    parts = remembered("splits", ["folds", _digest(gold), n_folds, seed], split, packages=STRATIFIERS)
+    for fold, held_out in enumerate(parts):
         folds[_positions(groups, held_out)] = fold
     return folds
 
@@ -170,10 +184,14 @@ def _group_by_text(rows: Rows) -> tuple[list[list[int]], np.ndarray]:
     return groups, np.hstack([gold, 1 - gold]) if gold.shape[1] == 1 else gold
 
 
+def _digest(gold: np.ndarray) -> str:
+    return hashlib.sha256(f"{gold.shape} {gold.dtype}".encode() + gold.tobytes()).hexdigest()
+
+
 def _impossible(rows: Rows, message: str) -> DataError:
     return DataError([Problem("error", rows.path, message)])
 
 
-def _positions(groups: list[list[int]], chosen: np.ndarray) -> np.ndarray:
+def _positions(groups: list[list[int]], chosen: Sequence[int]) -> np.ndarray:
     """The positions of all rows of the chosen groups, int64, ascending."""
     return np.sort([i for k in chosen for i in groups[k]])

@@ -7,8 +7,8 @@ from typing import Literal
 
 from emogen.errors import InputError, ModelError
 from emogen.model.encode import load_encoder
-from emogen.model.sources import locate
-from emogen.model.tokenizer import encode_texts, load_tokenizer
+from emogen.model.sources import locate_tokenizer
+from emogen.model.tokenizer import read_tokenizer
 from emogen.task.labels import LabelSet
 from emogen.task.prompt import Prompt, load_prompt
 from emogen.task.recipe import Recipe, RecipeError, load_recipe
@@ -144,14 +144,14 @@ def _check_generation(findings: Findings, task: Task, splits: Splits | None) -> 
 def _check_head(findings: Findings, recipe: Recipe, splits: Splits | None) -> None:
     """Check the lengths of the texts, which a classification head reads without a prompt."""
     try:
-        location = locate(recipe.model_name, recipe.lm_config().model_revision)
-        tokenizer = load_tokenizer(location, trust_remote_code=recipe.trusts_code)
+        location = locate_tokenizer(recipe.model_name, recipe.lm_args.get("model_revision", "main"))
+        tokenizer = read_tokenizer(location, trust_remote_code=recipe.trusts_code)
     except ModelError as error:
         findings.warning(f"lengths were not checked: {error}")
         return
     findings.facts.append(f"head: {recipe.model_name} reads the text without a prompt")
     for rows in _parts(splits):
-        _warn_of_cuts(findings, recipe, rows, encode_texts(tokenizer, rows.texts, recipe.max_length)["n_cut"])
+        _warn_of_cuts(findings, recipe, rows, tokenizer.encode_texts(rows.texts, recipe.max_length)["n_cut"])
 
 
 def _parts(splits: Splits | None) -> list[Rows]:

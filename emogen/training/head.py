@@ -20,7 +20,7 @@ from emogen.evaluation.run_folder import ADAPTER
 from emogen.model.loading import load_adapter, load_head_model, new_adapter
 from emogen.model.onednn import use_onednn
 from emogen.model.sources import locate
-from emogen.model.tokenizer import encode_texts, load_tokenizer
+from emogen.model.tokenizer import TextTokenizer, load_tokenizer
 from emogen.prediction.classifier import Classifier
 from emogen.prediction.head import HeadClassifier
 from emogen.prediction.weights import check_weights
@@ -88,7 +88,7 @@ def encode_rows(tokenizer: Any, rows: Rows, max_length: int | None) -> tuple[Dat
     Returns:
         A dataset of `input_ids` and `labels` (float, for the loss); and the number of texts that were shortened.
     """
-    encoded = encode_texts(tokenizer, rows.texts, max_length)
+    encoded = TextTokenizer.of(tokenizer).encode_texts(rows.texts, max_length)
     columns = {"input_ids": encoded["input_ids"], "labels": rows.truth.astype(np.float32).tolist()}
     return Dataset.from_dict(columns), sum(n_cut > 0 for n_cut in encoded["n_cut"])
 

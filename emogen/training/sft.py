@@ -22,6 +22,7 @@ from emogen.model.onednn import use_onednn
 from emogen.model.plain_rows import pads, problem, require_causal, require_length, takes_positions
 from emogen.model.shared_prefix import PLAIN, TrainingLayout, forward, share_prefix
 from emogen.model.sources import locate
+from emogen.model.tokenizer import load_chat_tokenizer
 from emogen.prediction.classifier import Classifier
 from emogen.prediction.generator import GenerativeClassifier, predict_prob, predict_texts
 from emogen.prediction.weights import check_weights
@@ -92,7 +93,7 @@ def prepare(
         args=args,
         train_dataset=Dataset.from_list(train_set),
         eval_dataset=None if val_set is None else Dataset.from_list(val_set),
-        processing_class=encoder.tokenizer,
+        processing_class=load_chat_tokenizer(recipe, location),  # saved beside the adapter
         peft_config=peft_config,
         n_prefix=len(encoder.prefix_ids) if shares else 0,
         padded=padded,

@@ -42,6 +42,21 @@ def names_for(matrix: np.ndarray) -> list[str]:
     return [f"label{k}" for k in range(matrix.shape[1])]
 
 
+def test_thresholds_come_from_the_points_of_scikit_learns_curve():
+    rng = np.random.default_rng(0)
+    for n in range(2, 60):
+        gold = (rng.random((n, 1)) < 0.3).astype(np.int8)
+        gold[0] = 1
+        prob = np.round(rng.random((n, 1)), 1)  # many ties
+        precision, recall, candidates = sk.precision_recall_curve(gold[:, 0], prob[:, 0])
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+        best = int(f1[:-1].argmax())
+        tuned = (candidates[best] + (candidates[best - 1] if best else 0.0)) / 2
+        positives = int(gold.sum())
+        expected = (positives * tuned + SHRINK_POSITIVES * f1[best] / 2) / (positives + SHRINK_POSITIVES)
+        assert tune_thresholds(gold, prob) == pytest.approx([expected])
+
+
 def test_score_by_hand():
     # a: tp 1, fp 1, fn 1 -> P R F1 = 1/2.   b: tp 2 -> 1.   c: fp 1, no positives -> F1 0, and it counts.
     # macro: (1/2 + 1 + 0) / 3 = 1/2 for P, R and F1; micro: tp 3, fp 2, fn 1 -> 6 / (6 + 2 + 1) = 2/3

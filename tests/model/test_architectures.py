@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import get_peft_model
-from tiny import POSTS
+from tiny import POSTS, make_tokenizer
 from torch.nn import functional
 from trl import ModelConfig, SFTConfig
 
@@ -23,6 +23,7 @@ from emogen.model.loading import new_adapter
 from emogen.model.plain_rows import base_model, pads, require_causal, require_length
 from emogen.model.probabilities import probabilities
 from emogen.model.shared_prefix import share_prefix
+from emogen.model.tokenizer import TextTokenizer
 from emogen.task.labels import Label, LabelSet
 from emogen.task.prompt import load_prompt
 from emogen.training.sft import EmogenTrainer, try_a_step
@@ -36,7 +37,7 @@ def encoder(tokenizer, tmp_path_factory):
     labels = LabelSet(name="two", labels=(Label(name="joy"), Label(name="fear")))
     template = tmp_path_factory.mktemp("prompt") / "short.jinja"
     template.write_text("{% user %}Which feelings are in this text? List them, or say none.\n{{ text }}\n")
-    return make_encoder(tokenizer, load_prompt(str(template)), labels, "list")
+    return make_encoder(TextTokenizer.of(tokenizer), load_prompt(str(template)), labels, "list")
 
 
 RARE = [name for name in architectures.NAMES if name not in architectures.COMMON]
@@ -129,7 +130,7 @@ def make_trainer(model, encoder, examples, folder, *, shares, longest):
         model=model,
         args=SFTConfig(output_dir=str(folder), remove_unused_columns=False, per_device_train_batch_size=3, **settings),
         train_dataset=Dataset.from_list(examples),
-        processing_class=encoder.tokenizer,
+        processing_class=make_tokenizer(),
         n_prefix=len(encoder.prefix_ids) if shares else 0,
         padded=shares or pads(model, encoder.prefix_ids, longest),
     )

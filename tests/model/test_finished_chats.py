@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from emogen.errors import InputError
 from emogen.model.encode import make_encoder
+from emogen.model.tokenizer import TextTokenizer
 from emogen.task.answer import NO, STYLES, YES, answer_text
 from emogen.task.labels import Label, LabelSet
 from emogen.task.prompt import fill, load_prompt, render
@@ -195,7 +196,7 @@ def finished_ids(tokenizer, messages, text, answer):
 def test_a_row_with_its_answer_is_the_finished_chat_of_the_model(tokenizer, template, style, caplog):
     tokenizer.chat_template = TEMPLATES[template]
     prompt = load_prompt(f"prompts/{style}.jinja")
-    encoder = make_encoder(tokenizer, prompt, LABELS, style)
+    encoder = make_encoder(TextTokenizer.of(tokenizer), prompt, LABELS, style)
     # Gemma's template trims what is left of the turn if the text is empty.
     for text in TEXTS if template != "gemma" else filter(None, TEXTS):
         for labels in CHOICES:
@@ -219,4 +220,4 @@ def test_a_tokenizer_that_joins_labels_is_refused():
     tokenizer = finish(bpe)  # without words, `joy, anger` becomes one token
     tokenizer.chat_template = TEMPLATES["chatml"]
     with pytest.raises(InputError, match="no answers in the style 'list': the tokenizer joins 'joy' and ', anger'"):
-        make_encoder(tokenizer, load_prompt("prompts/list.jinja"), LABELS)
+        make_encoder(TextTokenizer.of(tokenizer), load_prompt("prompts/list.jinja"), LABELS)

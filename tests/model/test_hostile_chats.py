@@ -6,8 +6,9 @@ import pytest
 from tiny import CHATML, make_tokenizer
 
 from emogen.errors import ModelError
-from emogen.model import encode
+from emogen.model import chat_template
 from emogen.model.encode import make_encoder
+from emogen.model.tokenizer import TextTokenizer
 from emogen.task.prompt import load_prompt
 from emogen.task.sandbox import time_limit
 
@@ -17,10 +18,12 @@ TURN = "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
 @pytest.fixture
 def encoder_with(labels, monkeypatch):
     """Makes an encoder with a chat template. Rendering ends after a fifth of a second instead of five."""
-    monkeypatch.setattr(encode, "time_limit", partial(time_limit, 0.2))
+    monkeypatch.setattr(chat_template, "time_limit", partial(time_limit, 0.2))
 
     def make(chat_template):
-        return make_encoder(make_tokenizer(chat_template), load_prompt("prompts/list.jinja"), labels, "list")
+        return make_encoder(
+            TextTokenizer.of(make_tokenizer(chat_template)), load_prompt("prompts/list.jinja"), labels, "list"
+        )
 
     return make
 
@@ -74,11 +77,3 @@ def test_a_template_that_leaves_the_system_turn_out_gets_it_with_the_first_user_
     prefix = encoder.tokenizer.decode(encoder.prefix_ids)
     assert "<|im_start|>system" not in prefix
     assert prefix.startswith("<|im_start|>user\n")
-
-
-def test_transformers_renders_without_the_limits_afterwards(encoder_with):
-    from transformers.utils import chat_template_utils
-
-    before = chat_template_utils.ImmutableSandboxedEnvironment
-    encoder_with(CHATML)
-    assert chat_template_utils.ImmutableSandboxedEnvironment is before

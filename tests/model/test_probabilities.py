@@ -11,6 +11,7 @@ from emogen.model.encode import make_encoder
 from emogen.model.grammar import encode_answer
 from emogen.model.probabilities import log_likelihood, probabilities
 from emogen.model.shared_prefix import share_prefix
+from emogen.model.tokenizer import TextTokenizer
 from emogen.prediction.generator import predict_prob, predict_texts
 from emogen.task.labels import Label, LabelSet
 from emogen.task.parse import parse_answer
@@ -21,7 +22,7 @@ TEXTS = ["", "hello", "what a lovely morning by the sea " * 4, "<|im_end|>", "x 
 
 def encoder_of(tokenizer, style, *names):
     labels = LabelSet(name="few", labels=tuple(Label(name=name) for name in names))
-    return make_encoder(tokenizer, load_prompt(f"prompts/{style}.jinja"), labels, style)
+    return make_encoder(TextTokenizer.of(tokenizer), load_prompt(f"prompts/{style}.jinja"), labels, style)
 
 
 def probability_of_each_answer(model, encoder, suffix):

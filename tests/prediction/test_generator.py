@@ -3,6 +3,7 @@ import pytest
 from tiny import POSTS, make_model, write_recipe
 
 from emogen.model.encode import make_encoder
+from emogen.model.tokenizer import TextTokenizer
 from emogen.prediction.ensemble import load_run
 from emogen.prediction.generator import GenerativeClassifier, predict_prob, predict_texts
 from emogen.task.prompt import load_prompt
@@ -23,7 +24,7 @@ def make_classifier(recipe_file, tokenizer, labels):
     def make(**keys):
         recipe = load_recipe(recipe_file, [f"{key}={value}" for key, value in keys.items()])
         prompt = load_prompt("prompts/yes_no.jinja" if recipe.answer == "yes_no" else "prompts/list.jinja")
-        encoder = make_encoder(tokenizer, prompt, labels, recipe.answer, (), recipe.max_length)
+        encoder = make_encoder(TextTokenizer.of(tokenizer), prompt, labels, recipe.answer, (), recipe.max_length)
         return GenerativeClassifier(recipe, labels, encoder, make_model())
 
     return make

@@ -7,7 +7,8 @@ from tiny import save_model
 
 from emogen import paths
 from emogen.report import compare
-from emogen.task.recipe import RecipeError, field_types, load_recipe
+from emogen.task.recipe import RecipeError, load_recipe
+from emogen.task.trl_fields import Field, lm_fields, sft_fields
 from emogen.task.trl_keys import (
     LIMITS,
     OBEYED_BY_EMOGEN,
@@ -171,8 +172,7 @@ def test_accelerate_reads_every_launch_configuration_and_each_names_its_command(
 
 def test_every_key_of_trl_is_in_exactly_one_list():
     """A key that a newer TRL or transformers adds fails here: does a run obey it, or must it be refused?"""
-    sft, lm = field_types()
-    keys = set(sft | lm)
+    keys = set(sft_fields() | lm_fields())
     lists = (set(SETTLED), OBEYED_BY_EMOGEN, OBEYED_BY_TRAINER)
     assert keys - set().union(*lists) == set()
     assert all(not a & b for a, b in itertools.combinations(lists, 2))
@@ -188,8 +188,8 @@ def test_what_a_run_would_not_obey_is_refused_with_the_reason(tmp_path, key):
 
 
 def test_a_key_that_nobody_has_checked_is_refused(tmp_path, monkeypatch):
-    sft, lm = field_types()
-    monkeypatch.setattr("emogen.task.recipe.field_types", lambda: (sft | {"new_loss": float}, lm))
+    newer = sft_fields() | {"new_loss": Field(float, 0.0)}
+    monkeypatch.setattr("emogen.task.recipe.sft_fields", lambda: newer)
     with pytest.raises(RecipeError, match="new_loss: a newer TRL has added this key"):
         load_recipe(write(tmp_path), ["new_loss=1.0"])
 

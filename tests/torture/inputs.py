@@ -15,7 +15,8 @@ from tiny import CHATML, make_tokenizer
 
 from emogen import paths
 from emogen.errors import InputError, ModelError
-from emogen.model import encode
+from emogen.model import chat_template, encode
+from emogen.model.tokenizer import TextTokenizer
 from emogen.task import prompt as prompts
 from emogen.task.labels import load_label_set
 from emogen.task.prompt import load_prompt, render
@@ -171,7 +172,7 @@ def hostile(number: int, scratch: Path) -> list[str]:
         source = source.replace(name, value)
     labels, style = load_label_set("semeval2018"), "list"
     limit = partial(time_limit, 1.0)
-    prompts.time_limit, encode.time_limit = limit, limit
+    prompts.time_limit, chat_template.time_limit = limit, limit
     try:
         if draw.random() < 0.5:
             path = scratch / f"hostile-{number}.jinja"
@@ -180,9 +181,13 @@ def hostile(number: int, scratch: Path) -> list[str]:
             path.unlink()
         else:
             tokenizer = make_tokenizer(source + CHATML)
-            found = outcome(lambda: encode.make_encoder(tokenizer, load_prompt("prompts/list.jinja"), labels, style))
+            found = outcome(
+                lambda: encode.make_encoder(
+                    TextTokenizer.of(tokenizer), load_prompt("prompts/list.jinja"), labels, style
+                )
+            )
     finally:
-        prompts.time_limit, encode.time_limit = time_limit, time_limit
+        prompts.time_limit, chat_template.time_limit = time_limit, time_limit
     if mark.exists():
         found.append(f"code has run: {source}")
     return [f"{source}: {problem}" for problem in found]
@@ -194,7 +199,10 @@ SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 @cache
 def encoder() -> encode.Encoder:
     return encode.make_encoder(
-        make_tokenizer(), load_prompt("prompts/list.jinja"), load_label_set("semeval2018"), "list"
+        TextTokenizer.of(make_tokenizer()),
+        load_prompt("prompts/list.jinja"),
+        load_label_set("semeval2018"),
+        "list",
     )
 
 
@@ -203,7 +211,7 @@ def text(number: int, scratch: Path) -> list[str]:
     draw = random.Random(f"text-{number}")
     alphabet = [*SPECIAL, "<|im_", "start|>", "\u200b", "<", "|", ">", "é", "🙂", "\n", " ", *string.ascii_letters[:9]]
     content = "".join(draw.choice(alphabet) for _ in range(draw.randint(0, 60)))
-    special = set(encoder().tokenizer.all_special_ids)
+    special = set(encoder().tokenizer.special_ids)
     plain = encoder().rows("x")[0]
     n_special = sum(i in special for i in plain.suffix_ids)
     found: list[str] = []

@@ -17,6 +17,7 @@ from trl import ModelConfig, SFTConfig
 from emogen.model import loading
 from emogen.model.encode import make_encoder
 from emogen.model.shared_prefix import share_prefix
+from emogen.model.tokenizer import TextTokenizer
 from emogen.task.labels import load_label_set
 from emogen.task.prompt import load_prompt
 from emogen.task.recipe import load_recipe
@@ -32,7 +33,7 @@ WEIGHTS = ((1.0, 2.0, 3.0, 0.5, 1.5, 4.0, 1.0, 6.0, 2.5, 1.0, 9.0), 0.1)
 @cache
 def encoder_for(style):
     labels = load_label_set("semeval2018")
-    return make_encoder(make_tokenizer(), load_prompt(f"prompts/{style}.jinja"), labels, style)
+    return make_encoder(TextTokenizer.of(make_tokenizer()), load_prompt(f"prompts/{style}.jinja"), labels, style)
 
 
 def make_trainer(model, folder, examples, *, shared, style="list", **settings):
@@ -43,7 +44,7 @@ def make_trainer(model, folder, examples, *, shared, style="list", **settings):
         model=model,
         args=SFTConfig(output_dir=str(folder), remove_unused_columns=False, **settings),
         train_dataset=Dataset.from_list(examples),
-        processing_class=encoder_for(style).tokenizer,
+        processing_class=make_tokenizer(),
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
         n_prefix=len(encoder_for(style).prefix_ids) if shared else 0,
     )

@@ -6,6 +6,7 @@ from tiny import POSTS
 
 from emogen.console import PlainConsole
 from emogen.model.encode import make_encoder
+from emogen.model.tokenizer import TextTokenizer
 from emogen.task.prompt import load_prompt, parse_prompt
 from emogen.task.rows import Rows
 from emogen.training.show import show_rows, show_templates
@@ -13,7 +14,7 @@ from emogen.training.show import show_rows, show_templates
 
 @pytest.fixture(scope="module")
 def encoder(tokenizer, labels):
-    return make_encoder(tokenizer, load_prompt("prompts/list.jinja"), labels)
+    return make_encoder(TextTokenizer.of(tokenizer), load_prompt("prompts/list.jinja"), labels)
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_tokens_are_shown_one_per_line_with_their_part(console, encoder, labels)
 
 def test_shortened_texts_say_by_how_much(console, tokenizer, labels, encoder):
     limit = len(encoder.prefix_ids) + len(encoder.question_ids[0]) + encoder.grammar.max_length + 5
-    short = make_encoder(tokenizer, load_prompt("prompts/list.jinja"), labels, max_length=limit)
+    short = make_encoder(TextTokenizer.of(tokenizer), load_prompt("prompts/list.jinja"), labels, max_length=limit)
     n_cut = len(short.plain.encode(POSTS[0][0])) - 5
     show_rows(console, short, rows_of(labels, 1))
     assert f"supervised, {n_cut} tokens of the text cut\n" in console.file.getvalue()
@@ -68,7 +69,14 @@ def test_shortened_texts_say_by_how_much(console, tokenizer, labels, encoder):
 
 def test_templates_are_compared_with_the_first_one(console, tokenizer, labels):
     templates = [
-        (name, make_encoder(tokenizer, parse_prompt(f"{{% user %}}\n{task}\n{{{{ text }}}}\nAnswer:", name), labels))
+        (
+            name,
+            make_encoder(
+                TextTokenizer.of(tokenizer),
+                parse_prompt(f"{{% user %}}\n{task}\n{{{{ text }}}}\nAnswer:", name),
+                labels,
+            ),
+        )
         for name, task in (("a", "Name the emotions."), ("b", "List the feelings."))
     ]
     show_templates(console, templates, rows_of(labels, 2))
