@@ -17,6 +17,7 @@ import large_file
 import micro
 import pytest
 import settings
+import startup
 import train_speed
 from tiny import write_recipe, write_run
 
@@ -62,7 +63,7 @@ def in_this_process(monkeypatch, tmp_path):
 
 
 def test_every_script_is_tested_here():
-    scripts = {common, decode_speed, gpu, large_file, micro, settings, train_speed}
+    scripts = {common, decode_speed, gpu, large_file, micro, settings, startup, train_speed}
     names = {module.__name__ for module in scripts} | {"llama_cpp_worker"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == names
 
@@ -242,6 +243,18 @@ def test_large_file_predicts_every_row(model, tmp_path, capsys):
     assert measured["seconds"] > 0
     assert measured["peak_megabytes"] > 100  # torch alone takes more
     assert re.search(rf"│ 40 +│ +{measured['seconds']:.0f} │", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_startup_times_commands_with_an_empty_cache_and_after_that(tiny_recipe, tmp_path, capsys):
+    file = tmp_path / "startup.json"
+    startup.main(["--repeats", "1", "--recipe", str(tiny_recipe()), "--only", "check", "score", "--json", str(file)])
+    seconds = json.loads(file.read_text())["seconds"]
+    assert list(seconds) == ["check", "score"]
+    assert seconds["check"]["median"] == seconds["check"]["all"][0] > 0
+    assert "emogen check" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match=r"emogen check no\.yaml failed:\n.*no such recipe"):
+        startup.run(["check", "no.yaml"], tmp_path, tmp_path / "cache")
 
 
 def test_a_failed_prediction_is_reported(tmp_path):

@@ -276,7 +276,7 @@ def make_encoder(
         _with_empty_examples(render(prompt, label_set, examples, label), examples)
         for label in (label_set.labels if style == "yes_no" else (None,))
     ]
-    plain = PlainTokenizer(tokenizer)
+    plain = tokenizer.plain
     before, frame = _make_frame(tokenizer, plain, prompt, chats, examples, _sample_answers(label_set, style))
     prefix_ids = plain.encode(before)
     try:

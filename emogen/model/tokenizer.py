@@ -129,6 +129,11 @@ class TextTokenizer:
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_str(self.read_backend())
 
+    @cached_property
+    def plain(self) -> "PlainTokenizer":
+        """The copy for texts that are not trusted."""
+        return PlainTokenizer(self)
+
     @property
     def eos_token(self) -> str | None:
         """The end-of-text token."""
