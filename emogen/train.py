@@ -100,6 +100,7 @@ def _train(
     changes: dict[str, Any] = {"resume_from_checkpoint": None, "max_length": None, "remove_unused_columns": False}
     if not torch.accelerator.is_available():
         changes["use_cpu"] = True  # otherwise several processes on a CPU would not train together
+        changes["bf16"] = False  # the linear layers do it (`bf16_pays`); autocast would slow down all between them
     args = recipe.sft_config(**changes)
     set_seed(args.seed)  # the trainer also sets the seed, but only after the adapter is initialised
     train_rows, val_rows = run_setup.split_rows(recipe, splits)

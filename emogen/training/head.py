@@ -18,7 +18,7 @@ from transformers import DataCollatorWithPadding, Trainer
 
 from emogen.evaluation.run_folder import ADAPTER
 from emogen.model.loading import load_adapter, load_head_model, new_adapter
-from emogen.model.onednn import use_onednn
+from emogen.model.onednn import bf16_pays, use_onednn
 from emogen.model.sources import locate
 from emogen.model.tokenizer import TextTokenizer, load_tokenizer
 from emogen.prediction.classifier import Classifier
@@ -78,6 +78,7 @@ def prepare(
         exactly_one=label_set.exactly_one,
         model_metrics=compute_metrics and (lambda model: compute_metrics(make_classifier(model))),
         select_best=recipe.select_best,
+        bf16=bf16_pays(bool(recipe.sft_args["bf16"]), args.device),
     )
     return trainer, make_classifier
 
@@ -100,6 +101,7 @@ class HeadTrainer(ScoringMixin, Trainer):
         pos_weight: float32 [L], the weight of each label's positives; its negatives have weight 1.
         exactly_one: whether each row has one label; the loss is then a softmax over the labels.
         model_metrics, select_best: see `ScoringMixin`.
+        bf16: see `use_onednn`.
     """
 
     def __init__(
@@ -109,13 +111,14 @@ class HeadTrainer(ScoringMixin, Trainer):
         exactly_one: bool = False,
         model_metrics: Callable[[Any], dict[str, float]] | None = None,
         select_best: SelectBest | None = None,
+        bf16: bool = False,
         **kwargs: Any,
     ):
         self.pos_weight, self.exactly_one = pos_weight, exactly_one
         self.model_metrics, self.select_best = model_metrics, select_best
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss below is a mean over the batch
-        use_onednn(self.model)
+        use_onednn(self.model, bf16=bf16)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -18,7 +18,7 @@ from emogen.evaluation.run_folder import ADAPTER
 from emogen.model.decode import longest_row
 from emogen.model.encode import IGNORE, Encoder, load_encoder
 from emogen.model.loading import load_adapter, load_model, new_adapter
-from emogen.model.onednn import use_onednn
+from emogen.model.onednn import bf16_pays, use_onednn
 from emogen.model.plain_rows import pads, problem, require_causal, require_length, takes_positions
 from emogen.model.shared_prefix import PLAIN, TrainingLayout, forward, share_prefix
 from emogen.model.sources import locate
@@ -99,6 +99,7 @@ def prepare(
         padded=padded,
         model_metrics=compute_metrics and (lambda model: compute_metrics(make_classifier(model))),
         select_best=recipe.select_best,
+        bf16=bf16_pays(bool(recipe.sft_args["bf16"]), args.device),
     )
     if not processes.is_sharded():
         with torch.random.fork_rng():
@@ -296,6 +297,7 @@ class EmogenTrainer(ScoringMixin, SFTTrainer):
             plain rows.
         padded: whether plain rows of different lengths may be computed together; see `plain_rows.pads`.
         model_metrics, select_best: see `ScoringMixin`.
+        bf16: see `use_onednn`.
     """
 
     def __init__(
@@ -305,6 +307,7 @@ class EmogenTrainer(ScoringMixin, SFTTrainer):
         padded: bool = True,
         model_metrics: Callable[[Any], dict[str, float]] | None = None,
         select_best: SelectBest | None = None,
+        bf16: bool = False,
         **kwargs: Any,
     ):
         self.n_prefix, self.padded, self.model_metrics, self.select_best = n_prefix, padded, model_metrics, select_best
@@ -318,7 +321,7 @@ class EmogenTrainer(ScoringMixin, SFTTrainer):
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
-        use_onednn(self.model)
+        use_onednn(self.model, bf16=bf16)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -8,6 +8,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from emogen.model import onednn
 from emogen.model.onednn import use_onednn
 
 
@@ -117,6 +118,56 @@ def test_four_bit_layers_under_lora_stay_the_same(compress):
         if "lora_B" in name:
             nn.init.normal_(parameter)
     assert_same(model, torch.randn(5, 64))
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_in_bf16_only_the_frozen_products_of_training_steps_are_rounded(quantised):
+    base = TwoLayers(bias=not quantised)
+    if quantised:
+        base.first, base.second = four_bit(nn.Linear(64, 128), False), four_bit(nn.Linear(128, 64), False)
+        base.is_loaded_in_4bit = True
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["first", "second"])).train()
+    x = torch.randn(50, 64 if quantised else 24)
+    rounded = copy.deepcopy(model)
+    use_onednn(model)
+    use_onednn(rounded, bf16=True)
+    for ours, theirs in zip(output_and_gradients(rounded, x), output_and_gradients(model, x), strict=True):
+        assert ours.dtype == torch.float32
+        difference = (ours - theirs).norm() / theirs.norm().clamp(min=1e-9)
+        assert difference < 0.02
+    assert not torch.equal(rounded(x), model(x))
+    with torch.no_grad():
+        assert torch.equal(rounded(x), model(x))
+    assert torch.equal(rounded.eval()(x), model.eval()(x))
+    assert rounded.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_changed_weight_is_rounded_anew():
+    layer = nn.Linear(8, 8, bias=False).requires_grad_(False)
+    use_onednn(layer, bf16=True)
+    x = torch.randn(3, 8, requires_grad=True)
+    before = layer(x)
+    layer.weight.mul_(2)
+    assert torch.equal(layer(x), 2 * before)
+
+
+def test_what_a_processor_is_good_at_is_said(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(onednn, "_bf16_speed", lambda: 0.5)
+    assert not onednn.bf16_pays(True, cpu)
+    assert "slower in bfloat16 than in float32" in caplog.text
+    monkeypatch.setattr(onednn, "_bf16_speed", lambda: 3.0)
+    assert onednn.bf16_pays(True, cpu)
+    assert not onednn.bf16_pays(False, cpu)
+    assert "3.0 times faster in bfloat16: bf16=true" in caplog.text
+    assert not onednn.bf16_pays(True, torch.device("meta"))
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_both_libraries_compute_the_same(monkeypatch, faster):
+    monkeypatch.setattr(onednn, "_onednn_is_faster", lambda: faster)
+    assert_same(lora(True), torch.randn(5, 24))
 
 
 def test_evaluation_does_not_repack_four_bit_weights():
