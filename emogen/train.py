@@ -92,7 +92,7 @@ def _train(
 
     from emogen.model.loading import use_all_cores
     from emogen.report.page import report_finished
-    from emogen.training import head, scoring, sft
+    from emogen.training import head, progress, scoring, sft
 
     use_all_cores()
     recipe, folder, is_main = task.recipe, task.recipe.output_dir, processes.is_main_process()
@@ -107,6 +107,7 @@ def _train(
     prepare = head.prepare if recipe.answer == "head" else sft.prepare
     trainer, make_classifier = prepare(task, args, train_rows, val_rows, scoring.make_compute_metrics(val_rows))
     trainer.add_callback(scoring.LogFile(folder / run_folder.LOG))
+    progress.show_progress(trainer)
     if is_main:
         run_setup.write_run_files(task, folder, fingerprint, argv)
     log.info(f"Resuming from {checkpoint}" if checkpoint else "Starting at step 0")

@@ -102,6 +102,8 @@ def _predict_file(
     if not processes.is_main_process():
         return
     outputs = ", ".join(str(path) for path in (output, jsonl) if path)
+    for text, labels in summary.first:
+        err.print(f"  {', '.join(labels) or '(none)'}: {text}", no_wrap=True, overflow="ellipsis", style="dim")
     err.print(f"{summary.n_rows:,} texts -> {outputs}", soft_wrap=True)
     if n_parsed := summary.statuses.total():
         shares = ", ".join(f"{status} {count / n_parsed:.1%}" for status, count in summary.statuses.most_common())

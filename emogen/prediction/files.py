@@ -23,6 +23,7 @@ from emogen.prediction.output_files import (
 from emogen.prediction.weights import identity_of_base
 from emogen.task.readers import stream_rows
 
+N_SHOWN = 5  # texts that a summary shows
 CHUNK = 1024  # rows that are predicted and written at once
 CHUNK_OF_ENSEMBLE = 16_384  # larger, because the models of an ensemble are loaded again for each chunk
 
@@ -33,15 +34,17 @@ class Summary:
 
     Attributes:
         n_rows: rows of the file.
+        first: the first texts that this call labelled, each with its labels.
         n_formulas: ids that a spreadsheet takes for a formula.
         n_cut: texts that were shortened to fit `max_length`.
         statuses: the number of answers by parse status.
 
-    The last two count the answers of this call alone, not of an earlier call that it resumed, and they stay 0 for an
+    `n_cut` and `statuses` count the answers of this call alone, not of an earlier call that it resumed, and they stay 0 for an
     ensemble and where probabilities decide.
     """
 
     n_rows: int = 0
+    first: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     n_formulas: int = 0
     n_cut: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
@@ -123,6 +126,8 @@ def _predict_chunks(
         if len(rows) and writer.has(rows, n_before):
             continue
         batch = ensemble.predict(rows, with_prob=jsonl_file is not None, batch_size=batch_size, bar=bar)
+        for text, vector in list(zip(rows.texts, batch.pred, strict=True))[: N_SHOWN - len(summary.first)]:
+            summary.first.append((text, label_set.names_of(vector)))
         for prediction in batch.predictions or ():
             summary.statuses[prediction.parsed.status] += 1
             summary.n_cut += prediction.n_cut > 0
