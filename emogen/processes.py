@@ -41,7 +41,7 @@ def distribute(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    rank = PartialState(cpu=not torch.cuda.is_available()).process_index
+    rank = PartialState(cpu=not torch.accelerator.is_available()).process_index
 
     # Every n-th item, so that the shares of sorted items take equally long. accelerate's `split_between_processes`
     # is not used: with fewer items than processes, it repeats the last item.

@@ -79,6 +79,7 @@ SHAPES = {
     "meta-llama/Llama-3.2-1B": Shape(16, 2048, 8192, 32, 8, 64, 128256),
     "meta-llama/Llama-3.2-3B-Instruct": Shape(28, 3072, 8192, 24, 8, 128, 128256),
     "Qwen/Qwen2.5-1.5B": Shape(28, 1536, 8960, 12, 2, 128, 151936),
+    "Qwen/Qwen2.5-1.5B-Instruct": Shape(28, 1536, 8960, 12, 2, 128, 151936),
     "Qwen/Qwen2.5-14B-Instruct": Shape(48, 5120, 13824, 40, 8, 128, 152064, tied=False),
     "NovaSearch/stella_en_1.5B_v5": Shape(28, 1536, 8960, 12, 2, 128, 151646, tied=False),
     "sentence-transformers/all-MiniLM-L6-v2": Shape(

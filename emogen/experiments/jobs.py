@@ -171,4 +171,4 @@ def _shares(jobs: int) -> list[dict[str, Any]]:
 def _count_gpus() -> int:
     import torch
 
-    return torch.cuda.device_count()
+    return torch.cuda.device_count()  # the environment variable that gives a job its GPU is CUDA's

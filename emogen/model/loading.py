@@ -12,7 +12,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from emogen import processes
+from emogen import accelerators, processes
 from emogen.errors import ModelError
 from emogen.model.plain_rows import problem
 from emogen.task.labels import LabelSet
@@ -196,21 +196,16 @@ def load_head_model(location: str, recipe: Recipe, label_set: LabelSet, tokenize
     return model
 
 
-def use_own_gpu() -> None:
-    """Select the GPU of this process, which may be one of several on a machine."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-
-
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
-    """Move a model to the GPU, if there is one. A quantised model is there already."""
-    if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
-        model.to("cuda")
+    """Move a model to the accelerator of this process, if there is one. A quantised model is there already."""
+    device = accelerators.own_device()
+    if device.type != "cpu" and not getattr(model, "is_quantized", False):
+        model.to(device)
     return model
 
 
 def use_all_cores() -> None:
-    """Use every core if this is the only process and there is no GPU; `accelerate launch` would set one thread."""
-    if not torch.cuda.is_available() and processes.world_size() == 1:
+    """Use every core if this is the only process, without an accelerator; `accelerate launch` would set one thread."""
+    if not torch.accelerator.is_available() and processes.world_size() == 1:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(allowed or 1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from emogen.accelerators import own_device
 from emogen.console import Bar
 from emogen.errors import InputError
 from emogen.evaluation import results
@@ -31,9 +32,7 @@ def load_runs(runs: Sequence[Path], overrides: Sequence[str] = (), *, force: boo
     Raises:
         InputError, ModelError: something is missing or broken.
     """
-    from emogen.model.loading import use_own_gpu
-
-    use_own_gpu()
+    own_device()  # selects it, before a quantised model is loaded onto it
     generators = GeneratorLoader(force=force)
     for run in runs:
         recipe, label_set = read_recipe(run, overrides)

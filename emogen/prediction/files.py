@@ -39,8 +39,8 @@ class Summary:
         n_cut: texts that were shortened to fit `max_length`.
         statuses: the number of answers by parse status.
 
-    `n_cut` and `statuses` count the answers of this call alone, not of an earlier call that it resumed, and they stay 0 for an
-    ensemble and where probabilities decide.
+    `n_cut` and `statuses` count the answers of this call alone, not of an earlier call that it resumed, and they stay 0
+    for an ensemble and where probabilities decide.
     """
 
     n_rows: int = 0

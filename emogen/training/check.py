@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from emogen.accelerators import BF16_CAPABILITY, nvidia_gpus
 from emogen.errors import InputError, ModelError
 from emogen.model.encode import load_encoder
 from emogen.model.sources import locate_tokenizer
@@ -71,9 +72,22 @@ def _check_keys(findings: Findings, path: str | Path, overrides: Sequence[str]) 
         findings.problems += [_problem("error", line) for line in error.problems]
         return None
     findings.problems += [_problem("warning", line) for line in recipe.notices]
+    _check_precision(findings, recipe)
     if recipe.trusts_code:
         findings.warning("trust_remote_code runs code from the model's repository on this machine")
     return recipe
+
+
+def _check_precision(findings: Findings, recipe: Recipe) -> None:
+    """Warn of a precision that the GPUs of this machine only emulate."""
+    wants_bf16 = recipe.sft_args.get("bf16") or recipe.lm_args.get("dtype") == "bfloat16"
+    for gpu in nvidia_gpus() if wants_bf16 else ():
+        if gpu.capability < BF16_CAPABILITY:
+            findings.warning(
+                f"bf16: {gpu.name} (compute capability {gpu.capability}) only emulates it; add bf16=false fp16=true "
+                "dtype=float16, as in recipes/t4.yaml"
+            )
+            return
 
 
 def _problem(level: Literal["error", "warning"], line: str) -> Problem:

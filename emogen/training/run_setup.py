@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emogen import paths, processes
+from emogen import accelerators, paths, processes
 from emogen.claims import claim_folder
 from emogen.errors import InputError
 from emogen.evaluation.resume import changed_keys, digest_of
@@ -173,7 +173,7 @@ def write_run_files(task: Task, folder: Path, fingerprint: dict[str, str], argv:
     hardware = {
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
+        "gpus": accelerators.names(),
     }
     write_manifest(
         folder,
@@ -205,12 +205,10 @@ def name_base_model(adapter: Path, model_name: str) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The peak memory of this process: on its GPU, if it has one, otherwise on the machine."""
+    """The peak memory of this process: on its accelerator, if it has one, otherwise on the machine."""
     import resource
 
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if (peak := accelerators.peak_memory_bytes()) is not None:
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage returns bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -315,9 +315,10 @@ class EmogenTrainer(ScoringMixin, SFTTrainer):
         kwargs["args"].router_aux_loss_coef = 0.0
         super().__init__(*args, **kwargs)
         self.takes_positions = takes_positions(self.model)
-        if self.model.dtype == torch.float32:
+        if self.model.dtype == torch.float32 or self.args.fp16:
             # TRL casts the adapter of a quantised model to bf16, the precision of such a model on a GPU. If the model
-            # computes in float32, this would only round the adapter and lose small updates.
+            # computes in float32, this would only round the adapter and lose small updates; and float16 needs an
+            # adapter in float32, whose gradients are scaled.
             for parameter in self.model.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
