@@ -28,25 +28,27 @@ install: $(VENV)/installed
 $(VENV)/base: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or later is needed; name yours: make install PYTHON=..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "no venv module: on Debian, apt-get install python3.11-venv"; exit 1; }
-	$(PIP) install --progress-bar on $$(grep '^torch==' constraints.txt)
-	$(PIP) install --progress-bar on --constraint constraints.txt --editable .
+	@echo "torch (200 MB) ..."
+	$(PIP) install --quiet --progress-bar on $$(grep '^torch==' constraints.txt)
+	@echo "emogen and its libraries (a minute or two) ..."
+	$(PIP) install --quiet --progress-bar on --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/installed: $(VENV)/base
-	$(PIP) install --progress-bar on --constraint constraints.txt --editable '.[dev]'
+	@echo "what tests, the lab, sweeps and pods need (a minute or two) ..."
+	$(PIP) install --quiet --progress-bar on --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(VENV)/base
 	rm -rf runs/demo
-	@echo "1 of 4: the model as it is labels 125 posts"
+	@echo "1 of 3: the model as it is labels 125 posts"
 	$(BIN)/emogen predict recipes/demo.yaml sample/test.csv -o runs/zero_shot.csv --overwrite
-	@echo "2 of 4: the model is tuned on 500 posts, and scored"
+	@echo "2 of 3: its scores"
+	$(BIN)/emogen score sample/test.csv runs/zero_shot.csv
+	@echo "3 of 3: the model is tuned on 500 posts, and scored on the same 125"
 	$(BIN)/emogen train recipes/demo.yaml
-	@echo "3 of 4: the tuned model labels the 125 posts"
-	$(BIN)/emogen predict runs/demo sample/test.csv -o runs/demo/tuned.csv
-	@echo "4 of 4: both beside the truth"
-	$(BIN)/emogen score sample/test.csv runs/zero_shot.csv runs/demo/tuned.csv
-	@echo "The report is runs/demo/report.html. One more epoch scores higher: emogen train recipes/demo.yaml num_train_epochs=2 output_dir=runs/longer"
+	@echo "The report is runs/demo/report.html. A second epoch scores higher:"
+	@echo "emogen train recipes/demo.yaml num_train_epochs=2 output_dir=runs/longer"
 
 WORKERS ?= auto
 PYTEST = -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder

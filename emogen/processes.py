@@ -19,6 +19,17 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def share_cores() -> None:
+    """Let the threads of this process, and of those that it starts, wait without keeping their cores busy.
+
+    The threads of an OpenMP program spin for milliseconds while they wait for each other. If another program needs the
+    cores, that takes several times longer than the work. Spinning for microseconds costs nothing on idle cores
+    (measured; see benchmarks/README.md). It must be called before torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+
 def distribute(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> list[R]:
     """Divide the items among the processes and gather all results in each of them.
 
