@@ -10,14 +10,28 @@ from typing import TYPE_CHECKING, Any
 from emogen.distribution import __version__
 
 if TYPE_CHECKING:
+    from emogen.estimator import EmogenClassifier
     from emogen.evaluation.metrics import score
     from emogen.prediction.ensemble import load_run
+    from emogen.prediction.loaded import LoadedClassifier, load
     from emogen.task.labels import load_label_set
     from emogen.task.parse import parse_answer
 
-__all__ = ["__version__", "load_label_set", "load_run", "parse_answer", "score"]
+__all__ = [
+    "EmogenClassifier",
+    "LoadedClassifier",
+    "__version__",
+    "load",
+    "load_label_set",
+    "load_run",
+    "parse_answer",
+    "score",
+]
 
 _HOME = {
+    "EmogenClassifier": "emogen.estimator",
+    "LoadedClassifier": "emogen.prediction.loaded",
+    "load": "emogen.prediction.loaded",
     "load_label_set": "emogen.task.labels",
     "load_run": "emogen.prediction.ensemble",
     "parse_answer": "emogen.task.parse",

@@ -82,6 +82,11 @@ def set_up_logging() -> None:
     handler.setFormatter(_PrintableFormatter("%(levelname)-8s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("emogen").setLevel(logging.INFO if processes.is_main_process() else logging.ERROR)
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Leave out warnings of other libraries that no user of emogen can do anything about."""
     # The defaults of TRL 1.16 still use this old name.
     warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from emogen import __version__
 from emogen.cli import cloud, evaluation, experiments, prediction, prompts, shared, training
 from emogen.console import out, run_command
+from emogen.distribution import __version__
 
 app = typer.Typer(
     help="Tune an instruct model to generate the labels of a text, and score it.\n\n"

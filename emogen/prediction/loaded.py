@@ -1,0 +1,125 @@
+"""Finished runs as one object in Python: `emogen.load`."""
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from emogen import processes
+from emogen.console import progress_bar, quiet_libraries
+from emogen.errors import InputError
+from emogen.evaluation.run_folder import BASELINE, CROSS_VALIDATION, THRESHOLDS, kind_of
+from emogen.prediction.ensemble import BatchPrediction, Ensemble
+from emogen.task.rows import Rows
+
+Decision = Literal["answer", "thresholds", "stack"]
+
+
+class LoadedClassifier:
+    """One or several finished runs that label texts together; made by `emogen.load`.
+
+    Attributes:
+        labels: the L label names, in the order of the columns of `predict_proba`.
+        decide: `answer`, `thresholds` or `stack`.
+    """
+
+    def __init__(self, ensemble: Ensemble, decide: Decision):
+        self._ensemble, self.decide = ensemble, decide
+        self.labels = ensemble.label_set.names
+
+    def __repr__(self) -> str:
+        runs = ", ".join(str(folder) for folder in self._ensemble.folders)
+        return f"<LoadedClassifier of {runs}: {len(self.labels)} labels by {self.decide}>"
+
+    def predict(self, texts: Sequence[str], *, batch_size: int = 32, progress: bool = False) -> list[tuple[str, ...]]:
+        """Label texts.
+
+        Args:
+            texts: n strings.
+            batch_size: texts that a model computes together.
+            progress: show a progress bar.
+
+        Returns:
+            The label names of each text, in canonical order; an empty tuple for a text without labels.
+
+        Raises:
+            TypeError: `texts` is a single string, or one of its items is no string.
+        """
+        pred = self._run(texts, False, batch_size, progress).pred
+        return [self._ensemble.label_set.names_of(vector) for vector in pred.tolist()]
+
+    def predict_proba(self, texts: Sequence[str], *, batch_size: int = 32, progress: bool = False) -> np.ndarray:
+        """Compute the probability of each label. Arguments and errors are those of `predict`.
+
+        Returns:
+            float32 [n, L]; the columns are in the order of `labels`.
+        """
+        prob = self._run(texts, True, batch_size, progress).prob
+        assert prob is not None
+        return prob.astype(np.float32)
+
+    def classify(
+        self, texts: Sequence[str], *, batch_size: int = 32, progress: bool = False
+    ) -> tuple[list[tuple[str, ...]], np.ndarray]:
+        """The results of `predict` and of `predict_proba`, in one pass."""
+        found = self._run(texts, True, batch_size, progress)
+        assert found.prob is not None
+        names = [self._ensemble.label_set.names_of(vector) for vector in found.pred.tolist()]
+        return names, found.prob.astype(np.float32)
+
+    def _run(self, texts: Sequence[str], with_prob: bool, batch_size: int, progress: bool) -> BatchPrediction:
+        rows = _as_rows(texts)
+        if not len(rows):
+            empty = np.zeros((0, len(self.labels)), dtype=np.int8)
+            return BatchPrediction(empty, empty.astype(np.float32), None)
+        bar = progress_bar if progress else _no_bar
+        return self._ensemble.predict(rows, with_prob=with_prob, batch_size=batch_size, bar=bar)
+
+
+def load(*runs: str | os.PathLike[str], decide: Decision | None = None, **overrides: Any) -> LoadedClassifier:
+    """Load finished runs, cross-validations or baselines for use in Python; or a recipe file, for its untuned model.
+
+    Several runs label texts together. The model of a single run is loaded at the first call and stays loaded; those of
+    several runs are loaded one after another at each call, so give them many texts at once.
+
+    Args:
+        runs: run folders, as `emogen predict` takes them.
+        decide: how labels are decided: by the generated `answer`, by the run's `thresholds`, or by a `stack` of several
+            runs. By default thresholds if every run has them, otherwise answers. `emogen predict` decides by answers
+            unless it is told otherwise (`predict_by`).
+        overrides: keys of the recipe, such as `max_length=256`.
+
+    Raises:
+        InputError: a folder is not a finished run, the labels of the runs differ, or `decide` needs what a run lacks.
+    """
+    quiet_libraries()
+    processes.share_cores()
+    if not runs:
+        raise InputError("emogen.load: name at least one run folder")
+    folders = [Path(run) for run in runs]
+    if decide is None:
+        decide = "thresholds" if all(map(_has_thresholds, folders)) else "answer"
+    words = [f"{key}={value}" for key, value in overrides.items()]
+    return LoadedClassifier(Ensemble(folders, [*words, f"predict_by={decide}"]), decide)
+
+
+def _has_thresholds(run: Path) -> bool:
+    return run.is_dir() and ((run / THRESHOLDS).is_file() or kind_of(run) in (CROSS_VALIDATION, BASELINE))
+
+
+def _as_rows(texts: Sequence[str]) -> Rows:
+    if isinstance(texts, str):
+        raise TypeError("expected a list of texts, got a single string; write [text]")
+    texts = list(texts)
+    for k, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"text {k}: expected a string, got {type(text).__name__}: {text!r:.80}")
+    numbers = list(range(len(texts)))
+    return Rows("texts", [str(k) for k in numbers], texts, None, numbers)
+
+
+def _no_bar(title: str, total: int) -> AbstractContextManager[Any]:
+    return nullcontext(lambda n: None)

@@ -1,0 +1,74 @@
+"""`emogen.load`: finished runs in Python."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tiny import write_recipe
+
+import emogen
+from emogen.errors import InputError
+from emogen.evaluation.run_folder import THRESHOLDS
+from emogen.prediction.ensemble import load_run
+from emogen.train import main as train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, labels):
+    """A run of one step that was scored, so it has thresholds. Tests do not change it."""
+    folder = tmp_path_factory.mktemp("scored")
+    train([str(write_recipe(folder, labels, max_steps=1, eval_fraction=0.4))])
+    return folder / "run"
+
+
+TEXTS = ["so happy for you!!", "I can't believe they did this to us.", ""]
+
+
+def test_a_run_labels_texts_as_predict_does(run, labels):
+    loaded = emogen.load(run, decide="answer")
+    assert loaded.labels == labels.names
+    predictions = load_run(run).predict(TEXTS)
+    assert loaded.predict(TEXTS) == [prediction.parsed.labels for prediction in predictions]
+    prob = loaded.predict_proba(TEXTS)
+    assert prob.dtype == np.float32
+    np.testing.assert_allclose(prob, load_run(run).predict_proba(TEXTS), atol=1e-5)
+    names, same = loaded.classify(TEXTS)
+    assert names == loaded.predict(TEXTS)
+    np.testing.assert_allclose(same, prob, atol=1e-5)
+
+
+def test_thresholds_decide_where_the_run_has_them(run, tmp_path, labels):
+    assert (run / THRESHOLDS).is_file()
+    loaded = emogen.load(str(run))
+    assert loaded.decide == "thresholds"
+    thresholds = np.array(list(json.loads((run / THRESHOLDS).read_text()).values()))
+    above = loaded.predict_proba(TEXTS) > thresholds
+    assert loaded.predict(TEXTS) == [tuple(np.array(labels.names)[row]) for row in above]
+    assert "by thresholds" in repr(loaded)
+
+
+def test_what_is_not_a_list_of_texts_is_refused(run):
+    loaded = emogen.load(run)
+    with pytest.raises(TypeError, match=r"got a single string; write \[text\]"):
+        loaded.predict("so happy")
+    with pytest.raises(TypeError, match="text 1: expected a string, got float: nan"):
+        loaded.predict(["a", float("nan")])
+    assert loaded.predict([]) == []
+    assert loaded.predict_proba([]).shape == (0, len(loaded.labels))
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(InputError, match="not a run folder"):
+        emogen.load(tmp_path)
+    with pytest.raises(InputError, match="name at least one run folder"):
+        emogen.load()
+
+
+def test_importing_emogen_loads_nothing_heavy():
+    code = "import sys, emogen; print([m for m in ('torch', 'numpy', 'transformers', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

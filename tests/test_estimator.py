@@ -1,0 +1,62 @@
+"""`emogen.EmogenClassifier` among scikit-learn's tools."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from tiny import POSTS
+
+from emogen import EmogenClassifier
+from emogen.errors import InputError
+
+TEXTS = [text for text, _ in POSTS]
+NAMES = [names for _, names in POSTS]
+QUICK = {"max_steps": 2, "eval_strategy": "no", "save_strategy": "no"}
+
+
+def test_parameters_are_the_recipe_and_the_overrides():
+    classifier = EmogenClassifier("recipes/demo.yaml", lora_r=4)
+    assert classifier.get_params() == {"recipe": "recipes/demo.yaml", "lora_r": 4}
+    copy = clone(classifier.set_params(lora_r=8, seed=1))
+    assert copy.get_params() == {"recipe": "recipes/demo.yaml", "lora_r": 8, "seed": 1}
+    with pytest.raises(NotFittedError):
+        copy.predict(["x"])
+
+
+@pytest.mark.slow
+def test_it_is_tuned_and_predicts(tiny_recipe, labels):
+    classifier = EmogenClassifier(str(tiny_recipe()), **QUICK).fit(TEXTS, NAMES)
+    pred, prob = classifier.predict(TEXTS), classifier.predict_proba(TEXTS)
+    assert list(classifier.classes_) == list(labels.names)
+    assert pred.shape == prob.shape == (len(TEXTS), len(labels))
+    assert pred.dtype == np.int8
+    gold = np.array([labels.vector(names) for names in NAMES])
+    assert 0 <= classifier.score(TEXTS, gold) <= 1
+    assert (classifier.run_ / "adapter").is_dir()
+
+
+@pytest.mark.slow
+def test_it_works_in_pipelines_and_cross_validations(tiny_recipe, labels):
+    gold = np.array([labels.vector(names) for names in NAMES])
+    strip = FunctionTransformer(lambda texts: [text.strip() for text in texts])
+    pipeline = make_pipeline(strip, EmogenClassifier(str(tiny_recipe()), **QUICK))
+    for method in ("predict", "predict_proba"):
+        found = cross_val_predict(pipeline, TEXTS, gold, cv=KFold(2), method=method)
+        assert found.shape == gold.shape
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([("joy",), ("rage",)], "y: rage: not in the label set"),
+        (np.zeros((2, 3)), r"expected 0/1 of shape \[n, 11\]"),
+        (np.full((2, 11), 0.5), "expected 0/1"),
+        (np.zeros((3, 11)), "2 texts and 3 rows of labels"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(y, message):
+    with pytest.raises(InputError, match=message):
+        EmogenClassifier("recipes/demo.yaml").fit(["a", "b"], y)
