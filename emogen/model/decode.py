@@ -23,6 +23,7 @@ from emogen.model.shared_prefix import shares_prefix
 
 FREE_TOKENS = 48  # tokens that a free answer may be longer than the longest valid one
 Progress = Callable[[int], Any]  # called with the number of rows done since the last call
+KeptPrefix = list[shared_prefix.PrefixLayout]  # empty, or the computed prefix
 Reachable = Callable[[torch.Tensor], torch.Tensor]  # the logits of a model -> those of the tokens of the grammar
 
 
@@ -35,6 +36,7 @@ def generate(
     decode: str = "constrained",
     batch_size: int = 32,
     progress: Progress | None = None,
+    kept: KeptPrefix | None = None,
 ) -> list[list[int]]:
     """Generate a greedy answer for each row.
 
@@ -42,6 +44,7 @@ def generate(
         model: a causal language model, with or without an adapter.
         suffixes: n lists of token ids: what each row has after the prefix, without an answer.
         decode: `constrained` (valid answers only) or `free`.
+        kept: see `compute_prefix`.
 
     Returns:
         n lists of token ids: the answers without end tokens, in the order of `suffixes`.
@@ -55,7 +58,7 @@ def generate(
     plain_rows.require_length(model, longest)
     with evaluating(model):
         if shares_prefix(model, encoder.prefix_ids, longest):
-            return _generate_shared(model, encoder, suffixes, decode, batch_size, progress)
+            return _generate_shared(model, encoder, suffixes, decode, batch_size, progress, kept)
         generator = _PlainGenerator(model, encoder, longest)
         answers = generator.constrained if decode == "constrained" else generator.free
         return in_batches(answers, suffixes, batch_size, progress)
@@ -78,11 +81,13 @@ def _generate_shared(
     decode: str,
     batch_size: int,
     progress: Progress | None,
+    kept: KeptPrefix | None,
 ) -> list[list[int]]:
+    prefix = compute_prefix(model, encoder, kept)
     if decode == "free":
-        return in_batches(_SharedPrefixGenerator(model, encoder).free, suffixes, batch_size, progress)
+        return in_batches(_SharedPrefixGenerator(model, encoder, prefix).free, suffixes, batch_size, progress)
     with reachable_logits(model, encoder) as reachable:
-        generator = _SharedPrefixGenerator(model, encoder, reachable)
+        generator = _SharedPrefixGenerator(model, encoder, prefix, reachable)
         return in_batches(generator.constrained, suffixes, batch_size, progress)
 
 
@@ -174,10 +179,20 @@ def in_batches(
     return results
 
 
-def compute_prefix(model: PreTrainedModel, encoder: Encoder) -> shared_prefix.PrefixLayout:
-    """Run a model on the prefix of an encoder and keep its keys and values."""
+def compute_prefix(
+    model: PreTrainedModel, encoder: Encoder, kept: KeptPrefix | None = None
+) -> shared_prefix.PrefixLayout:
+    """Run a model on the prefix of an encoder and keep its keys and values.
+
+    Args:
+        kept: where the result is kept between calls, for a model that does not change.
+    """
+    if kept:
+        return kept[0]
     layout = shared_prefix.PrefixLayout(len(encoder.prefix_ids))
     shared_prefix.forward(model, layout, torch.tensor(encoder.prefix_ids, device=model.device), logits_to_keep=1)
+    if kept is not None:
+        kept.append(layout)
     return layout
 
 
@@ -185,6 +200,7 @@ class _SharedPrefixGenerator:
     """Generates answers after a prefix that is computed once.
 
     Args:
+        prefix: computed by `compute_prefix`.
         reachable: see `reachable_logits`; not used for free answers.
 
     Shapes: B rows in a batch, A rows of them unfinished, T tokens in a pass; R and M as in `grammar`.
@@ -194,6 +210,7 @@ class _SharedPrefixGenerator:
         self,
         model: PreTrainedModel,
         encoder: Encoder,
+        prefix: shared_prefix.PrefixLayout,
         reachable: Reachable = lambda logits: logits,
     ):
         self.model, self.encoder, self.device, self.reachable = model, encoder, model.device, reachable
@@ -202,7 +219,7 @@ class _SharedPrefixGenerator:
         self.ends, self.jump_tokens, self.decisions, self.lengths, self.continuation = self._on_device(
             self.jumps.ends, self.jumps.tokens, self.jumps.decisions, self.jumps.lengths, self.jumps.continuation
         )
-        self.prefix = compute_prefix(model, encoder)
+        self.prefix = prefix
 
     def _on_device(self, *tables: Any) -> list[torch.Tensor]:
         return [torch.from_numpy(table).to(self.device) for table in tables]

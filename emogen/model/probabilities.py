@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from emogen.errors import ModelError
 from emogen.model import shared_prefix
-from emogen.model.decode import Progress, Reachable, compute_prefix, in_batches, reachable_logits
+from emogen.model.decode import KeptPrefix, Progress, Reachable, compute_prefix, in_batches, reachable_logits
 from emogen.model.encode import Encoder, Row
 from emogen.model.grammar import find_jumps
 from emogen.model.plain_rows import evaluating, last_logits, logits_at, pads, require_length
@@ -30,6 +30,7 @@ def probabilities(
     width: int | None = 16,
     batch_size: int = 32,
     progress: Progress | None = None,
+    kept: KeptPrefix | None = None,
 ) -> np.ndarray:
     """The probability that an answer contains each label.
 
@@ -47,6 +48,7 @@ def probabilities(
         how: `marginal` or `maximum`.
         floor: beginnings of this probability or less are not followed.
         width: the number of beginnings of a row that are followed at each depth, the most probable ones; None for all.
+        kept: see `compute_prefix`.
 
     Returns:
         float32 [n, K, C], C the choices of the grammar: L labels, or yes and no (`yes_no`, always exact).
@@ -67,7 +69,7 @@ def probabilities(
         padded = shared or pads(model, encoder.prefix_ids, longest)
         with reachable_logits(model, encoder) as reachable:
             branches = (
-                _SharedPrefixBranches(model, encoder, reachable)
+                _SharedPrefixBranches(model, encoder, reachable, compute_prefix(model, encoder, kept))
                 if shared
                 else _PlainBranches(model, encoder, reachable, padded)
             )
@@ -273,10 +275,12 @@ def _most_probable(row: torch.Tensor, log_prob: torch.Tensor, width: int | None)
 class _SharedPrefixBranches:
     """Rows that branch, after a prefix that is computed once."""
 
-    def __init__(self, model: PreTrainedModel, encoder: Encoder, reachable: Reachable):
+    def __init__(
+        self, model: PreTrainedModel, encoder: Encoder, reachable: Reachable, prefix: shared_prefix.PrefixLayout
+    ):
         self.model, self.device, self.grammar, self.reachable = model, model.device, encoder.grammar, reachable
         self.jumps = find_jumps(encoder.grammar)
-        self.prefix = compute_prefix(model, encoder)
+        self.prefix = prefix
 
     def begin(self, suffixes: list[list[int]]) -> torch.Tensor | None:
         """Run B rows, each of which is one branch at first.

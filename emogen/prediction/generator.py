@@ -32,6 +32,7 @@ def predict_texts(
     decode: str = "constrained",
     batch_size: int = 32,
     progress: Callable[[int], Any] | None = None,
+    kept: list[Any] | None = None,
 ) -> list[Prediction]:
     """Generate and parse an answer for each text.
 
@@ -39,6 +40,7 @@ def predict_texts(
         decode: `constrained` (only valid answers are generated) or `free`.
         progress: called with the number of questions that were answered since the last call. Each text has
             `len(encoder.question_ids)` questions.
+        kept: see `model.decode.compute_prefix`.
 
     Returns:
         n predictions, in the order of the texts.
@@ -51,11 +53,12 @@ def predict_texts(
     if encoder.style == "yes_no" and decode == "constrained":
         # The greedy answer is the more probable word. Read off the probabilities, each text is computed once;
         # generation would compute it once per question.
-        prob = predict_prob(model, encoder, texts, batch_size=batch_size, progress=progress)
+        prob = predict_prob(model, encoder, texts, batch_size=batch_size, progress=progress, kept=kept)
         answers = [YES if chosen else NO for chosen in labels_from_prob(prob, encoder.label_set).flatten()]
     else:
         suffixes = [row.suffix_ids for questions in rows for row in questions]
-        generated = generate(model, encoder, suffixes, decode=decode, batch_size=batch_size, progress=progress)
+        options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "kept": kept}
+        generated = generate(model, encoder, suffixes, decode=decode, **options)
         answers = [encoder.answer_text(ids) for ids in generated]
     predictions = []
     for i, questions in enumerate(rows):
@@ -78,12 +81,13 @@ def predict_prob(
     how: str = "marginal",
     batch_size: int = 32,
     progress: Callable[[int], Any] | None = None,
+    kept: list[Any] | None = None,
 ) -> np.ndarray:
     """Compute the probability of each label for n texts.
 
     Args:
         how: `marginal` or `maximum`; see `model.probabilities.probabilities`. `yes_no` ignores it.
-        progress: as in `predict_texts`.
+        progress, kept: as in `predict_texts`.
 
     Returns:
         float32 [n, L].
@@ -96,20 +100,25 @@ def predict_prob(
         asked = [[row.suffix_ids[row.n_text :] for row in questions] for questions in rows]
         n_questions = len(encoder.question_ids)
         advance = (lambda n_texts: progress(n_texts * n_questions)) if progress else None
-        prob = probabilities(model, encoder, shared, asked, batch_size=batch_size, progress=advance)
+        prob = probabilities(model, encoder, shared, asked, batch_size=batch_size, progress=advance, kept=kept)
         return prob[:, :, 0].reshape(len(texts), n_questions)  # the probability of "yes"
     suffixes = [row.suffix_ids for (row,) in rows]
-    return probabilities(model, encoder, suffixes, how=how, batch_size=batch_size, progress=progress)[:, 0]
+    return probabilities(model, encoder, suffixes, how=how, batch_size=batch_size, progress=progress, kept=kept)[:, 0]
 
 
 @dataclass(frozen=True)
 class GenerativeClassifier:
-    """A model that generates its answers, with the recipe, labels and encoder that it was trained with."""
+    """A model that generates its answers, with the recipe, labels and encoder that it was trained with.
+
+    Attributes:
+        kept: see `model.decode.compute_prefix`; None for a model that is being trained.
+    """
 
     recipe: Recipe
     label_set: LabelSet
     encoder: Encoder
     model: "PreTrainedModel"
+    kept: list[Any] | None = None
 
     @property
     def n_questions(self) -> int:
@@ -121,11 +130,12 @@ class GenerativeClassifier:
     ) -> list[Prediction]:
         """See `predict_texts`. Under `accelerate launch` the processes share the texts."""
         options: dict[str, Any] = {"decode": self.recipe.decode, "batch_size": batch_size, "progress": progress}
+        options["kept"] = self.kept
         return processes.distribute(lambda share: predict_texts(self.model, self.encoder, share, **options), texts)
 
     def predict_proba(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:
         """See `predict_prob`. Under `accelerate launch` the processes share the texts."""
-        options: dict[str, Any] = {"how": self.recipe.prob, "progress": progress}
+        options: dict[str, Any] = {"how": self.recipe.prob, "progress": progress, "kept": self.kept}
         rows = processes.distribute(
             lambda share: predict_prob(self.model, self.encoder, share, **options).tolist(), texts
         )
@@ -158,7 +168,8 @@ class GeneratorLoader:
         adapter = run / ADAPTER if run.is_dir() else None
         check_weights(run, location, force=self._force)
         encoder = load_encoder(task, str(adapter or location))
-        return GenerativeClassifier(recipe, task.label_set, encoder, self._load_model(recipe, location, adapter))
+        model = self._load_model(recipe, location, adapter)
+        return GenerativeClassifier(recipe, task.label_set, encoder, model, kept=[])
 
     def _load_model(self, recipe: Recipe, location: str, adapter: Path | None) -> "PreTrainedModel":
         from emogen.model.loading import load_adapter, load_model, to_device

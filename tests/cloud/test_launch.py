@@ -298,7 +298,7 @@ def kill_at_first_checkpoint(fake, volume, launched):
 
 def test_a_job_from_launch_to_its_run_at_home(fake, volume, tiny_recipe, tmp_path, monkeypatch, emogen):
     """Check, plan, rent, send, train, be killed and resumed, follow, fetch, terminate; and no key in any output."""
-    monkeypatch.setattr("emogen.cli.cloud.Polling", lambda: QUICK)
+    monkeypatch.setattr("emogen.cloud.runpod.Polling", lambda: QUICK)
     fake.environment = container_environment(volume)
     fake.drops, fake.failures = [5, 9], [("POST", "/v2/pods", 400)]
     recipe = tiny_recipe(eval_fraction=0.3, max_steps=30, save_strategy="steps", save_steps=3)
