@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from emogen.cli import cloud, evaluation, experiments, prediction, prompts, serving, shared, training
+from emogen.cli import cloud, evaluation, experiments, exporting, prediction, prompts, serving, shared, training
 from emogen.console import out, run_command
 from emogen.distribution import __version__
 
@@ -39,6 +39,7 @@ app.command()(training.show)
 app.command(context_settings=shared.PASSES_OVERRIDES)(training.train)
 app.command()(prediction.predict)
 app.command(context_settings=shared.PASSES_OVERRIDES)(serving.serve)
+app.command()(exporting.export)
 app.command()(evaluation.score)
 app.command()(evaluation.report)
 app.command(context_settings=shared.PASSES_OVERRIDES)(experiments.cv)

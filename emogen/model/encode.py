@@ -96,6 +96,7 @@ class Encoder:
         end_ids: the token that ends an answer, in a list of one.
         max_length: the limit in tokens of a row with its answer; None for no limit.
         grammar: the valid answers.
+        protected_prefix: the text of the prefix, protected.
     """
 
     tokenizer: TextTokenizer
@@ -108,6 +109,7 @@ class Encoder:
     grammar: Grammar = field(repr=False)
     frame: Frame = field(repr=False)
     plain: PlainTokenizer = field(repr=False)
+    protected_prefix: str = field(repr=False)
 
     @property
     def has_plain_template(self) -> bool:
@@ -284,7 +286,7 @@ def make_encoder(
     except ValueError as error:  # the tokenizer joins labels
         raise InputError(f"{tokenizer.name}: no answers in the style {style!r}: {error}") from None
     end_ids = plain.encode(frame.end)[-1:]
-    encoder = Encoder(tokenizer, label_set, style, prefix_ids, [], end_ids, None, grammar, frame, plain)
+    encoder = Encoder(tokenizer, label_set, style, prefix_ids, [], end_ids, None, grammar, frame, plain, before)
     ordinary, empty = encoder.rows("x"), encoder.rows("")
     question_ids = [row.suffix_ids[row.n_text :] for row in ordinary]
     n_question = max(len(ids) for ids in [*question_ids, *(row.suffix_ids for row in empty)])

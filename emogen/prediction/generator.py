@@ -9,7 +9,7 @@ import numpy as np
 
 from emogen import processes
 from emogen.evaluation.results import Prediction
-from emogen.evaluation.run_folder import ADAPTER
+from emogen.evaluation.run_folder import ADAPTER, MODEL
 from emogen.model.encode import Encoder, load_encoder
 from emogen.model.sources import locate
 from emogen.prediction.classifier import labels_from_prob
@@ -164,9 +164,12 @@ class GeneratorLoader:
             InputError, ModelError: something is missing or broken.
         """
         task = load_task(recipe)
-        location = locate(recipe.model_name, recipe.lm_config().model_revision)
-        adapter = run / ADAPTER if run.is_dir() else None
-        check_weights(run, location, force=self._force)
+        adapter = run / ADAPTER if (run / ADAPTER).is_dir() else None
+        if (run / MODEL).is_dir():  # merged by `emogen export`
+            location = str(run / MODEL)
+        else:
+            location = locate(recipe.model_name, recipe.lm_config().model_revision)
+        check_weights(run, None if (run / MODEL).is_dir() else location, force=self._force)
         encoder = load_encoder(task, str(adapter or location))
         model = self._load_model(recipe, location, adapter)
         return GenerativeClassifier(recipe, task.label_set, encoder, model, kept=[])

@@ -1,0 +1,1 @@
+"""Tuned models for other programs, scored there before they are called done."""

@@ -1,0 +1,210 @@
+"""A run -> files for other programs, and what that changed."""
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emogen import paths
+from emogen.console import Bar
+from emogen.errors import InputError
+from emogen.evaluation import results
+from emogen.evaluation.metrics import apply_thresholds, most_probable
+from emogen.evaluation.results import pred_matrix
+from emogen.evaluation.run_folder import CARD, MODEL, PREDICTIONS, THRESHOLDS, read_recipe
+from emogen.exporting.llama_cpp import convert, find_server, llama_server
+from emogen.exporting.patterns import answer_gbnf, answer_regex
+from emogen.exporting.shift import Labelled, describe, measure_shift, require_small
+from emogen.model.encode import Encoder
+from emogen.prediction.classifier import Classifier
+from emogen.prediction.ensemble import load_run
+from emogen.task.labels import LabelSet
+from emogen.task.parse import parse_answer
+from emogen.task.rows import Rows
+
+log = logging.getLogger(__name__)
+
+TARGETS = ("merged", "gguf", "ollama")
+EXPORT, GGUF, GRAMMAR, MODELFILE = "export.json", "model.gguf", "answer.gbnf", "Modelfile"
+
+
+def export(
+    run: Path, folder: Path, target: str, *, kind: str = "f16", force: bool = False, bar: Bar
+) -> dict[str, dict[str, Any]]:
+    """Export a run, score what was exported on the held-out rows of the run, and keep the difference.
+
+    The folder is a run folder in any case: `emogen predict FOLDER` works with it. `gguf` adds `model.gguf`,
+    `answer.gbnf` and `prompt.json`; `ollama` adds a `Modelfile`, too.
+
+    Args:
+        run: a finished run with an adapter.
+        folder: a new or empty folder.
+        target: one of `TARGETS`.
+        kind: the type of the weights in a GGUF file.
+        force: keep an export that scores otherwise than the run, or that cannot be scored.
+
+    Returns:
+        The differences, by the decision: `answer` and, where the run has thresholds, `thresholds`; for GGUF also
+        `llama.cpp`. Empty if nothing was scored.
+
+    Raises:
+        InputError: the run cannot be exported so, the folder is not empty, or a program is missing.
+        ModelError: the model cannot be loaded or converted, or it scores otherwise.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: exists and is not empty; name a new folder with -o")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        unfinished = Path(scratch) / folder.name
+        shifts = _export(run, unfinished, target, kind, force, bar)
+        if folder.exists():
+            folder.rmdir()  # it is empty
+        unfinished.rename(folder)
+    return shifts
+
+
+def _export(run: Path, folder: Path, target: str, kind: str, force: bool, bar: Bar) -> dict[str, dict[str, Any]]:
+    """See `export`; `folder` is not there yet."""
+    from emogen.exporting.merged import write_merged
+
+    recipe, label_set = read_recipe(run)
+    if target != "merged":
+        if recipe.answer == "head":
+            raise InputError(f"{run}: a head generates no answers; --to merged is for it")
+        answer_gbnf(label_set, recipe.answer)  # refuses yes_no
+        if not force:
+            find_server()
+    rows = results.read_held_out(run, label_set) if (run / PREDICTIONS).is_file() else None
+    if rows is None and not force:
+        raise InputError(
+            f"{run}: it has no held-out rows, so nothing could show that the export labels as the run does; train with "
+            "eval_file or eval_fraction, or use --force"
+        )
+    before = None if rows is None else _label(load_run(run, force=force), rows, bar, "The run")
+    write_merged(run, folder, force=force)
+    merged = load_run(folder)
+    shifts: dict[str, dict[str, Any]] = {}
+    if rows is not None and before is not None:
+        after = _label(merged, rows, bar, "The export")
+        shifts["answer"] = measure_shift(rows.truth, label_set.names, before, after)
+        if (run / THRESHOLDS).is_file() or label_set.exactly_one:
+            decided = [_decided(run, label_set, labelled) for labelled in (before, after)]
+            shifts["thresholds"] = measure_shift(rows.truth, label_set.names, *decided)
+    if target != "merged":
+        encoder = merged.encoder  # type: ignore[attr-defined]
+        convert(folder / MODEL, folder / GGUF, kind)
+        _write_prompt(folder, encoder, label_set, recipe.answer)
+        if rows is not None and before is not None:
+            pred = _answers_of_llama_cpp(folder, encoder, rows, label_set, recipe.answer, bar)
+            shifts["llama.cpp"] = measure_shift(rows.truth, label_set.names, before, Labelled(pred, None))
+    if target == "ollama":
+        _write_modelfile(folder, merged.encoder)  # type: ignore[attr-defined]
+    for name, shift in shifts.items():
+        log.info(f"{name}: {describe(shift)}")
+    facts = {"target": target, "type": None if target == "merged" else kind, "shift": shifts}
+    paths.write_json(folder / EXPORT, facts)
+    _add_to_card(folder, target, label_set, recipe.answer, shifts)
+    if not force:
+        for name, shift in shifts.items():
+            require_small(shift, f"the export of {run} ({name})")
+    return shifts
+
+
+def _label(classifier: Classifier, rows: Rows, bar: Bar, title: str) -> Labelled:
+    with bar(f"{title}: answers", len(rows) * classifier.n_questions) as advance:
+        predictions = classifier.predict(rows.texts, progress=advance)
+    with bar(f"{title}: probabilities", len(rows) * classifier.n_questions) as advance:
+        prob = classifier.predict_proba(rows.texts, progress=advance)
+    return Labelled(pred_matrix(predictions), prob)
+
+
+def _decided(run: Path, label_set: LabelSet, labelled: Labelled) -> Labelled:
+    """The same rows, decided by the thresholds of the run."""
+    prob = labelled.prob
+    assert prob is not None
+    if label_set.exactly_one:
+        return Labelled(most_probable(prob), prob)
+    return Labelled(apply_thresholds(prob, results.read_thresholds(run, label_set)), prob)
+
+
+def _answers_of_llama_cpp(
+    folder: Path, encoder: Encoder, rows: Rows, label_set: LabelSet, style: str, bar: Bar
+) -> np.ndarray:
+    prompts = [[*encoder.prefix_ids, *encoder.rows(text)[0].suffix_ids] for text in rows.texts]
+    n_answer = encoder.grammar.max_length
+    grammar = (folder / GRAMMAR).read_text(encoding="utf-8")
+    with llama_server(folder / GGUF, max(map(len, prompts)) + n_answer) as server:
+        answers = server.answer(prompts, grammar, n_answer, bar)
+    return np.array([parse_answer(answer.strip(), label_set, style=style).vector for answer in answers], dtype=np.int8)
+
+
+def _around_text(encoder: Encoder) -> tuple[str, str]:
+    """What a chat has before a text and after it, control tokens included."""
+    plain = encoder.plain
+    before = plain.reveal(encoder.protected_prefix)
+    return before, plain.reveal(encoder.frame.after[0])
+
+
+def _write_prompt(folder: Path, encoder: Encoder, label_set: LabelSet, style: str) -> None:
+    """Write how another program asks: the text before and after the user's text, and the grammar of the answer."""
+    before, after = _around_text(encoder)
+    lead = encoder.plain.reveal(encoder.frame.lead)
+    (folder / GRAMMAR).write_text(answer_gbnf(label_set, style, lead), encoding="utf-8")
+    asked = {
+        "before": before,
+        "after": after,
+        "stop": encoder.plain.reveal(encoder.frame.end),
+        "regex": answer_regex(label_set, style),
+        "max_tokens": encoder.grammar.max_length,
+    }
+    with paths.writing(folder / "prompt.json") as file:
+        json.dump(asked, file, indent=2, ensure_ascii=False)
+
+
+def _write_modelfile(folder: Path, encoder: Encoder) -> None:
+    before, after = _around_text(encoder)
+    stop = encoder.plain.reveal(encoder.frame.end).strip()
+    lines = [
+        "# ollama create NAME -f Modelfile; then send the text alone: it is the prompt.",
+        "# Ollama takes no grammar; read the answer with emogen.parse_answer, or set `format` to a JSON schema.",
+        f"FROM ./{GGUF}",
+        f'TEMPLATE """{_go_escaped(before)}{{{{ .Prompt }}}}{_go_escaped(after)}"""',
+        f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}",
+        "PARAMETER temperature 0",
+        f"PARAMETER num_predict {encoder.grammar.max_length}",
+    ]
+    (folder / MODELFILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _go_escaped(text: str) -> str:
+    """Text in a template of Go, whose `{{` begins code."""
+    return text.replace("{{", '{{ "{{" }}')
+
+
+def _add_to_card(folder: Path, target: str, label_set: LabelSet, style: str, shifts: dict[str, dict[str, Any]]) -> None:
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {folder.name}\n"
+    text += (
+        "\n## Use in other programs\n\n`model/` is the merged model; `emogen predict` and plain transformers load it.\n"
+    )
+    if style not in ("head", "yes_no"):
+        text += (
+            "\nvLLM: `vllm serve model/`, and with each request the structured output\n\n"
+            f"```json\n{json.dumps({'structured_outputs': {'regex': answer_regex(label_set, style)}})}\n```\n"
+        )
+    if target != "merged":
+        text += (
+            f"\nllama.cpp: `llama-server -m {GGUF}`; `prompt.json` has what stands before and after the text, and "
+            f"`{GRAMMAR}` the grammar of the answer.\n"
+        )
+    text += "\n" + "".join(f"- {name}: {describe(shift)}\n" for name, shift in shifts.items())
+    with paths.writing(card) as file:
+        file.write(text)
+
+
+def export_folder(run: Path, target: str) -> Path:
+    """Where an export goes by default: beside the run."""
+    return run.with_name(f"{run.name}-{target}")

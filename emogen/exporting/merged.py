@@ -1,0 +1,98 @@
+"""A run with its adapter merged into the base model, as a run folder that plain transformers can load.
+
+FOLDER/model/      config.json, *.safetensors in the base model's own dtype, the tokenizer with its chat template
+FOLDER/            recipe.yaml, prompt.jinja, labels.yaml, examples.json, thresholds.json, manifest.json, README.md,
+                   export.json
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoConfig
+from trl import ModelConfig
+
+from emogen import paths
+from emogen.errors import InputError
+from emogen.evaluation.run_folder import (
+    ADAPTER,
+    CARD,
+    LABELS,
+    MODEL,
+    PROMPT,
+    RECIPE,
+    RUN,
+    THRESHOLDS,
+    kind_of,
+    read_manifest,
+    read_recipe,
+    write_manifest,
+)
+from emogen.model.loading import load_adapter, load_head_model, load_model
+from emogen.model.sources import locate
+from emogen.model.tokenizer import ensure_chat_template, load_tokenizer
+from emogen.prediction.weights import BASE, check_weights, hash_weights
+from emogen.task.recipe import Recipe
+from emogen.task.task import EXAMPLES
+
+# Keys of the recipe that say how the base model was quantised, or where files of this machine are.
+_LEFT_OUT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage", "output_dir", "init_adapter")
+
+
+def write_merged(run: Path, folder: Path, *, force: bool = False) -> None:
+    """Merge the adapter of a run, and write what `emogen predict` and transformers need.
+
+    A base model that was quantised for training is merged in its own, unquantised weights.
+
+    Args:
+        run: a finished run.
+        folder: a new folder.
+        force: see `check_weights`.
+
+    Raises:
+        InputError: the folder is no run with an adapter, or its weights were changed.
+        ModelError: the model cannot be loaded.
+    """
+    recipe, label_set = read_recipe(run)
+    if kind_of(run) != RUN or not (run / ADAPTER).is_dir():
+        raise InputError(f"{run}: not a run with an adapter; export the run of a single training")
+    location = locate(recipe.model_name, recipe.lm_args.get("model_revision", "main"))
+    check_weights(run, location, force=force)
+    declared = AutoConfig.from_pretrained(location, trust_remote_code=recipe.trusts_code)
+    dtype = str(getattr(declared, "dtype", None) or torch.float32).removeprefix("torch.")
+    tokenizer = load_tokenizer(str(run / ADAPTER), trust_remote_code=recipe.trusts_code)
+    if recipe.answer == "head":
+        plain = recipe.model_copy(update={"lm_args": recipe.lm_args | _unquantised(dtype)})
+        model = load_head_model(location, plain, label_set, tokenizer)
+    else:
+        ensure_chat_template(tokenizer)
+        config = ModelConfig(**{**recipe.lm_args, **_unquantised(dtype)} | {"lora_target_modules": None})
+        model = load_model(location, config, trust_remote_code=recipe.trusts_code)
+    merged = load_adapter(model, run / ADAPTER).merge_and_unload(safe_merge=True)
+    merged.save_pretrained(folder / MODEL)
+    tokenizer.save_pretrained(folder / MODEL)
+    for name in (PROMPT, LABELS, EXAMPLES, THRESHOLDS):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, folder / name)
+    _write_recipe(recipe, folder, dtype)
+    before = read_manifest(run)
+    digests = {name: digest for name, digest in before["sha256"].items() if name != BASE}
+    write_manifest(
+        folder, RUN, model=recipe.model_name, seed=recipe.seed, sha256=digests, weights=hash_weights(folder),
+        exported_from=before.get("weights", {}),
+    )  # fmt: skip
+    if (run / CARD).is_file():
+        shutil.copyfile(run / CARD, folder / CARD)
+
+
+def _unquantised(dtype: str) -> dict[str, object]:
+    return {"load_in_4bit": False, "load_in_8bit": False, "dtype": dtype}
+
+
+def _write_recipe(recipe: Recipe, folder: Path, dtype: str) -> None:
+    values = yaml.safe_load(recipe.to_yaml(prompt=PROMPT, labels=LABELS, resume_from_checkpoint=None))
+    values |= _unquantised(dtype) | ({"use_peft": False} if recipe.answer == "head" else {})
+    kept = {key: value for key, value in values.items() if key not in _LEFT_OUT}
+    with paths.writing(folder / RECIPE) as file:
+        file.write(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
