@@ -61,12 +61,12 @@ def find_server() -> str:
 class LlamaServer:
     """A running server; see `llama_server`.
 
-    Args:
+    Attributes:
         base: its address.
     """
 
     def __init__(self, base: str):
-        self._base = base
+        self.base = base
 
     def answer(self, prompts: Sequence[list[int]], grammar: str, max_tokens: int, bar: Bar) -> list[str]:
         """The greedy answers to prompts of token ids, under a GBNF grammar.
@@ -84,7 +84,7 @@ class LlamaServer:
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         content = json.dumps(body).encode()
-        request = urllib.request.Request(self._base + path, content, {"Content-Type": "application/json"})  # noqa: S310
+        request = urllib.request.Request(self.base + path, content, {"Content-Type": "application/json"})  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310
                 return json.loads(response.read())
@@ -93,11 +93,12 @@ class LlamaServer:
 
 
 @contextmanager
-def llama_server(gguf: Path, n_tokens: int) -> Iterator[LlamaServer]:
+def llama_server(gguf: Path, n_tokens: int, n_slots: int = 1) -> Iterator[LlamaServer]:
     """Run llama.cpp's server on a free port of this machine.
 
     Args:
         n_tokens: of the longest row with its answer.
+        n_slots: requests that it answers at a time.
 
     Raises:
         InputError: there is no server.
@@ -107,8 +108,8 @@ def llama_server(gguf: Path, n_tokens: int) -> Iterator[LlamaServer]:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    command = [program, "--model", str(gguf), "--host", "127.0.0.1", "--port", str(port), "--parallel", "1"]
-    command += ["--ctx-size", str(n_tokens + 64), "--threads", str(threads), "--log-disable"]
+    command = [program, "--model", str(gguf), "--host", "127.0.0.1", "--port", str(port), "--parallel", str(n_slots)]
+    command += ["--ctx-size", str((n_tokens + 64) * n_slots), "--threads", str(threads), "--log-disable"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     base = f"http://127.0.0.1:{port}"
     try:

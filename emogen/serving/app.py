@@ -53,13 +53,14 @@ class ClassifyRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     texts: list[str] = Field(min_length=1, description="the texts to label", examples=[["so happy for you!!"]])
+    probabilities: bool = Field(True, description="compute probabilities, too; without them answers are faster")
 
 
 class TextResult(BaseModel):
-    """The labels of one text, and the probability of every label."""
+    """The labels of one text, and the probability of every label if they were asked for."""
 
     labels: list[str]
-    probabilities: dict[str, float]
+    probabilities: dict[str, float] | None = None
 
 
 class ClassifyResponse(BaseModel):
@@ -90,11 +91,18 @@ def make_app(
     """
     metrics = _Metrics()
 
-    def classify(texts: Sequence[str]) -> list[TextResult]:
-        names, prob = classifier.classify(texts, batch_size=limits.batch)
+    def classify(items: Sequence[tuple[str, bool]]) -> list[TextResult]:
+        """Pairs of a text, and whether its probabilities are asked for -> the results."""
+        texts, asked = [text for text, _ in items], [wants for _, wants in items]
+        if not any(asked):
+            return [TextResult(labels=list(names)) for names in classifier.predict(texts, batch_size=limits.batch)]
+        found, prob = classifier.classify(texts, batch_size=limits.batch)
         return [
-            TextResult(labels=list(labels), probabilities=dict(zip(classifier.labels, map(float, row), strict=True)))
-            for labels, row in zip(names, prob, strict=True)
+            TextResult(
+                labels=list(names),
+                probabilities=dict(zip(classifier.labels, map(float, row), strict=True)) if wants else None,
+            )
+            for names, row, wants in zip(found, prob, asked, strict=True)
         ]
 
     batches = Batches(
@@ -134,7 +142,7 @@ def make_app(
             metrics.requests.labels(response.status_code).inc()
         return response
 
-    @app.post("/v1/classify", dependencies=[Depends(authorised)])
+    @app.post("/v1/classify", dependencies=[Depends(authorised)], response_model_exclude_none=True)
     async def classify_texts(body: ClassifyRequest, request: Request) -> ClassifyResponse:
         """Label texts."""
         if len(body.texts) > limits.texts:
@@ -143,7 +151,10 @@ def make_app(
             if len(text) > limits.characters:
                 raise HTTPException(422, f"text {k}: {len(text):,} characters; at most {limits.characters:,}")
         try:
-            results = await asyncio.wait_for(_while_connected(request, batches.submit(body.texts)), limits.seconds)
+            results = await asyncio.wait_for(
+                _while_connected(request, batches.submit([(text, body.probabilities) for text in body.texts])),
+                limits.seconds,
+            )
         except QueueFullError:
             raise HTTPException(503, "too many texts wait; try again", {"Retry-After": "1"}) from None
         except TimeoutError:

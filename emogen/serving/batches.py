@@ -13,7 +13,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-Classify = Callable[[Sequence[str]], Sequence[Any]]  # n texts -> one result for each
+Classify = Callable[[Sequence[Any]], Sequence[Any]]  # n texts (with what is asked about each) -> one result for each
 
 
 class QueueFullError(Exception):
@@ -30,7 +30,7 @@ class TextError(Exception):
 
 @dataclass
 class _Request:
-    texts: Sequence[str]
+    texts: Sequence[Any]
     done: "asyncio.Future[list[Any]]"
     results: list[Any] = field(default_factory=list)
     n_left: int = 0
@@ -78,7 +78,7 @@ class Batches:
         """The number of texts that wait for a batch."""
         return self._queue.qsize()
 
-    async def submit(self, texts: Sequence[str]) -> list[Any]:
+    async def submit(self, texts: Sequence[Any]) -> list[Any]:
         """The result of each text of a request.
 
         If the caller is cancelled, texts that are not in a batch yet are not computed.
@@ -123,10 +123,10 @@ class Batches:
                     break
         return [(request, k) for request, k in batch if not request.done.done()]
 
-    async def _compute(self, texts: Sequence[str]) -> Sequence[Any]:
+    async def _compute(self, texts: Sequence[Any]) -> Sequence[Any]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._classify, texts)
 
-    async def _one_by_one(self, texts: Sequence[str]) -> list[Any]:
+    async def _one_by_one(self, texts: Sequence[Any]) -> list[Any]:
         """The results of a batch that failed: of its texts alone, or the errors of those that cannot be computed."""
         results: list[Any] = []
         for text in texts:

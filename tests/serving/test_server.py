@@ -77,6 +77,13 @@ def test_it_answers_as_emogen_load_does(client, run, labels):
     assert client.get("/v1/labels").json() == {"labels": list(labels.names)}
 
 
+def test_without_probabilities_there_are_labels_alone(client):
+    response = client.post("/v1/classify", json={"texts": TEXTS[:2], "probabilities": False}).json()
+    with_prob = classify(client, TEXTS[:2]).json()
+    assert [result["labels"] for result in response["results"]] == [r["labels"] for r in with_prob["results"]]
+    assert all(list(result) == ["labels"] for result in response["results"])
+
+
 def test_health_metrics_and_the_page_for_trying(client):
     classify(client, ["a"])
     assert client.get("/health").json()["status"] == "ok"
