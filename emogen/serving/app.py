@@ -5,6 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -78,12 +79,18 @@ class LabelsResponse(BaseModel):
 
 
 def make_app(
-    classifier: LoadedClassifier, model_id: str, limits: Limits, *, key: str | None = None, loopback: bool = True
+    classifier: LoadedClassifier,
+    thread: Executor,
+    model_id: str,
+    limits: Limits,
+    *,
+    key: str | None = None,
+    loopback: bool = True,
 ) -> FastAPI:
     """The application.
 
     Args:
-        classifier: is called from one thread.
+        thread: calls the classifier; see `Batches`.
         model_id: names the model in responses.
         key: what clients must send as `Authorization: Bearer KEY`; None for no check.
         loopback: whether the server listens on this machine alone; it then answers only to names of this machine, so
@@ -107,6 +114,7 @@ def make_app(
 
     batches = Batches(
         classify,
+        thread,
         max_batch=limits.batch,
         max_wait=limits.wait,
         max_queue=limits.queue,

@@ -7,7 +7,7 @@ gather for the next one, so the batches grow with the load.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,9 @@ class Batches:
     """Computes texts in batches, one batch at a time, in a thread of its own.
 
     Args:
-        classify: computes the results of a batch. All of its calls come from one thread.
+        classify: computes the results of a batch.
+        thread: runs `classify`. It should have loaded the model: threads of OpenMP that belong to other threads would
+            slow it down.
         max_batch: the number of texts of a batch.
         max_wait: seconds that a batch waits for further texts.
         max_queue: texts that may wait.
@@ -50,16 +52,16 @@ class Batches:
     def __init__(
         self,
         classify: Classify,
+        thread: Executor,
         *,
         max_batch: int,
         max_wait: float,
         max_queue: int,
         on_batch: Callable[[int], Any] = lambda n: None,
     ):
-        self._classify, self._max_batch, self._max_wait, self._max_queue = classify, max_batch, max_wait, max_queue
-        self._on_batch = on_batch
+        self._classify, self._thread, self._on_batch = classify, thread, on_batch
+        self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
         self._queue: asyncio.Queue[tuple[_Request, int]] = asyncio.Queue()
-        self._thread = ThreadPoolExecutor(1, "model")
         self._loop_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

@@ -3,6 +3,7 @@
 import ipaddress
 import socket
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -53,9 +54,10 @@ def run_server(
         )
     given: dict[str, Any] = {key: read_value(value) for key, _, value in (word.partition("=") for word in overrides)}
     classifier = load(*runs, decide=cast(Decision | None, decide), **given)
-    classifier.classify(["warm up"])  # loads the model before the port is open
+    thread = ThreadPoolExecutor(1, "model")
+    thread.submit(classifier.classify, ["warm up"]).result()  # loads the model before the port is open
     model_id = ", ".join(f"{Path(run).resolve().name}@{content_hash(Path(run))[:12]}" for run in runs)
-    app = make_app(classifier, model_id, limits, key=key, loopback=loopback)
+    app = make_app(classifier, thread, model_id, limits, key=key, loopback=loopback)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family)

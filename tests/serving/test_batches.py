@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -31,7 +32,9 @@ def run(model, work, **settings):
     """Run `work(batches)` in an event loop."""
 
     async def main():
-        batches = Batches(model, **{"max_batch": 8, "max_wait": 0.0, "max_queue": 100} | settings)
+        batches = Batches(
+            model, ThreadPoolExecutor(1), **{"max_batch": 8, "max_wait": 0.0, "max_queue": 100} | settings
+        )
         await batches.start()
         try:
             return await work(batches)
