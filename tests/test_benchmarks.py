@@ -16,6 +16,7 @@ import gpu
 import large_file
 import micro
 import pytest
+import serving
 import settings
 import startup
 import train_speed
@@ -63,7 +64,7 @@ def in_this_process(monkeypatch, tmp_path):
 
 
 def test_every_script_is_tested_here():
-    scripts = {common, decode_speed, gpu, large_file, micro, settings, startup, train_speed}
+    scripts = {common, decode_speed, gpu, large_file, micro, serving, settings, startup, train_speed}
     names = {module.__name__ for module in scripts} | {"llama_cpp_worker"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == names
 
@@ -243,6 +244,45 @@ def test_large_file_predicts_every_row(model, tmp_path, capsys):
     assert measured["seconds"] > 0
     assert measured["peak_megabytes"] > 100  # torch alone takes more
     assert re.search(rf"│ 40 +│ +{measured['seconds']:.0f} │", capsys.readouterr().out)
+
+
+def test_serving_compares_with_llama_cpp(run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "answer.gbnf").write_text('root ::= "none"')
+    for name in ("adapter", "recipe.yaml", "prompt.jinja", "labels.yaml", "manifest.json"):
+        (tmp_path / name).symlink_to(run / name)
+    program = tmp_path / "llama-server"
+    program.write_text(f"#!{sys.executable}\n{LLAMA_SERVER_STUB}")
+    program.chmod(0o755)
+    monkeypatch.setenv("LLAMA_SERVER", str(program))
+    file = tmp_path / "serving.json"
+    serving.main([str(tmp_path), "--clients", "1", "3", "--seconds", "1", "--json", str(file)])
+    runs = json.loads(file.read_text())["runs"]
+    assert set(runs) == {"1", "3"}
+    for both in runs.values():
+        assert both["emogen"]["texts_per_second"] > 0 < both["llama.cpp"]["median_ms"]
+        assert both["same_labels"][1] > 0
+    assert "same labels" in capsys.readouterr().out
+
+
+LLAMA_SERVER_STUB = """
+import json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.reply({})
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.reply({"content": " none"})
+    def reply(self, value):
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
 
 
 @pytest.mark.slow
