@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from emogen import paths, processes
-from emogen.console import run_command
+from emogen.console import quiet_libraries, run_command
 from emogen.errors import ModelError
 from emogen.evaluation import run_folder
 from emogen.task.recipe import load_recipe
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(USAGE)
         raise SystemExit(0 if argv else 2)
 
+    quiet_libraries()
     recipe = load_recipe(argv[0], argv[1:])
     for notice in recipe.notices:
         log.warning(notice)
