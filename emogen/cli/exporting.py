@@ -1,4 +1,4 @@
-"""The command that exports runs: export."""
+"""Commands that take a model elsewhere: export, push."""
 
 from pathlib import Path
 from typing import Annotated
@@ -41,3 +41,33 @@ def export(
     if not shifts:
         err.print("It was not scored: the run has no held-out rows.")
     out.print(f"The export is in {folder}", soft_wrap=True)
+
+
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a finished run, or of an export.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Create it as a private repository.")] = False,
+    with_examples: Annotated[
+        bool, typer.Option("--with-examples", help="Publish the training rows that the prompt shows, too.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, and send nothing.")] = False,
+) -> None:
+    """Publish a run on the Hugging Face Hub.
+
+    Weights, tokenizer, prompt, labels, thresholds, model card, and the recipe without paths are published; rows,
+    predictions, logs and reports are not. Set HF_TOKEN, or run hf auth login.
+    """
+    import tempfile
+
+    from emogen.exporting.push import check_repository, sizes, stage
+    from emogen.exporting.push import push as publish
+
+    check_repository(repository)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, size in sizes(Path(scratch), stage(run, Path(scratch), with_examples=with_examples)):
+            out.print(f"{size / 1e6:10.2f} MB  {name}", soft_wrap=True)
+    if dry_run:
+        return
+    with err.status("Uploading ..."):
+        address = publish(run, repository, private=private, with_examples=with_examples)
+    out.print(f"Published: {address}", soft_wrap=True)
