@@ -94,7 +94,10 @@ def test_the_public_face_is_lazy_and_complete():
     code = "import emogen, sys; print([name for name in sys.modules if name.startswith('emogen.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['emogen.distribution']"
-    assert dir(emogen) == ["__version__", "load_label_set", "load_run", "parse_answer", "score"]
+    assert dir(emogen) == [
+        *("EmogenClassifier", "LoadedClassifier", "__version__", "load", "load_label_set", "load_run", "parse_answer"),
+        "score",
+    ]
     assert emogen.parse_answer("joy, anger", emogen.load_label_set("semeval2018")).labels == ("anger", "joy")
     assert emogen.__version__ == metadata.version(NAME)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

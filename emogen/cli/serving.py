@@ -32,9 +32,9 @@ def serve(
     max_characters: Annotated[int, typer.Option(min=1, help="Characters of a text.")] = 20_000,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds until a request is given up.")] = 60.0,
 ) -> None:
-    """Serve runs over HTTP: POST /v1/classify, GET /v1/labels, /health, /metrics, and a page for trying at /docs.
+    """Serve runs over HTTP.
 
-    Texts of all clients are computed together, and the instruction once. With the environment variable EMOGEN_API_KEY,
+    POST /v1/classify labels texts; GET /v1/labels, /health and /metrics; /docs is a page for trying it. Texts of all clients are computed together, and the instruction once. With the environment variable EMOGEN_API_KEY,
     clients must send it (Authorization: Bearer KEY). Ctrl-C and SIGTERM stop the server when all requests are answered.
     """
     from emogen.serving.server import run_server  # first: it says what is missing
