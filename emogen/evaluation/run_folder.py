@@ -140,7 +140,7 @@ def content_hash(run: Path) -> str:
     if not run.is_dir():
         recipe = load_recipe(run)
         files = [recipe.find(name) for name in (recipe.prompt, recipe.labels) if recipe.find(name).is_file()]
-        return _sha256([run, *files])
+        return _sha256([recipe.path, *files])
     folders = [run, *run.glob("fold-*/")]
     names = (RECIPE, PROMPT, LABELS, EXAMPLES, THRESHOLDS, PREDICTIONS)
     files = [folder / name for folder in folders for name in names]

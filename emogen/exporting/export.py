@@ -16,11 +16,11 @@ from emogen.evaluation.metrics import apply_thresholds, most_probable
 from emogen.evaluation.results import pred_matrix
 from emogen.evaluation.run_folder import CARD, MODEL, PREDICTIONS, THRESHOLDS, read_recipe
 from emogen.exporting.llama_cpp import convert, find_server, llama_server
-from emogen.exporting.patterns import answer_gbnf, answer_regex
 from emogen.exporting.shift import Labelled, describe, measure_shift, require_small
 from emogen.model.encode import Encoder
 from emogen.prediction.classifier import Classifier
 from emogen.prediction.ensemble import load_run
+from emogen.task.answer_patterns import answer_gbnf, answer_regex
 from emogen.task.labels import LabelSet
 from emogen.task.parse import parse_answer
 from emogen.task.rows import Rows

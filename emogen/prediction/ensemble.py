@@ -19,6 +19,7 @@ from emogen.prediction.generator import GeneratorLoader
 from emogen.prediction.tfidf import load_tfidf
 from emogen.task.labels import LabelSet
 from emogen.task.rows import Rows
+from emogen.task.task import load_task
 
 
 def load_runs(runs: Sequence[Path], overrides: Sequence[str] = (), *, force: bool = False) -> Iterator[Classifier]:
@@ -38,6 +39,10 @@ def load_runs(runs: Sequence[Path], overrides: Sequence[str] = (), *, force: boo
         recipe, label_set = read_recipe(run, overrides)
         if kind_of(run) == BASELINE:
             yield load_tfidf(run, recipe, label_set)
+        elif recipe.api_base:
+            from emogen.prediction.remote import RemoteClassifier
+
+            yield RemoteClassifier(load_task(recipe))
         elif recipe.answer == "head":
             from emogen.prediction.head import load_head
 

@@ -29,6 +29,8 @@ def identity_of_base(run: Path, overrides: Sequence[str] = ()) -> str | None:
     if kind_of(member) == BASELINE:
         return None
     recipe, _ = read_recipe(member, overrides)
+    if recipe.api_base:
+        return f"{recipe.api_model} at {recipe.api_base}"
     return identify(locate(recipe.model_name, recipe.lm_args.get("model_revision", "main")))
 
 

@@ -153,6 +153,13 @@ class Recipe(BaseModel):
     )
     init_adapter: str | None = Field(None, description="run folder whose adapter is the starting point of training")
     shared_prefix: bool = Field(True, description="compute the instruction once for all rows of a batch")
+    api_base: str | None = Field(
+        None,
+        description="address of an OpenAI-compatible endpoint, such as http://127.0.0.1:8080/v1: its model is prompted "
+        "with the texts, and not tuned",
+    )
+    api_model: str | None = Field(None, description="name of the model at the endpoint")
+    api_requests: int = Field(8, ge=1, le=256, description="requests to the endpoint at a time")
 
     path: Path = Field(exclude=True)
     sft_args: dict[str, Any] = Field(exclude=True)
@@ -298,7 +305,9 @@ def _validate(path: Path, values: dict[str, Any], where: dict[str, str], problem
     """
     keys = _separate(values, where, problems)
     keys.sft_args["output_dir"] = keys.sft_args.get("output_dir") or f"runs/{path.stem}"
-    if not keys.lm_args.get("model_name_or_path"):
+    if keys.own.get("api_base") and "model_name_or_path" not in keys.lm_args:
+        keys.lm_args["model_name_or_path"] = keys.own.get("api_model")
+    if not keys.lm_args.get("model_name_or_path") and not keys.own.get("api_base"):
         problems.append(f"{path}: model_name_or_path: missing; name a model on the Hub or a folder")
     if keys.own.get("select_best"):
         # Any checkpoint may be the one that is chosen, so all of them are kept, unless the recipe sets a limit.
@@ -385,6 +394,12 @@ def _conflicts(recipe: Recipe, where: dict[str, str]) -> Iterator[str]:
         yield f"{where['use_peft']}: use_peft: must be true, except with answer: head; a generator needs a LoRA adapter"
     if recipe.train_file and recipe.dataset_name:
         yield f"{where['train_file']}: train_file: cannot be combined with dataset_name; choose one"
+    if recipe.api_base and not recipe.api_model:
+        yield f"{where['api_base']}: api_base: needs api_model, the name of the model at the endpoint"
+    if recipe.api_base and not recipe.api_base.startswith(("http://", "https://")):
+        yield f"{where['api_base']}: api_base: expected an address that begins with http:// or https://"
+    if recipe.api_base and recipe.answer in ("head", "yes_no"):
+        yield f"{where['api_base']}: api_base: cannot be combined with answer: {recipe.answer}; use list, json or count"
     if recipe.eval_file and recipe.eval_fraction:
         yield f"{where['eval_fraction']}: eval_fraction: cannot be combined with eval_file; choose one"
     if recipe.answer == "head":

@@ -140,6 +140,9 @@ def _check_task(
 def _check_generation(findings: Findings, task: Task, splits: Splits | None) -> None:
     """Check the encoded prompt, and the lengths of the texts within it."""
     recipe, prompt = task.recipe, task.prompt
+    if recipe.api_base:
+        findings.facts.append(f"prompt: {prompt.path}, for {recipe.api_model} at {recipe.api_base}, which is not asked")
+        return
     try:
         encoder = load_encoder(task)
     except ModelError as error:

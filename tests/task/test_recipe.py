@@ -127,6 +127,8 @@ def test_every_recipe_is_valid_and_begins_with_its_command(path):
     command = (
         "emogen cv recipes/published"
         if path.parent.name == "published"
+        else "emogen predict recipes"
+        if recipe.api_base
         else "accelerate launch emogen/train.py recipes"
     )
     assert path.read_text().startswith(f"# {command}/{path.name}")

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from emogen.errors import InputError
-from emogen.exporting.patterns import answer_gbnf, answer_regex
 from emogen.task.answer import answer_text
+from emogen.task.answer_patterns import answer_gbnf, answer_regex
 from emogen.task.labels import Label, LabelSet
 
 NAMES = ("red", "a.b", "to+o")
