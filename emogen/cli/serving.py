@@ -34,7 +34,7 @@ def serve(
 ) -> None:
     """Serve runs over HTTP.
 
-    POST /v1/classify labels texts; GET /v1/labels, /health and /metrics; /docs is a page for trying it. Texts of all
+    POST /v1/classify labels texts; GET /v1/labels, /health and /metrics; / is a page for trying it. Texts of all
     clients are computed together, and the instruction once. With the environment variable EMOGEN_API_KEY, clients must
     send it (Authorization: Bearer KEY). Ctrl-C and SIGTERM stop the server when all requests are answered.
     """

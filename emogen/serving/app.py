@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -23,6 +24,8 @@ from emogen.prediction.loaded import LoadedClassifier
 from emogen.serving.batches import Batches, QueueFullError, TextError
 
 log = logging.getLogger(__name__)
+
+PAGE = Path(__file__).with_name("page.html")
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,10 @@ def make_app(
                 401, "send the key of this server: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}
             )
 
-    app = FastAPI(title="emogen", version=__version__, description=f"Labels texts with {model_id}.", lifespan=lifespan)
+    app = FastAPI(
+        title="emogen", version=__version__, description=f"Labels texts with {model_id}.", lifespan=lifespan,
+        docs_url=None, redoc_url=None,  # their pages load scripts from other servers
+    )  # fmt: skip
     app.add_middleware(_BodyLimit, max_bytes=limits.body)
     if loopback:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", "::1"])
@@ -149,6 +155,12 @@ def make_app(
             metrics.seconds.observe(time.perf_counter() - started)
             metrics.requests.labels(response.status_code).inc()
         return response
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        """A page for trying the model, which loads nothing from elsewhere."""
+        policy = "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
+        return Response(PAGE.read_bytes(), media_type="text/html", headers={"Content-Security-Policy": policy})
 
     @app.post("/v1/classify", dependencies=[Depends(authorised)], response_model_exclude_none=True)
     async def classify_texts(body: ClassifyRequest, request: Request) -> ClassifyResponse:

@@ -71,7 +71,7 @@ def run_server(
         server = uvicorn.Server(settings)
         address = f"http://{host if ':' not in host else f'[{host}]'}:{listener.getsockname()[1]}"
         err.print(
-            f"emogen serves {model_id} at {address}; try it at {address}/docs. Stop it with Ctrl-C.", soft_wrap=True
+            f"emogen serves {model_id} at {address}; try it there in a browser. Stop it with Ctrl-C.", soft_wrap=True
         )
         server.run(sockets=[listener])
 

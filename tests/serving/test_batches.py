@@ -42,7 +42,8 @@ def run(model, work, **settings):
             model.may_go.set()
             await batches.stop()
 
-    return asyncio.run(main())
+    with ThreadPoolExecutor(1) as thread:  # the thread of the tests may have a loop already, that of a browser
+        return thread.submit(asyncio.run, main()).result()
 
 
 def test_requests_that_come_together_share_a_batch_and_keep_their_results():

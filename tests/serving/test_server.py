@@ -91,7 +91,28 @@ def test_health_metrics_and_the_page_for_trying(client):
     assert 'emogen_requests_total{status="200"}' in metrics
     assert "emogen_batch_texts_bucket" in metrics
     assert "/v1/classify" in client.get("/openapi.json").json()["paths"]
-    assert client.get("/docs").status_code == 200
+    page = client.get("/")
+    assert "Try a model" in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "http" not in page.text  # nothing is loaded from elsewhere
+
+
+def test_the_page_labels_a_text_in_a_browser(client, visit):
+    page = visit(str(client.base_url), viewport={"width": 390, "height": 800})
+    page.get_by_label("Texts, one in each line").fill("so happy for you!!\n<b>bold</b>")
+    page.get_by_role("button", name="Label").click()
+    page.get_by_text("<b>bold</b>").wait_for()
+    assert page.get_by_role("row").count() >= 3
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_page_shows_what_is_refused(client, chromium):
+    page = chromium.new_page()  # not `visit`: a browser says on its console that a request was refused
+    page.goto(str(client.base_url))
+    page.get_by_label("Texts, one in each line").fill("x" * 501)
+    page.get_by_role("button", name="Label").click()
+    page.get_by_text("text 0: 501 characters; at most 500").wait_for()
+    page.close()
 
 
 @pytest.mark.parametrize(
