@@ -33,8 +33,8 @@ Ask = Callable[[httpx.Client, int], tuple[str, ...]]  # a client's request for t
 
 
 @contextmanager
-def emogen_server(folder: Path) -> Iterator[str]:
-    """`emogen serve` in a process of its own; yields its address."""
+def emogen_server(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """`emogen serve` in a process of its own; yields the process and its address."""
     command = [sys.executable, "-m", "emogen.cli.__main__", "serve", str(folder), "--port", "0", "--decide", "answer"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -43,7 +43,7 @@ def emogen_server(folder: Path) -> Iterator[str]:
         if found is None:
             raise RuntimeError(f"emogen serve {folder} did not start")
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield found[1]
+        yield process, found[1]
     finally:
         process.terminate()
         process.wait()
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result: dict[str, Any] = {"machine": machine(), "versions": versions("torch", "fastapi", "uvicorn"), "runs": {}}
     rows = []
     for n_clients in args.clients:
-        with emogen_server(args.folder) as base:
+        with emogen_server(args.folder) as (_, base):
             own = closed_loop(base, ask_emogen, len(texts), n_clients, args.seconds)
         with llama_server(args.folder / "model.gguf", max(map(len, prompts)) + n_answer, min(n_clients, 8)) as server:
             theirs = closed_loop(server.base, ask_llama_cpp, len(texts), n_clients, args.seconds)

@@ -17,6 +17,7 @@ import large_file
 import micro
 import pytest
 import serving
+import serving_load
 import settings
 import startup
 import train_speed
@@ -64,7 +65,7 @@ def in_this_process(monkeypatch, tmp_path):
 
 
 def test_every_script_is_tested_here():
-    scripts = {common, decode_speed, gpu, large_file, micro, serving, settings, startup, train_speed}
+    scripts = {common, decode_speed, gpu, large_file, micro, serving, serving_load, settings, startup, train_speed}
     names = {module.__name__ for module in scripts} | {"llama_cpp_worker"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == names
 
@@ -262,6 +263,14 @@ def test_serving_compares_with_llama_cpp(run, tmp_path, capsys, monkeypatch):
         assert both["emogen"]["texts_per_second"] > 0 < both["llama.cpp"]["median_ms"]
         assert both["same_labels"][1] > 0
     assert "same labels" in capsys.readouterr().out
+
+
+def test_a_served_run_under_load_loses_nothing(run, tmp_path, capsys):
+    file = tmp_path / "load.json"
+    serving_load.main([str(run), "--minutes", "0.03", "--clients", "4", "--json", str(file)])
+    counts = json.loads(file.read_text())["counts"]
+    assert counts["texts"] > 0 == counts["wrong"]
+    assert "MiB at the end" in capsys.readouterr().out
 
 
 LLAMA_SERVER_STUB = """
