@@ -19,7 +19,7 @@ from emogen import paths, processes
 from emogen.console import quiet_libraries, run_command
 from emogen.errors import ModelError
 from emogen.evaluation import run_folder
-from emogen.task.recipe import RecipeError, load_recipe
+from emogen.task.recipe import load_recipe
 from emogen.task.splits import Splits
 from emogen.task.task import Task, load_task_with_rows
 from emogen.training import run_setup
@@ -48,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     quiet_libraries()
     recipe = load_recipe(argv[0], argv[1:])
-    if recipe.api_base:
-        raise RecipeError([f"{recipe.path}: api_base: the model of an endpoint is not tuned; use emogen predict"])
+    recipe.require_own_model("is not tuned")
     for notice in recipe.notices:
         log.warning(notice)
     task, splits, warnings = load_task_with_rows(recipe)

@@ -93,7 +93,9 @@ def show(
     from emogen.training.show import show_rows
 
     with err.status("Loading the tokenizer ..."):
-        task, splits, _ = load_task_with_rows(load_recipe(recipe, overrides or []))
+        loaded = load_recipe(recipe, overrides or [])
+        loaded.require_own_model("has no tokens to look at here")
+        task, splits, _ = load_task_with_rows(loaded)
         if task.recipe.answer == "head":
             raise InputError(f"{recipe}: a head reads each text without a prompt; there is none to show")
         encoder = load_encoder(task)

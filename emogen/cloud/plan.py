@@ -140,6 +140,7 @@ def make_plan(path: str | Path, overrides: Sequence[str] = (), quotes: Mapping[s
         InputError: the recipe or its data is invalid, or the shape of the model is unknown.
     """
     recipe = load_recipe(path, overrides)
+    recipe.require_own_model("runs elsewhere, so there is nothing to estimate")
     shape = shape_of(recipe.model_name)
     tokens = count_tokens(recipe)
     parts = memory_parts(recipe, shape, tokens)

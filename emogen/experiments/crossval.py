@@ -97,6 +97,7 @@ def cross_validate(
         ModelError: a fold failed; the message names its log.
     """
     recipe = load_recipe(path, overrides)
+    recipe.require_own_model("is not tuned, so it cannot be cross-validated")
     folder = own_folder(recipe, overrides, "cv")
     label_set = load_label_set(recipe.find(recipe.labels))
     rows = all_rows(recipe, label_set)

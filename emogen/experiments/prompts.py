@@ -99,6 +99,7 @@ def open_benchmark(
         ModelError: the tokenizer cannot be loaded.
     """
     recipe = load_recipe(path, overrides)
+    recipe.require_own_model("has no tokens to look at here")
     folder = own_folder(recipe, overrides, "prompts")
     source = Path(path)
     if tuned:

@@ -83,6 +83,7 @@ def sweep(
     if metric.rpartition(".")[2] in LOWER_IS_BETTER:
         raise InputError(f"--metric {metric}: a lower value is better, and a sweep looks for the highest; name another")
     recipe = load_recipe(path, overrides)
+    recipe.require_own_model("is not tuned")
     space = load_space(space_path)
     _check_values(path, space, overrides)
     if not (recipe.eval_file or recipe.eval_fraction or recipe.dataset_test_split):

@@ -196,6 +196,18 @@ class Recipe(BaseModel):
         """The random seed."""
         return int(self.sft_args.get("seed", 42))
 
+    def require_own_model(self, what: str) -> None:
+        """Refuse a recipe whose model is behind an endpoint.
+
+        Args:
+            what: what such a model is not for, as in "is not tuned".
+
+        Raises:
+            RecipeError: it is.
+        """
+        if self.api_base:
+            raise RecipeError([f"{self.path}: api_base: the model of an endpoint {what}; use emogen predict"])
+
     def find(self, path: str) -> Path:
         """Resolve a path in this recipe: beside the recipe, in the current folder, or among the shipped files."""
         return paths.find(path, self.path.parent)

@@ -7,8 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from tiny import write_posts
+from typer.testing import CliRunner
 
 import emogen
+from emogen.cli.__main__ import app
 from emogen.errors import InputError, ModelError
 from emogen.prediction import remote
 from emogen.prediction.ensemble import load_run
@@ -173,6 +175,19 @@ def test_check_asks_no_endpoint():
     findings = check("recipes/remote.yaml")
     assert not findings.problems
     assert "http://127.0.0.1:8080/v1, which is not asked" in findings.facts[-1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["show"], ["plan"], ["cv"], ["prompts", "show", "prompts/list.jinja"],
+        ["prompts", "compare", "prompts/list.jinja"], ["lab"], ["train"],
+    ],
+)  # fmt: skip
+def test_commands_for_a_model_that_is_here_say_so(words):
+    result = CliRunner().invoke(app, [*words[:2], "recipes/remote.yaml", *words[2:]])
+    assert isinstance(result.exception, InputError)
+    assert "api_base: the model of an endpoint" in str(result.exception)
 
 
 def test_the_model_of_an_endpoint_is_not_tuned():
