@@ -57,7 +57,7 @@ PLACEHOLDERS = {  # files that readers bring
     *("big.parquet", "shards", "2018-E-c-En-train.txt"),
 }
 OUTPUTS = ("output", "jsonl", "figure", "figures", "into")  # options whose files a command writes
-OTHER_COMMANDS = ("apt-get", "curl", "export", "pre-commit", "source")  # nothing is checked about them
+OTHER_COMMANDS = ("apt-get", "curl", "export", "pre-commit", "sbatch", "source")  # nothing is checked about them
 CONFIGURATIONS = ("SFTConfig", "_BaseConfig", "ModelConfig", "TrainingArguments")  # TRL's, and what they inherit from
 FILE_KEYS = ("train_file", "eval_file", "labels", "prompt", "init_adapter")
 KEY_VALUE = re.compile(r"([a-z_]\w*)=(.*)", re.DOTALL)
