@@ -19,6 +19,7 @@ from emogen import paths, processes
 from emogen.console import quiet_libraries, run_command
 from emogen.errors import ModelError
 from emogen.evaluation import run_folder
+from emogen.prediction.weights import name_base_model
 from emogen.task.recipe import load_recipe
 from emogen.task.splits import Splits
 from emogen.task.task import Task, load_task_with_rows
@@ -119,7 +120,7 @@ def _train(
     seconds = time.perf_counter() - started
     trainer.save_model(str(weights))
     if is_main:
-        run_setup.name_base_model(weights, recipe.model_name)
+        name_base_model(weights, recipe.model_name)
         (weights / "training_args.bin").unlink(missing_ok=True)  # a pickle, which a reader of the run should not open
     metrics: dict[str, Any] = {"train_seconds": round(seconds, 1), "train_rows": len(train_rows)}
     if splits.eval is not None:

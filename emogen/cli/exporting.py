@@ -63,11 +63,12 @@ def push(
     from emogen.exporting.push import push as publish
 
     check_repository(repository)
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, size in sizes(Path(scratch), stage(run, Path(scratch), with_examples=with_examples)):
+    with tempfile.TemporaryDirectory(prefix="emogen-push-") as scratch:
+        staged = Path(scratch)
+        for name, size in sizes(staged, stage(run, staged, with_examples=with_examples)):
             out.print(f"{size / 1e6:10.2f} MB  {name}", soft_wrap=True)
-    if dry_run:
-        return
-    with err.status("Uploading ..."):
-        address = publish(run, repository, private=private, with_examples=with_examples)
+        if dry_run:
+            return
+        with err.status("Uploading ..."):
+            address = publish(staged, run.resolve().name, repository, private=private)
     out.print(f"Published: {address}", soft_wrap=True)

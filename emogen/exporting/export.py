@@ -12,14 +12,13 @@ from emogen import paths
 from emogen.console import Bar
 from emogen.errors import InputError
 from emogen.evaluation import results
-from emogen.evaluation.metrics import apply_thresholds, most_probable
 from emogen.evaluation.results import pred_matrix
 from emogen.evaluation.run_folder import CARD, MODEL, PREDICTIONS, THRESHOLDS, read_recipe
 from emogen.exporting.llama_cpp import convert, find_server, llama_server
 from emogen.exporting.shift import Labelled, describe, measure_shift, require_small
 from emogen.model.encode import Encoder
-from emogen.prediction.classifier import Classifier
-from emogen.prediction.ensemble import load_run
+from emogen.prediction.classifier import Classifier, prob_of
+from emogen.prediction.ensemble import load_rule, load_run
 from emogen.task.answer_patterns import answer_gbnf, answer_regex
 from emogen.task.labels import LabelSet
 from emogen.task.parse import parse_answer
@@ -27,7 +26,6 @@ from emogen.task.rows import Rows
 
 log = logging.getLogger(__name__)
 
-TARGETS = ("merged", "gguf", "ollama")
 EXPORT, GGUF, GRAMMAR, MODELFILE = "export.json", "model.gguf", "answer.gbnf", "Modelfile"
 
 
@@ -42,7 +40,7 @@ def export(
     Args:
         run: a finished run with an adapter.
         folder: a new or empty folder.
-        target: one of `TARGETS`.
+        target: `merged`, `gguf` or `ollama`.
         kind: the type of the weights in a GGUF file.
         force: keep an export that scores otherwise than the run, or that cannot be scored.
 
@@ -91,7 +89,9 @@ def _export(run: Path, folder: Path, target: str, kind: str, force: bool, bar: B
         after = _label(merged, rows, bar, "The export")
         shifts["answer"] = measure_shift(rows.truth, label_set.names, before, after)
         if (run / THRESHOLDS).is_file() or label_set.exactly_one:
-            decided = [_decided(run, label_set, labelled) for labelled in (before, after)]
+            rule = load_rule([run], label_set, "thresholds")
+            probs = [labelled.prob for labelled in (before, after) if labelled.prob is not None]
+            decided = [Labelled(rule.decide(prob), prob) for prob in probs]
             shifts["thresholds"] = measure_shift(rows.truth, label_set.names, *decided)
     if target != "merged":
         encoder = merged.encoder  # type: ignore[attr-defined]
@@ -116,18 +116,8 @@ def _export(run: Path, folder: Path, target: str, kind: str, force: bool, bar: B
 def _label(classifier: Classifier, rows: Rows, bar: Bar, title: str) -> Labelled:
     with bar(f"{title}: answers", len(rows) * classifier.n_questions) as advance:
         predictions = classifier.predict(rows.texts, progress=advance)
-    with bar(f"{title}: probabilities", len(rows) * classifier.n_questions) as advance:
-        prob = classifier.predict_proba(rows.texts, progress=advance)
+    prob = prob_of(classifier, rows.texts, predictions, bar, f"{title}: probabilities")
     return Labelled(pred_matrix(predictions), prob)
-
-
-def _decided(run: Path, label_set: LabelSet, labelled: Labelled) -> Labelled:
-    """The same rows, decided by the thresholds of the run."""
-    prob = labelled.prob
-    assert prob is not None
-    if label_set.exactly_one:
-        return Labelled(most_probable(prob), prob)
-    return Labelled(apply_thresholds(prob, results.read_thresholds(run, label_set)), prob)
 
 
 def _answers_of_llama_cpp(

@@ -1,7 +1,7 @@
 """A run with its adapter merged into the base model, as a run folder that plain transformers can load.
 
 FOLDER/model/      config.json, *.safetensors in the base model's own dtype, the tokenizer with its chat template
-FOLDER/            recipe.yaml, prompt.jinja, labels.yaml, examples.json, thresholds.json, manifest.json, README.md,
+FOLDER/            recipe.yaml, prompt.jinja, labels.yaml, examples.jsonl, thresholds.json, manifest.json, README.md,
                    export.json
 """
 

@@ -1,9 +1,7 @@
 """Publish a run on the Hugging Face Hub: what a model needs, and nothing of its data or of this machine."""
 
-import json
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -25,6 +23,7 @@ from emogen.evaluation.run_folder import (
     read_recipe,
 )
 from emogen.model.sources import TOKENIZER_FILES
+from emogen.prediction.weights import name_base_model
 from emogen.task.task import EXAMPLES
 
 # Everything else stays here: rows, predictions, logs, reports, manifests with commands, checkpoints.
@@ -64,11 +63,7 @@ def stage(run: Path, folder: Path, *, with_examples: bool = False) -> list[Path]
         if (run / name).is_file():
             _copy(run / name, folder / name)
     _write_recipe(run, folder)
-    config = folder / ADAPTER / "adapter_config.json"
-    if config.is_file():
-        values = json.loads(config.read_text(encoding="utf-8"))
-        values["base_model_name_or_path"] = _public(recipe.model_name)
-        config.write_text(json.dumps(values, indent=2), encoding="utf-8")
+    name_base_model(folder / ADAPTER, _public(recipe.model_name))
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
 
 
@@ -94,10 +89,11 @@ def _public(model_name: str) -> str:
     return Path(model_name).name if is_local else model_name
 
 
-def push(run: Path, repository: str, *, private: bool = False, with_examples: bool = False) -> str:
-    """Publish a run; see `stage`.
+def push(staged: Path, name: str, repository: str, *, private: bool = False) -> str:
+    """Publish a folder that `stage` has filled.
 
     Args:
+        name: of the run, for the message of the commit.
         repository: `owner/name`. It is created if it is not there; the files of one that is are replaced.
 
     Returns:
@@ -109,15 +105,11 @@ def push(run: Path, repository: str, *, private: bool = False, with_examples: bo
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with tempfile.TemporaryDirectory(prefix="emogen-push-") as scratch:
-        stage(run, Path(scratch), with_examples=with_examples)
-        try:
-            api.create_repo(repository, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repository, folder_path=scratch, commit_message=f"{run.resolve().name}, by emogen"
-            )
-        except Exception as error:  # the library raises anything from OSError to its own errors
-            raise ModelError(f"{repository}: the Hub refuses, or cannot be reached: {error}") from error
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repository, folder_path=staged, commit_message=f"{name}, by emogen")
+    except Exception as error:  # the library raises anything from OSError to its own errors
+        raise ModelError(f"{repository}: the Hub refuses, or cannot be reached: {error}") from error
     return str(commit.commit_url)
 
 

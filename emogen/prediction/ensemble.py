@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from emogen.accelerators import own_device
 from emogen.console import Bar
 from emogen.errors import InputError
 from emogen.evaluation import results
@@ -34,7 +33,6 @@ def load_runs(runs: Sequence[Path], overrides: Sequence[str] = (), *, force: boo
     Raises:
         InputError, ModelError: something is missing or broken.
     """
-    own_device()  # selects it, before a quantised model is loaded onto it
     generators = GeneratorLoader(force=force)
     for run in runs:
         recipe, label_set = read_recipe(run, overrides)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from emogen import processes
+from emogen.accelerators import own_device
 from emogen.evaluation.results import Prediction
 from emogen.evaluation.run_folder import ADAPTER, MODEL
 from emogen.model.encode import Encoder, load_encoder
@@ -183,6 +184,7 @@ class GeneratorLoader:
         config = recipe.lm_config()
         base = (location, config.dtype, config.load_in_4bit, config.load_in_8bit, recipe.shared_prefix)
         if base != self._base:
+            own_device()  # selects it, before a quantised model is loaded onto it
             self._model = to_device(load_model(location, config, trust_remote_code=recipe.trusts_code))
             self._base = base
             use_onednn(self._model)  # before its first forward pass, in which bitsandbytes would repack its weights

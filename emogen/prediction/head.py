@@ -12,6 +12,7 @@ from transformers import DataCollatorWithPadding
 from transformers.utils import logging as hf_logging
 
 from emogen import processes
+from emogen.accelerators import own_device
 from emogen.errors import ModelError
 from emogen.evaluation.results import Prediction
 from emogen.evaluation.run_folder import ADAPTER, MODEL
@@ -89,6 +90,7 @@ def load_head(run: Path, recipe: Recipe, label_set: LabelSet, *, force: bool = F
     tokenizer = load_tokenizer(str(weights), trust_remote_code=recipe.trusts_code)
     location = locate(recipe.model_name, recipe.lm_config().model_revision) if weights.name == ADAPTER else weights
     check_weights(run, str(location) if weights.name == ADAPTER else None, force=force)
+    own_device()  # selects it, before a quantised model is loaded onto it
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # transformers would report that the base model has no head; the adapter has it
     try:

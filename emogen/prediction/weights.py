@@ -1,10 +1,12 @@
 """Whether the weights of a run are those that it was scored with: its adapter, and the base model below it."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from emogen import paths
 from emogen.errors import InputError
 from emogen.evaluation.run_folder import ADAPTER, BASELINE, MODEL, kind_of, member_folders, read_manifest, read_recipe
 from emogen.model.identity import identify
@@ -64,3 +66,12 @@ def check_weights(run: Path, location: str | None, *, force: bool = False) -> No
     if not force:
         raise InputError(f"{message}. Its predictions would not be those of the run. --force predicts all the same")
     log.warning(message)
+
+
+def name_base_model(adapter: Path, model_name: str) -> None:
+    """Replace the base model in the configuration of an adapter, a folder of this machine, by its name."""
+    path = adapter / "adapter_config.json"
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": model_name}
+        with paths.writing(path) as file:
+            json.dump(config, file, indent=2)

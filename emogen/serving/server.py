@@ -5,13 +5,13 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 from emogen.console import err
 from emogen.distribution import install_hint
 from emogen.errors import InputError
 from emogen.evaluation.run_folder import content_hash
-from emogen.prediction.loaded import load
+from emogen.prediction.loaded import Decision, load
 from emogen.task.yaml_files import read_value
 
 try:
@@ -21,7 +21,6 @@ try:
 except ImportError:
     raise InputError(f"emogen serve needs FastAPI: {install_hint('serve')}") from None
 
-Decision = Literal["answer", "thresholds", "stack"]
 STOP_SECONDS = 60  # until requests that are not answered are given up when the server stops
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import logging
 import platform
 import sys
@@ -193,15 +192,6 @@ def disk_problem(error: Exception) -> str | None:
     signs = ("No space left", "I/O error", "PytorchStreamWriter", "inline_container", "Read-only file system")
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
     return text[:200] if any(sign in str(error) for sign in signs) else None
-
-
-def name_base_model(adapter: Path, model_name: str) -> None:
-    """Replace the base model in the configuration of an adapter, a folder of this machine, by its name."""
-    path = adapter / "adapter_config.json"
-    if path.is_file():
-        config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": model_name}
-        with paths.writing(path) as file:
-            json.dump(config, file, indent=2)
 
 
 def peak_memory_bytes() -> int:

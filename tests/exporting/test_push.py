@@ -116,8 +116,9 @@ def test_no_path_of_this_machine_is_in_what_is_staged(run, tmp_path):
     assert "output_dir" not in recipe
 
 
-def test_a_run_is_published_by_the_hubs_own_client(hub, run):
-    assert push(run, "owner/name", private=True).endswith("/owner/name/commit/abc")
+def test_a_run_is_published_by_the_hubs_own_client(hub, run, tmp_path):
+    stage(run, tmp_path)
+    assert push(tmp_path, "run", "owner/name", private=True).endswith("/owner/name/commit/abc")
     created = hub.created[-1]
     assert created.get("visibility") == "private" or created.get("private")  # the newer and the older client
     assert hub.files["prompt.jinja"] == (run / "prompt.jinja").read_bytes()
@@ -132,7 +133,7 @@ def test_a_hub_that_refuses_is_an_error(hub, run):
     hub.status = 403
     try:
         with pytest.raises(ModelError, match="owner/name: the Hub refuses"):
-            push(run, "owner/name")
+            push(run, "run", "owner/name")
     finally:
         hub.status = 200
 

@@ -9,6 +9,7 @@ from tiny import POSTS, write_posts, write_recipe
 from emogen.errors import InputError
 from emogen.evaluation.run_folder import FORMAT
 from emogen.model.identity import identify
+from emogen.prediction.weights import name_base_model
 from emogen.task.readers import read_rows
 from emogen.task.recipe import RecipeError, load_recipe
 from emogen.task.splits import Splits
@@ -17,7 +18,6 @@ from emogen.training.checkpoints import list_files
 from emogen.training.run_setup import (
     disk_problem,
     fingerprint_of,
-    name_base_model,
     newest_checkpoint,
     open_folder,
     peak_memory_bytes,
