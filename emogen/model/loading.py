@@ -15,6 +15,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from emogen import accelerators, processes
 from emogen.errors import ModelError
 from emogen.model.plain_rows import problem
+from emogen.model.pooled_head import PooledClassifier, pooled_config
 from emogen.task.labels import LabelSet
 from emogen.task.recipe import Recipe
 
@@ -160,13 +161,17 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder}: not an adapter: adapter_model.safetensors is missing")
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # they would stay untrained
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except Exception as error:
         raise ModelError(f"{folder}: the adapter cannot be loaded: {error}") from error
 
 
 def load_head_model(location: str, recipe: Recipe, label_set: LabelSet, tokenizer: Any) -> Any:
     """Load a model with a classification head of L outputs. The head is new unless the weights contain one.
+
+    A sentence encoder gets a head on its pooled tokens, other models the head that transformers has for them.
 
     Raises:
         ModelError: the model cannot be loaded, or its architecture has no such head.
@@ -175,20 +180,26 @@ def load_head_model(location: str, recipe: Recipe, label_set: LabelSet, tokenize
     quantization = get_quantization_config(config)
     if quantization is not None:
         quantization.llm_int8_skip_modules = HEADS
+    outputs = {
+        "num_labels": len(label_set),
+        "id2label": dict(enumerate(label_set.names)),
+        "label2id": {name: i for i, name in enumerate(label_set.names)},
+        "problem_type": "single_label_classification" if label_set.exactly_one else "multi_label_classification",
+    }
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
+        pooled = pooled_config(location, config.model_revision, trust_remote_code=recipe.trusts_code, **outputs)
+        kind = AutoModelForSequenceClassification if pooled is None else PooledClassifier
+        model = kind.from_pretrained(
             location,
             revision=config.model_revision,
             dtype=config.dtype,
             attn_implementation=config.attn_implementation,
             quantization_config=quantization,
-            trust_remote_code=recipe.trusts_code,
             use_safetensors=True,
-            num_labels=len(label_set),
-            id2label=dict(enumerate(label_set.names)),
-            label2id={name: i for i, name in enumerate(label_set.names)},
-            problem_type="single_label_classification" if label_set.exactly_one else "multi_label_classification",
+            **(outputs | {"trust_remote_code": recipe.trusts_code} if pooled is None else {"config": pooled}),
         )
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises anything from OSError to KeyError here
         raise ModelError(f"{location}: the model cannot be loaded with a head: {error}") from error
     # A decoder classifies a row by its last token, and needs the padding token to find it.

