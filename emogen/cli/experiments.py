@@ -35,18 +35,25 @@ def cv(
     equal texts are in the same fold. The result is a folder, runs/<recipe name>-cv, with a run for each fold, one file
     with the out-of-fold prediction of every row, and thresholds. `emogen predict` takes the folder as an ensemble.
 
+    The model of an endpoint (api_base) is asked about all rows and not tuned; its few-shot examples come from the other
+    folds.
+
     The same command continues an interrupted one. With --pods each fold is an `emogen pod launch --follow`: its log is
     beside its folder, and its pod is terminated when the fold is done.
     """
     from emogen.evaluation.tables import print_metrics, print_spread
-    from emogen.experiments.crossval import cross_validate
+    from emogen.experiments.crossval import cross_validate, cross_validate_prompted
     from emogen.experiments.jobs import LOCAL, POD
+    from emogen.task.recipe import load_recipe
 
-    with Live(console=err, refresh_per_second=2) as live:
-        folder, metrics = cross_validate(
-            recipe, folds, overrides or [], jobs=jobs, where=POD if pods else LOCAL,
-            show=lambda runs: live.update(runs_table(runs)),
-        )  # fmt: skip
+    if load_recipe(recipe, overrides or []).api_base:
+        folder, metrics = cross_validate_prompted(recipe, folds, overrides or [])
+    else:
+        with Live(console=err, refresh_per_second=2) as live:
+            folder, metrics = cross_validate(
+                recipe, folds, overrides or [], jobs=jobs, where=POD if pods else LOCAL,
+                show=lambda runs: live.update(runs_table(runs)),
+            )  # fmt: skip
     print_metrics(metrics)
     print_spread(metrics)
     command = f"emogen predict {shlex.quote(str(folder))} YOUR.csv -o OUT.csv predict_by=thresholds"

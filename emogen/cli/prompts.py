@@ -39,10 +39,12 @@ def show(
     recipe, templates, overrides = _split_words(words)
     with err.status("Loading the tokenizer ..."):
         benchmark = open_benchmark(recipe, overrides, limit=max(rows, 200))  # as compare, to refuse the same templates
+        benchmark.recipe.require_own_model("has no tokens to look at here")
         accepted, refused = load_templates(benchmark, templates)
     _report_refused(refused, accepted)
     shown = benchmark.rows.take(range(min(rows, len(benchmark.rows))))
-    show_templates(out, [(template.prompt.path, template.encoder) for template in accepted], shown, tokens=tokens)
+    encoded = [(template.prompt.path, template.encoder) for template in accepted if template.encoder]
+    show_templates(out, encoded, shown, tokens=tokens)
 
 
 @app.command("compare")
@@ -120,6 +122,7 @@ def lab(
 
     with err.status("Loading the tokenizer ..."):
         benchmark = open_benchmark(recipe, overrides or [], limit=limit, tuned=tuned)
+        benchmark.recipe.require_own_model("has no tokens to look at here")
     with err.status("Loading the model ..."):
         page, address = serve(benchmark, port)
     out.print(f"emogen lab is at {address}\nStop it with Ctrl-C.", soft_wrap=True)

@@ -22,6 +22,7 @@ MAY_CHANGE = {
     *("activation_checkpointing_kwargs", "activation_offloading", "per_device_eval_batch_size"),
     *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_pin_memory"),
     *("dataloader_persistent_workers", "ddp_timeout", "trust_remote_code"),
+    *("api_requests", "api_prices", "max_dollars"),
     # what is done with a finished run
     *("predict_by", "hub_private_repo"),
 }

@@ -26,7 +26,8 @@ PAGE, CARD = "report.html", "README.md"
 MANIFEST = "manifest.json"
 
 FORMAT = 1  # format of the files in a run folder; raised when an older emogen could no longer read them
-RUN, CROSS_VALIDATION, BASELINE, PROMPTS = "run", "cross-validation", "baseline", "prompts"
+RUN, CROSS_VALIDATION, BASELINE, PROMPTED, PROMPTS = "run", "cross-validation", "baseline", "prompted", "prompts"
+UNTUNED = (BASELINE, PROMPTED)  # cross-validated without a run for each fold
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "tokenizers")
 
 
@@ -34,7 +35,7 @@ def write_manifest(folder: Path, kind: str, **facts: Any) -> None:
     """Write the manifest of a folder.
 
     Args:
-        kind: RUN, CROSS_VALIDATION, BASELINE or PROMPTS.
+        kind: RUN, CROSS_VALIDATION, BASELINE, PROMPTED or PROMPTS.
         facts: further entries. The format, the versions of packages and the commit are added.
     """
     versions = {"emogen": __version__, "python": platform.python_version()}
@@ -73,7 +74,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def kind_of(folder: Path) -> str:
-    """The kind of a folder: `run`, `cross-validation`, `baseline` or `prompts`.
+    """The kind of a folder: `run`, `cross-validation`, `baseline`, `prompted` or `prompts`.
 
     The kind is in the manifest. emogen 0.1 wrote manifests without a kind, and none for cross-validations and
     baselines; for its folders the kind is inferred from the files.
@@ -120,8 +121,8 @@ def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Label
     if run.is_dir():
         if not (run / RECIPE).is_file():
             raise InputError(f"{run}: not a run folder: it has no {RECIPE}")
-        if kind_of(run) == BASELINE:
-            # The recipe of a baseline folder names no training data, which every recipe needs.
+        if kind_of(run) in UNTUNED:
+            # The recipe of such a folder names no training data, which every recipe needs.
             train_file = f"train_file={run.resolve() / PREDICTIONS}"
             return load_recipe(run / RECIPE, [train_file, *overrides]), load_label_set(run / LABELS)
         if not (run / ADAPTER).is_dir() and not (run / MODEL).is_dir():

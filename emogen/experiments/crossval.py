@@ -18,6 +18,7 @@ newest checkpoint of the fold that was running.
 import csv
 import io
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import yaml
 
 from emogen import paths
 from emogen.claims import claim_folder
+from emogen.console import Bar, progress_bar
 from emogen.errors import InputError
 from emogen.evaluation import results
 from emogen.evaluation.caveats import is_collapsed
@@ -40,6 +42,7 @@ from emogen.evaluation.metrics import (
     score,
     tune_thresholds,
 )
+from emogen.evaluation.results import Prediction, pred_matrix
 from emogen.evaluation.resume import changed_keys, digest_of
 from emogen.evaluation.run_folder import (
     BASELINE,
@@ -51,6 +54,7 @@ from emogen.evaluation.run_folder import (
     METRICS,
     PREDICTIONS,
     PROMPT,
+    PROMPTED,
     RECIPE,
     read_manifest,
     read_text,
@@ -58,14 +62,19 @@ from emogen.evaluation.run_folder import (
 )
 from emogen.experiments.jobs import LOCAL, RunProcess, overrides_of, own_folder, run_all
 from emogen.prediction.classifier import labels_from_prob
+from emogen.prediction.remote import RemoteClassifier
 from emogen.prediction.tfidf import fit_tfidf
 from emogen.report.figures import draw_reliability, save
 from emogen.report.page import report_finished
 from emogen.task.labels import LabelSet, load_label_set
+from emogen.task.prompt import load_prompt
 from emogen.task.recipe import Recipe, load_recipe
 from emogen.task.rows import Rows
-from emogen.task.splits import all_rows, make_folds
+from emogen.task.splits import all_rows, draw_rows, make_folds, n_drawn
+from emogen.task.task import make_task, prompt_warnings
 from emogen.task.yaml_files import read_value, read_yaml
+
+log = logging.getLogger(__name__)
 
 # Recipe keys that may change between calls: each fold sets its own values, and they do not affect what is measured.
 _SET_BY_FOLD = ("train_file", "eval_file", "eval_fraction", "output_dir", "resume_from_checkpoint", "disable_tqdm")
@@ -149,11 +158,57 @@ def cross_validate_baseline(
     return folder, metrics
 
 
+def cross_validate_prompted(
+    path: str | Path,
+    n_folds: int = 5,
+    overrides: Sequence[str] = (),
+    bar: Bar = progress_bar,
+) -> tuple[Path, Metrics]:
+    """Ask the model of an endpoint about all rows of a recipe, which is not tuned.
+
+    The folds are those of `cross_validate`. Few-shot examples, drawn or nearest, and an order of labels by frequency
+    come from the rows of the other folds alone.
+
+    Returns:
+        The folder (default: `runs/NAME-cv`), and the metrics of `sum_up`. A probability is 1 for a label of the answer
+        and 0 for the others.
+
+    Raises:
+        InputError: as for `cross_validate`.
+        ModelError: the endpoint fails. Its answers are kept, and the same command goes on from there.
+    """
+    recipe = load_recipe(path, overrides)
+    label_set = load_label_set(recipe.find(recipe.labels))
+    prompt = load_prompt(recipe.find(recipe.prompt))
+    rows = all_rows(recipe, label_set)
+    folder = own_folder(recipe, overrides, "cv")
+    with claim_folder(folder):
+        folds = begin(folder, PROMPTED, recipe, label_set, rows, n_folds)
+        found: dict[str, Prediction] = {}
+        with bar(f"Answers of {recipe.api_model}", len(rows)) as advance:
+            for fold in range(n_folds):
+                held, others = (rows.take(np.flatnonzero(chosen)) for chosen in (folds == fold, folds != fold))
+                examples, others = draw_rows(others, n_drawn(recipe), recipe.seed)
+                task = make_task(recipe, label_set, prompt, others, examples)
+                if fold == 0:
+                    for warning in prompt_warnings(task):
+                        log.warning(str(warning))
+                answers = RemoteClassifier(task, others).predict(held.texts, progress=advance)
+                found |= zip(held.ids, answers, strict=True)
+        predictions = [found[row_id] for row_id in rows.ids]
+        pred = pred_matrix(predictions)
+        prob = pred.astype(np.float32)
+        results.write_jsonl(folder / PREDICTIONS, rows, pred, prob, label_set, predictions, folds)
+        metrics = sum_up(folder, label_set)
+        report_finished(folder)
+    return folder, metrics
+
+
 def begin(folder: Path, kind: str, recipe: Recipe, label_set: LabelSet, rows: Rows, n_folds: int) -> np.ndarray:
     """Make the folds, and write down in the folder what is cross-validated. A second call has to find the same.
 
     Args:
-        kind: CROSS_VALIDATION or BASELINE.
+        kind: CROSS_VALIDATION, BASELINE or PROMPTED.
 
     Returns:
         The fold of each row, int64 [n].

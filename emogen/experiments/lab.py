@@ -57,7 +57,9 @@ def serve(benchmark: PromptBenchmark, port: int) -> tuple["gr.Blocks", str]:
     except ImportError:
         raise InputError(f"the lab needs Gradio: {install_hint('lab')}") from None
     token = secrets.token_urlsafe(16)
-    blocks = make_page(Lab(benchmark, load_generator(benchmark)))
+    generator = load_generator(benchmark)
+    assert generator is not None  # see `lab` of the command line
+    blocks = make_page(Lab(benchmark, generator))
     try:
         blocks.launch(
             prevent_thread_lock=True,
@@ -102,6 +104,7 @@ class Lab:
         """
         template, rows = self.template(source, name), self.benchmark.rows
         encoder = template.encoder
+        assert encoder is not None
         labels = encoder.label_set.names_of(rows.truth[rows.texts.index(text)]) if text in rows.texts else None
         row = encoder.rows(text, labels)[0]
         n_shared, n_after_text = len(encoder.prefix_ids), len(row.suffix_ids) - row.n_text - row.n_answer
@@ -126,6 +129,7 @@ class Lab:
             The answer with its parse status, and the probability of each label.
         """
         encoder = self.template(source, name).encoder
+        assert encoder is not None
         generator = replace(self.generator, encoder=encoder)
         (prediction,) = generator.predict([text])
         prob = generator.predict_proba([text])[0]

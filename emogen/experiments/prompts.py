@@ -42,11 +42,12 @@ from emogen.evaluation.run_folder import (
     write_manifest,
 )
 from emogen.experiments.jobs import RunProcess, overrides_of, own_folder, run_all
-from emogen.model.encode import Encoder, Row, make_task_encoder
+from emogen.model.encode import Encoder, make_task_encoder
 from emogen.model.tokenizer import TextTokenizer, read_chat_tokenizer
-from emogen.prediction.classifier import prob_of
+from emogen.prediction.classifier import Classifier, prob_of
 from emogen.prediction.ensemble import load_run
 from emogen.prediction.generator import GenerativeClassifier
+from emogen.prediction.remote import RemoteClassifier
 from emogen.report.compare import System, compare, with_interval
 from emogen.task.prompt import Prompt, PromptError, fill, load_prompt, make_examples, render
 from emogen.task.recipe import Recipe, load_recipe
@@ -64,7 +65,8 @@ class PromptBenchmark:
     Attributes:
         task: what the recipe names; each template replaces its prompt.
         rows: n rows with gold labels that the model was not trained on.
-        train_rows: the rows that a short tuning may use; None if the benchmark uses a tuned run.
+        train_rows: the rows that a short tuning or nearest examples may use; None if the benchmark uses a tuned run.
+        tokenizer: of the model; None for the model of an endpoint, whose tokens are not known.
         folder: where the scores of templates are kept.
         source: the recipe, or the run folder whose adapter is used.
         overrides: `key=value`, for the recipe.
@@ -73,7 +75,7 @@ class PromptBenchmark:
     task: Task
     rows: Rows
     train_rows: Rows | None
-    tokenizer: TextTokenizer
+    tokenizer: TextTokenizer | None
     folder: Path
     source: Path
     overrides: tuple[str, ...]
@@ -99,7 +101,6 @@ def open_benchmark(
         ModelError: the tokenizer cannot be loaded.
     """
     recipe = load_recipe(path, overrides)
-    recipe.require_own_model("has no tokens to look at here")
     folder = own_folder(recipe, overrides, "prompts")
     source = Path(path)
     if tuned:
@@ -119,7 +120,7 @@ def open_benchmark(
         rows = splits.eval if has_eval_rows and splits.eval is not None else all_rows(recipe, task.label_set)
     in_prompt = {normalise_text(example.text) for example in task.examples}
     rows = rows.take([i for i, text in enumerate(rows.texts) if normalise_text(text) not in in_prompt])
-    tokenizer = read_chat_tokenizer(recipe, str(tuned / ADAPTER) if tuned else None)
+    tokenizer = None if recipe.api_base else read_chat_tokenizer(recipe, str(tuned / ADAPTER) if tuned else None)
     rows = sample_rows(rows, limit, recipe.seed)
     folder = folder / f"{len(rows)}-rows-{_digest_of_benchmark(task, rows, source)}"
     return PromptBenchmark(task, rows, train_rows, tokenizer, folder, source, tuple(overrides))
@@ -134,6 +135,7 @@ def _digest_of_benchmark(task: Task, rows: Rows, source: Path) -> str:
         [recipe.lm_args.get(key) for key in ("model_revision", "dtype", "load_in_4bit", "load_in_8bit")],
         hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
         [recipe.answer, recipe.decode, recipe.prob, recipe.max_length],
+        *([[recipe.api_base, recipe.examples_by, recipe.examples]] if recipe.api_base else []),
         task.label_set.to_yaml(),
         [rows.ids, rows.texts, rows.truth.tolist()],
     )
@@ -145,10 +147,16 @@ def _digest(*values: Any) -> str:
 
 @dataclass(frozen=True)
 class Template:
-    """A valid template, encoded, with the folder of its scores and the warnings about it."""
+    """A valid template with the folder of its scores and the warnings about it.
+
+    Attributes:
+        task: the task of the benchmark with this template.
+        encoder: the template in tokens; None for the model of an endpoint.
+    """
 
     prompt: Prompt
-    encoder: Encoder
+    task: Task
+    encoder: Encoder | None
     folder: Path
     warnings: list[str]
 
@@ -178,11 +186,11 @@ def prepare(benchmark: PromptBenchmark, prompt: Prompt) -> Template:
         style, line = prompt.style
         own = f"the recipe has `answer: {benchmark.recipe.answer}`"
         warnings.append(f"{prompt.path}:{line}: is used with `answer: {style}`, which it asks for; {own}")
-    encoder = make_task_encoder(task, benchmark.tokenizer)
+    encoder = make_task_encoder(task, benchmark.tokenizer) if benchmark.tokenizer else None
     _check_leak(task, benchmark.rows)
     examples = [repr(example) for example in task.examples if "examples" in prompt.variables]
     folder = benchmark.folder / f"{Path(prompt.path).stem}-{_digest(prompt.source, examples)}"
-    return Template(prompt, encoder, folder, warnings)
+    return Template(prompt, task, encoder, folder, warnings)
 
 
 def _with_prompt(benchmark: PromptBenchmark, prompt: Prompt) -> Task:
@@ -234,8 +242,13 @@ def _check_leak(task: Task, rows: Rows) -> None:
             raise PromptError(f"{where}: the prompt contains the text of row {row_id}, which it is scored on")
 
 
-def load_generator(benchmark: PromptBenchmark) -> GenerativeClassifier:
-    """Load the model of a benchmark. Its encoder is that of its own prompt; `score_template` replaces it."""
+def load_generator(benchmark: PromptBenchmark) -> GenerativeClassifier | None:
+    """Load the model of a benchmark; None for the model of an endpoint.
+
+    Its encoder is that of its own prompt; `score_template` replaces it.
+    """
+    if benchmark.recipe.api_base:
+        return None
     generator = load_run(benchmark.source, benchmark.overrides)
     assert isinstance(generator, GenerativeClassifier)
     return generator
@@ -247,53 +260,53 @@ def score_template(
     """Score a template, and keep its metrics and predictions in its folder. A second call only reads them.
 
     Args:
-        generator: the model of the benchmark; None will do if the template is done.
+        generator: what `load_generator` returned; None will do if the template is done.
 
     Returns:
-        The metrics of `evaluate`, and: `log_likelihood`, of the true answers, in nats, the mean over the texts (with
-        `yes_no`, the sum of all questions of a text); `tokens`, of the instruction (`shared`) and the mean of what
-        follows it per question (`row`); `texts_per_second`, of the answers alone; and `parse`.
+        The metrics of `evaluate`, and `texts_per_second`, of the answers alone, and `parse`. Beside them, but not for
+        the model of an endpoint: `log_likelihood`, of the true answers, in nats, the mean over the texts (with
+        `yes_no`, the sum of all questions of a text); and `tokens`, of the instruction (`shared`) and the mean of what
+        follows it per question (`row`).
 
     Raises:
-        ModelError: a probability or a likelihood is not a number.
+        ModelError: a probability or a likelihood is not a number, or the endpoint fails.
     """
     if template.done:
         return read_metrics(template.folder)
-    assert generator is not None
     with claim_folder(template.folder):
         return _score(benchmark, template, generator, bar)
 
 
-def _score(benchmark: PromptBenchmark, template: Template, generator: GenerativeClassifier, bar: Bar) -> dict[str, Any]:
+def _score(
+    benchmark: PromptBenchmark, template: Template, generator: GenerativeClassifier | None, bar: Bar
+) -> dict[str, Any]:
     rows, label_set = benchmark.rows, benchmark.task.label_set
-    generator = replace(generator, encoder=template.encoder)
+    classifier: Classifier
+    if template.encoder is None:
+        classifier = RemoteClassifier(template.task, benchmark.train_rows)
+    else:
+        assert generator is not None
+        classifier = generator = replace(generator, encoder=template.encoder)
     started = time.perf_counter()
-    with bar(f"{template.name}: answers", len(rows) * generator.n_questions) as advance:
-        predictions = generator.predict(rows.texts, progress=advance)
+    with bar(f"{template.name}: answers", len(rows) * classifier.n_questions) as advance:
+        predictions = classifier.predict(rows.texts, progress=advance)
     seconds = time.perf_counter() - started
-    prob = prob_of(generator, rows.texts, predictions, bar, f"{template.name}: probabilities")
+    pred = pred_matrix(predictions)
+    if generator is None:
+        prob = pred.astype(np.float32)
+    else:
+        prob = prob_of(generator, rows.texts, predictions, bar, f"{template.name}: probabilities")
     check_prob(prob)
-    true_answers = _true_answers(benchmark, template)
-    with bar(f"{template.name}: likelihood", len(rows) * generator.n_questions) as advance:
-        log_likelihood = _log_likelihood(generator, true_answers, advance)
-    if not np.isfinite(log_likelihood).all():
-        raise ModelError(
-            f"{template.name}: the likelihood of {(~np.isfinite(log_likelihood)).sum()} true answers is not a number"
-        )
     try:
         folds = make_folds(rows, 5, benchmark.recipe.seed)
     except ValueError:
         folds = None  # too few rows for nested thresholds
-    pred = pred_matrix(predictions)
     metrics = evaluate(rows.truth, pred, prob, None if label_set.exactly_one else folds, label_set.names) | {
-        "log_likelihood": float(log_likelihood.sum() / len(rows)),
-        "tokens": {
-            "shared": len(template.encoder.prefix_ids),
-            "row": float(np.mean([len(row) for row in true_answers])),
-        },
         "texts_per_second": len(rows) / seconds,
         "parse": parse_audit(predictions),
     }
+    if generator is not None:
+        metrics |= _likelihood(benchmark, template, generator, bar)
     for name, text in {PROMPT: template.prompt.source, LABELS: label_set.to_yaml()}.items():
         with paths.writing(template.folder / name) as file:
             file.write(text)
@@ -303,22 +316,25 @@ def _score(benchmark: PromptBenchmark, template: Template, generator: Generative
     return metrics
 
 
-def _true_answers(benchmark: PromptBenchmark, template: Template) -> list[Row]:
-    """The encoded rows of a benchmark with their true answers, one per question."""
-    rows, label_set = benchmark.rows, benchmark.task.label_set
-    return [
-        row
-        for text, truth in zip(rows.texts, rows.truth, strict=True)
-        for row in template.encoder.rows(text, label_set.names_of(truth))
-    ]
-
-
-def _log_likelihood(
-    generator: GenerativeClassifier, true_answers: Sequence[Row], advance: Callable[[int], Any]
-) -> np.ndarray:
+def _likelihood(
+    benchmark: PromptBenchmark, template: Template, generator: GenerativeClassifier, bar: Bar
+) -> dict[str, Any]:
+    """The log-likelihood of the true answers and the numbers of tokens, as metrics."""
     from emogen.model.probabilities import log_likelihood
 
-    return log_likelihood(generator.model, generator.encoder, true_answers, progress=advance)
+    rows, label_set, encoder = benchmark.rows, benchmark.task.label_set, generator.encoder
+    true_answers = [  # one per question
+        row
+        for text, truth in zip(rows.texts, rows.truth, strict=True)
+        for row in encoder.rows(text, label_set.names_of(truth))
+    ]
+    with bar(f"{template.name}: likelihood", len(rows) * generator.n_questions) as advance:
+        found = log_likelihood(generator.model, encoder, true_answers, progress=advance)
+    if not np.isfinite(found).all():
+        n_wrong = (~np.isfinite(found)).sum()
+        raise ModelError(f"{template.name}: the likelihood of {n_wrong} true answers is not a number")
+    tokens = {"shared": len(encoder.prefix_ids), "row": float(np.mean([len(row) for row in true_answers]))}
+    return {"log_likelihood": float(found.sum() / len(rows)), "tokens": tokens}
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -354,6 +370,7 @@ def tune_templates(
         InputError: the benchmark uses a tuned run.
         ModelError: a run failed; the message names its log.
     """
+    benchmark.recipe.require_own_model("is not tuned")
     if benchmark.train_rows is None:
         raise InputError(f"{benchmark.source}: already tuned; name its recipe to tune it with other templates")
     scored = {normalise_text(text) for text in benchmark.rows.texts}
@@ -369,7 +386,7 @@ def tune_templates(
         run = RunProcess(k, template.folder.with_name(f"{template.folder.name}-{n_steps}-steps-{digest}"))
         own = {
             "prompt": str(Path(template.prompt.path).resolve()),
-            "answer": template.encoder.style,
+            "answer": template.task.recipe.answer,
             "max_steps": n_steps,
             "eval_strategy": "no",  # scored once, at the end
             "select_best": None,
@@ -418,9 +435,9 @@ def ranking_table(templates: Sequence[Template], folders: Sequence[Path], by: st
             ends = system.difference_interval
             is_real = "?" if ends is None else "yes" if ends[1] < 0 else "no"
             cells[1:] = [with_interval(system.difference, ends, "+z"), is_real]
-        n_shared = len(templates[k].encoder.prefix_ids)
-        tokens = template_metrics.get("tokens")
-        cells.append(f"{n_shared} + {tokens['row']:.0f}" if tokens else str(n_shared))
+        encoder, tokens = templates[k].encoder, template_metrics.get("tokens")
+        n_shared = str(len(encoder.prefix_ids)) if encoder else ""
+        cells.append(f"{n_shared} + {tokens['row']:.0f}" if tokens else n_shared)
         if has_likelihood:
             cells += [f"{template_metrics['log_likelihood']:.2f}", f"{template_metrics['texts_per_second']:.1f}"]
         view.add_row(templates[k].name, *cells)

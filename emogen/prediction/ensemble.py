@@ -15,11 +15,10 @@ from emogen.evaluation.run_folder import BASELINE, kind_of, member_folders, read
 from emogen.evaluation.stack import cross_fit, fit_stack
 from emogen.prediction.classifier import Classifier, prob_of
 from emogen.prediction.generator import GeneratorLoader
-from emogen.prediction.remote import RemoteClassifier
+from emogen.prediction.remote import load_remote
 from emogen.prediction.tfidf import load_tfidf
 from emogen.task.labels import LabelSet
 from emogen.task.rows import Rows
-from emogen.task.task import load_task
 
 
 def load_runs(runs: Sequence[Path], overrides: Sequence[str] = (), *, force: bool = False) -> Iterator[Classifier]:
@@ -39,7 +38,7 @@ def load_runs(runs: Sequence[Path], overrides: Sequence[str] = (), *, force: boo
         if kind_of(run) == BASELINE:
             yield load_tfidf(run, recipe, label_set)
         elif recipe.api_base:
-            yield RemoteClassifier(load_task(recipe))
+            yield load_remote(run, recipe, label_set)
         elif recipe.answer == "head":
             from emogen.prediction.head import load_head
 

@@ -11,7 +11,7 @@ import numpy as np
 from emogen import processes
 from emogen.console import progress_bar, quiet_libraries
 from emogen.errors import InputError
-from emogen.evaluation.run_folder import BASELINE, CROSS_VALIDATION, THRESHOLDS, kind_of
+from emogen.evaluation.run_folder import CROSS_VALIDATION, THRESHOLDS, UNTUNED, kind_of
 from emogen.prediction.ensemble import BatchPrediction, Ensemble
 from emogen.task.rows import Rows
 
@@ -107,7 +107,7 @@ def load(*runs: str | os.PathLike[str], decide: Decision | None = None, **overri
 
 
 def _has_thresholds(run: Path) -> bool:
-    return run.is_dir() and ((run / THRESHOLDS).is_file() or kind_of(run) in (CROSS_VALIDATION, BASELINE))
+    return run.is_dir() and ((run / THRESHOLDS).is_file() or kind_of(run) in (CROSS_VALIDATION, *UNTUNED))
 
 
 def _as_rows(texts: Sequence[str]) -> Rows:

@@ -16,10 +16,12 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,13 +29,16 @@ import numpy as np
 from emogen import paths
 from emogen.distribution import install_hint
 from emogen.errors import InputError, ModelError
-from emogen.evaluation.results import Prediction, pred_matrix
+from emogen.evaluation.results import Prediction, pred_matrix, read_held_out
+from emogen.prediction.neighbours import Neighbours
 from emogen.task.answer_patterns import answer_gbnf, answer_regex
 from emogen.task.labels import LabelSet
 from emogen.task.parse import parse_answer
-from emogen.task.prompt import Message, fill, render
+from emogen.task.prompt import Message, fill, load_prompt, render
 from emogen.task.recipe import Recipe
-from emogen.task.task import Task
+from emogen.task.rows import Rows
+from emogen.task.splits import draw_rows, n_drawn
+from emogen.task.task import Task, draw_examples, load_task, load_task_with_rows, make_task
 
 if TYPE_CHECKING:
     import httpx
@@ -45,6 +50,27 @@ TRIES = 6  # of a request that the server cannot answer now
 MAX_TOKENS = 128  # of an answer that nothing constrains
 
 
+def load_remote(run: Path, recipe: Recipe, label_set: LabelSet) -> "RemoteClassifier":
+    """Load the classifier of a recipe: its prompt, and the labelled rows where the prompt shows some of them.
+
+    Args:
+        run: the recipe file, whose training rows may be shown; or the folder of its cross-validation, all of whose rows
+            may be.
+
+    Raises:
+        InputError: a part of the recipe is missing or invalid.
+    """
+    if run.is_dir():
+        rows = read_held_out(run, label_set)
+        examples, others = draw_rows(rows, n_drawn(recipe), recipe.seed)
+        task = make_task(recipe, label_set, load_prompt(recipe.find(recipe.prompt)), others, examples)
+        return RemoteClassifier(task, others)
+    if recipe.examples_by == "nearest":
+        task, splits, _ = load_task_with_rows(recipe)
+        return RemoteClassifier(task, splits.train)
+    return RemoteClassifier(load_task(recipe))
+
+
 class RemoteClassifier:
     """The model of an endpoint, with the prompt and the labels of a recipe.
 
@@ -53,13 +79,20 @@ class RemoteClassifier:
 
     n_questions = 1
 
-    def __init__(self, task: Task):
+    def __init__(self, task: Task, labelled: Rows | None = None):
+        """Prepare the prompt; nothing is asked yet.
+
+        Args:
+            labelled: the rows that `examples_by: nearest` chooses from; it needs them.
+        """
         self.recipe: Recipe = task.recipe
         self.label_set: LabelSet = task.label_set
-        self._messages: list[Message] = render(task.prompt, task.label_set, task.examples)
+        self._task = task
+        self._neighbours = Neighbours(labelled) if self.recipe.examples_by == "nearest" and labelled else None
+        self._messages = render(task.prompt, task.label_set, task.examples)
         self._shown = [example.text for example in task.examples]
         self._store = _Answers()
-        self.tokens: Counter[str] = Counter()  # what the server has counted
+        self._budget = _Budget(self.recipe.api_prices, self.recipe.max_dollars)
 
     def predict(
         self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
@@ -67,7 +100,7 @@ class RemoteClassifier:
         """Ask about n texts, several at a time, and parse the answers.
 
         Raises:
-            ModelError: the server refuses, or does not answer. What it has answered is kept.
+            ModelError: the server refuses or does not answer, or `max_dollars` is reached. Its answers are kept.
         """
         answers: list[str] = [""] * len(texts)
         with ThreadPoolExecutor(self.recipe.api_requests) as pool:
@@ -80,8 +113,8 @@ class RemoteClassifier:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        if self.tokens:
-            log.info(", ".join(f"{name}: {n:,}" for name, n in self.tokens.items()))
+        if spent := self._budget.summary():
+            log.info(spent)
         style = self.recipe.answer
         return [Prediction(raw, parse_answer(raw, self.label_set, style=style), 0) for raw in answers]
 
@@ -126,7 +159,7 @@ class RemoteClassifier:
     def _answer(self, text: str) -> str:
         body = {
             "model": self.recipe.api_model,
-            "messages": fill(self._messages, [text, *self._shown]),
+            "messages": self._prompt_of(text),
             "temperature": 0,
             "max_tokens": MAX_TOKENS,
             **self._constraint,
@@ -134,18 +167,24 @@ class RemoteClassifier:
         key = hashlib.sha256(json.dumps([str(self._client.base_url), body]).encode()).hexdigest()
         if (kept := self._store.get(key)) is not None:
             return kept
-        found = self._ask(body)
+        with self._budget.request() as count:
+            found = self._ask(body)
+            count(found.get("usage") if isinstance(found, dict) else None)
         try:
             answer = str(found["choices"][0]["message"]["content"] or "")
         except (KeyError, IndexError, TypeError):
             raise ModelError(
                 f"{self.recipe.api_base}: not an answer of a chat endpoint: {json.dumps(found)[:200]}"
             ) from None
-        for name, n in (found.get("usage") or {}).items():
-            if isinstance(n, int):
-                self.tokens[name] += n
         self._store.put(key, answer)
         return answer
+
+    def _prompt_of(self, text: str) -> list[Message]:
+        if self._neighbours is None:
+            return fill(self._messages, [text, *self._shown])
+        near = self._neighbours.nearest(text, self.recipe.examples)
+        examples = draw_examples(near, self.label_set, self.recipe.answer)
+        return fill(render(self._task.prompt, self.label_set, examples), [text, *near.texts])
 
     def _ask(self, body: dict[str, Any]) -> Any:
         """Send a request, again if the server is busy or fails.
@@ -176,6 +215,61 @@ class RemoteClassifier:
 
 
 _sleep = time.sleep
+
+
+class _Budget:
+    """What a call has spent at the endpoint, by the tokens that the server counts.
+
+    Args:
+        prices: dollars for a million tokens that are read, and that are written.
+        limit: dollars.
+    """
+
+    def __init__(self, prices: Sequence[float] | None, limit: float | None):
+        self._prices, self._limit = prices, limit
+        self._tokens: Counter[str] = Counter()
+        self._dollars = self._dearest = 0.0
+        self._under_way = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def request(self) -> Iterator[Callable[[Any], None]]:
+        """A request; what it yields takes the server's `usage`. It is not begun if it could exceed the limit.
+
+        Each of the requests that are under way is taken to cost as much as the dearest one so far.
+
+        Raises:
+            ModelError: the limit is reached, or the server counts no tokens, so that no limit can be kept.
+        """
+        with self._lock:
+            expected = self._dollars + (self._under_way + 1) * self._dearest
+            if self._limit is not None and expected > self._limit:
+                raise ModelError(
+                    f"max_dollars: ${self._dollars:.4f} of ${self._limit:g} are spent, and another answer could exceed "
+                    "the limit; all answers are kept, and the same command with a higher limit goes on from here"
+                )
+            self._under_way += 1
+        try:
+            yield self._count
+        finally:
+            with self._lock:
+                self._under_way -= 1
+
+    def _count(self, usage: Any) -> None:
+        counted = {name: n for name, n in usage.items() if isinstance(n, int)} if isinstance(usage, dict) else {}
+        read, written = counted.get("prompt_tokens"), counted.get("completion_tokens")
+        if self._limit is not None and (read is None or written is None):
+            raise ModelError("max_dollars: the server does not count tokens (`usage`), so no limit can be kept")
+        with self._lock:
+            self._tokens.update(counted)
+            if self._prices and read is not None and written is not None:
+                cost = (read * self._prices[0] + written * self._prices[1]) / 1e6
+                self._dollars, self._dearest = self._dollars + cost, max(self._dearest, cost)
+
+    def summary(self) -> str:
+        """Tokens and dollars so far; empty if nothing was counted."""
+        parts = [f"{name}: {n:,}" for name, n in self._tokens.items()]
+        return ", ".join([*parts, f"${self._dollars:.4f}"] if parts and self._prices else parts)
 
 
 @dataclass

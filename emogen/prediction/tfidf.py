@@ -14,13 +14,27 @@ from emogen.task.labels import LabelSet
 from emogen.task.recipe import Recipe
 
 
+def make_vectorizer(*, min_df: int) -> Any:
+    """TF-IDF of words and pairs of words, and of sequences of two to five characters within words, both sublinear.
+
+    Args:
+        min_df: the number of texts in which a feature has to occur.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_union
+
+    return make_union(
+        TfidfVectorizer(ngram_range=(1, 2), min_df=min_df, sublinear_tf=True),
+        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=min_df, sublinear_tf=True),
+    )
+
+
 def fit_tfidf(
     texts: Sequence[str], gold: np.ndarray, *, exactly_one: bool = False
 ) -> Callable[[Sequence[str]], np.ndarray]:
     """Fit one logistic regression per label (C = 4) on TF-IDF features.
 
-    The features are words and pairs of words, and sequences of two to five characters within words. Both are
-    sublinear, and a feature counts if it occurs in two texts or more.
+    The features are those of `make_vectorizer` that occur in two texts or more.
 
     Args:
         texts: n texts.
@@ -31,14 +45,9 @@ def fit_tfidf(
         A function from m texts to the probability of each label, float32 [m, L]. A label that all training texts have,
         or none, has no regression: its probability is 1 or 0.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_union
 
-    vectorizer = make_union(
-        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
-        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True),
-    )
+    vectorizer = make_vectorizer(min_df=2)
     features = vectorizer.fit_transform(texts)
     if exactly_one and len(np.unique(gold.argmax(axis=1))) > 1:
         multinomial = LogisticRegression(C=4.0, max_iter=1000).fit(features, gold.argmax(axis=1))

@@ -114,6 +114,11 @@ class Recipe(BaseModel):
     labels: str = Field("semeval2018", description="label set: name of a shipped one, or path of a YAML file")
     prompt: str = Field("prompts/list.jinja", description="path of the prompt template")
     examples: int = Field(0, ge=0, description="number of few-shot examples to draw from the training rows")
+    examples_by: Literal["drawn", "nearest"] = Field(
+        "drawn",
+        description="few-shot examples: drawn: the same for all texts; nearest: for each text the training rows that "
+        "resemble it most, for the model of an endpoint",
+    )
     answer: Literal["list", "count", "json", "yes_no", "head"] = Field(
         "list", description="style of the answer; head: train a classification head instead of generating answers"
     )
@@ -160,6 +165,15 @@ class Recipe(BaseModel):
     )
     api_model: str | None = Field(None, description="name of the model at the endpoint")
     api_requests: int = Field(8, ge=1, le=256, description="requests to the endpoint at a time")
+    api_prices: list[float] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="dollars for a million tokens that the endpoint reads, and that it writes, such as [0.15, 0.6]",
+    )
+    max_dollars: float | None = Field(
+        None, gt=0, description="the most that a call may spend at the endpoint, by api_prices"
+    )
 
     path: Path = Field(exclude=True)
     sft_args: dict[str, Any] = Field(exclude=True)
@@ -206,7 +220,7 @@ class Recipe(BaseModel):
             RecipeError: it is.
         """
         if self.api_base:
-            raise RecipeError([f"{self.path}: api_base: the model of an endpoint {what}; use emogen predict"])
+            raise RecipeError([f"{self.path}: api_base: the model of an endpoint {what}; use emogen predict or cv"])
 
     def find(self, path: str) -> Path:
         """Resolve a path in this recipe: beside the recipe, in the current folder, or among the shipped files."""
@@ -412,6 +426,14 @@ def _conflicts(recipe: Recipe, where: dict[str, str]) -> Iterator[str]:
         yield f"{where['api_base']}: api_base: expected an address that begins with http:// or https://"
     if recipe.api_base and recipe.answer in ("head", "yes_no"):
         yield f"{where['api_base']}: api_base: cannot be combined with answer: {recipe.answer}; use list, json or count"
+    if recipe.examples_by == "nearest" and not recipe.api_base:
+        yield f"{where['examples_by']}: examples_by: nearest is for the model of an endpoint; others share one prompt"
+    if recipe.examples_by == "nearest" and not recipe.examples:
+        yield f"{where['examples_by']}: examples_by: nearest needs `examples`, the number of rows to show, such as 8"
+    if recipe.max_dollars is not None and recipe.api_prices is None:
+        yield f"{where['max_dollars']}: max_dollars: needs api_prices, the prices of the endpoint: [0.15, 0.6]"
+    if recipe.api_prices and min(recipe.api_prices) < 0:
+        yield f"{where['api_prices']}: api_prices: expected prices of 0 or more, got {recipe.api_prices}"
     if recipe.eval_file and recipe.eval_fraction:
         yield f"{where['eval_fraction']}: eval_fraction: cannot be combined with eval_file; choose one"
     if recipe.answer == "head":

@@ -26,7 +26,7 @@ class Splits:
     """The rows of a recipe.
 
     Attributes:
-        train: training rows, without the few-shot examples: the prompt would contain their answers.
+        train: training rows, without the few-shot examples that are drawn: the prompt would contain their answers.
         eval: rows to evaluate on, if the recipe has any.
         examples: rows that the prompt shows as few-shot examples.
     """
@@ -73,12 +73,21 @@ def load_splits(recipe: Recipe, label_set: LabelSet) -> tuple[Splits | None, lis
         except DataError as error:
             return None, [*problems, *error.problems]
         train, eval_rows = train.take(kept), train.take(held_out)
-    shown = np.sort(np.random.default_rng(recipe.seed).permutation(len(train))[: recipe.examples])
-    examples = train.take(shown)
-    train = train.take(np.setdiff1d(np.arange(len(train)), shown))
+    examples, train = draw_rows(train, n_drawn(recipe), recipe.seed)
     if not len(train):
         return None, [*problems, Problem("error", train.path, "no training rows are left")]
     return Splits(train, eval_rows, examples), problems
+
+
+def n_drawn(recipe: Recipe) -> int:
+    """The number of few-shot examples that all texts share; none if each text has its nearest rows."""
+    return recipe.examples if recipe.examples_by == "drawn" else 0
+
+
+def draw_rows(rows: Rows, n: int, seed: int) -> tuple[Rows, Rows]:
+    """Draw n rows at random, as few-shot examples; returns them and the others, both in their order."""
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[:n])
+    return rows.take(drawn), rows.take(np.setdiff1d(np.arange(len(rows)), drawn))
 
 
 def all_rows(recipe: Recipe, label_set: LabelSet) -> Rows:

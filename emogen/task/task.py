@@ -78,11 +78,15 @@ def load_task_with_rows(recipe: Recipe) -> tuple[Task, Splits, list[Problem]]:
     splits, problems = load_splits(recipe, label_set)
     if splits is None:
         raise data_error(problems)
-    if _needs_order(recipe, label_set):
-        label_set = by_frequency(label_set, splits.train.truth, rare_first=recipe.order == "rare_first")
-    examples = draw_examples(splits.examples, label_set, recipe.answer)
-    task = Task(recipe, label_set, prompt, examples)
+    task = make_task(recipe, label_set, prompt, splits.train, splits.examples)
     return task, splits, [*problems, *prompt_warnings(task)]
+
+
+def make_task(recipe: Recipe, label_set: LabelSet, prompt: Prompt, train: Rows, examples: Rows) -> Task:
+    """The task of some training rows: their order of labels, if the recipe asks for one, and few-shot examples."""
+    if _needs_order(recipe, label_set):
+        label_set = by_frequency(label_set, train.truth, rare_first=recipe.order == "rare_first")
+    return Task(recipe, label_set, prompt, draw_examples(examples, label_set, recipe.answer))
 
 
 def prompt_warnings(task: Task) -> list[Problem]:

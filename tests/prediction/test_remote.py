@@ -6,16 +6,17 @@ from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from tiny import write_posts
+from tiny import invented_posts, write_posts
 from typer.testing import CliRunner
 
 import emogen
 from emogen.cli.__main__ import app
 from emogen.errors import InputError, ModelError
+from emogen.evaluation.results import read_records
 from emogen.prediction import remote
 from emogen.prediction.ensemble import load_run
 from emogen.prediction.files import predict_file
-from emogen.task.recipe import RecipeError
+from emogen.task.recipe import RecipeError, load_recipe
 from emogen.train import main as train
 from emogen.training.check import check
 
@@ -52,7 +53,14 @@ def endpoint(monkeypatch, tmp_path):
             text = body["messages"][-1]["content"]
             words = {"happy": "joy, love", "sad": "sadness"}
             answer = next((labels for word, labels in words.items() if word in text), "none")
-            self.reply(200, {}, {"choices": [{"message": {"content": answer}}], "usage": {"total_tokens": 7}})
+            self.reply(
+                200,
+                {},
+                {
+                    "choices": [{"message": {"content": answer}}],
+                    "usage": {"prompt_tokens": 6, "completion_tokens": 1, "total_tokens": 7},
+                },
+            )
 
         def reply(self, status, headers, value):
             body = value if isinstance(value, bytes) else json.dumps(value).encode()
@@ -71,6 +79,11 @@ def endpoint(monkeypatch, tmp_path):
     Endpoint.base = f"http://127.0.0.1:{server.server_port}/v1"
     yield Endpoint
     server.shutdown()
+
+
+def label_file(folder, labels):
+    (folder / "labels.yaml").write_text(labels.to_yaml())
+    return folder / "labels.yaml"
 
 
 def load(endpoint, *overrides):
@@ -164,6 +177,10 @@ def test_a_file_is_labelled_in_one_command_and_in_python(endpoint, tmp_path, lab
         ("api_model=null", "api_base: needs api_model"),
         ("api_base=localhost:8080", "begins with http"),
         ("answer=yes_no", "cannot be combined with answer: yes_no"),
+        ("max_dollars=2", "max_dollars: needs api_prices"),
+        ("api_prices=[-1, 2]", "expected prices of 0 or more"),
+        ("api_prices=[1]", "api_prices: list should have at least 2 items"),
+        ("examples_by=nearest", "nearest needs `examples`"),
     ],
 )
 def test_what_an_endpoint_cannot_do_is_an_error(override, message):
@@ -180,8 +197,8 @@ def test_check_asks_no_endpoint():
 @pytest.mark.parametrize(
     "words",
     [
-        ["show"], ["plan"], ["cv"], ["prompts", "show", "prompts/list.jinja"],
-        ["prompts", "compare", "prompts/list.jinja"], ["lab"], ["train"],
+        ["show"], ["plan"], ["prompts", "show", "prompts/list.jinja"], ["lab"], ["train"],
+        ["prompts", "compare", "prompts/list.jinja", "--train-steps", "2"],
     ],
 )  # fmt: skip
 def test_commands_for_a_model_that_is_here_say_so(words):
@@ -193,3 +210,109 @@ def test_commands_for_a_model_that_is_here_say_so(words):
 def test_the_model_of_an_endpoint_is_not_tuned():
     with pytest.raises(InputError, match="the model of an endpoint is not tuned"):
         train(["recipes/remote.yaml"])
+
+
+def test_nearest_examples_are_for_an_endpoint_alone():
+    with pytest.raises(RecipeError, match="examples_by: nearest is for the model of an endpoint"):
+        load_recipe("recipes/demo.yaml", ["examples=4", "examples_by=nearest"])
+
+
+def shown(body):
+    """The example texts of a few-shot prompt."""
+    return [message["content"] for message in body["messages"][:-1] if message["role"] == "user"]
+
+
+FEW = ("prompt=prompts/few_shot.jinja", "examples=2", "examples_by=nearest")
+
+
+def test_the_nearest_rows_are_shown_the_most_similar_last_and_never_the_text_itself(endpoint, tmp_path, labels):
+    posts = [("my dog died", ["sadness"]), ("my dog is happy", ["joy"]), ("Rain again", []), ("my DOG  died", ["fear"])]
+    train_file = write_posts(tmp_path / "train.csv", labels, posts)
+    found = load(endpoint, *FEW, f"train_file={train_file}", f"labels={label_file(tmp_path, labels)}")
+    found.predict(["my dog died"])
+    assert shown(endpoint.asked[0]) == ["Rain again", "my dog is happy"]
+    answers = [message["content"] for message in endpoint.asked[0]["messages"] if message["role"] == "assistant"]
+    assert answers == ["none", "joy"]
+    assert endpoint.asked[0]["messages"][-1]["content"] == "my dog died"
+
+
+@pytest.fixture
+def prompted(endpoint, tmp_path, labels):
+    """Cross-validates an endpoint on invented posts; returns its folder."""
+    train_file = write_posts(tmp_path / "train.csv", labels, invented_posts(40))
+
+    def run(*overrides):
+        words = [f"train_file={train_file}", f"labels={label_file(tmp_path, labels)}", f"api_base={endpoint.base}"]
+        words += ["api_model=tiny", f"output_dir={tmp_path / 'cv'}", *overrides]
+        result = CliRunner().invoke(app, ["cv", "recipes/remote.yaml", "--folds", "4", *words], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return tmp_path / "cv"
+
+    return run
+
+
+def test_an_endpoint_is_cross_validated_with_examples_of_the_other_folds(endpoint, prompted):
+    folder = prompted(*FEW)
+    records = {record["text"]: record for record in read_records(folder / "predictions.jsonl")}
+    assert len(endpoint.asked) == len(records) == 40
+    for body in endpoint.asked:
+        own = records[body["messages"][-1]["content"]]
+        assert {records[text]["fold"] for text in shown(body)}.isdisjoint({own["fold"]})
+        assert own["raw"] in ("joy, love", "sadness", "none")
+        assert sum(own["prob"].values()) == len(own["labels"])
+    assert "prompted" in (folder / "report.html").read_text()
+
+
+def test_an_endpoint_is_compared_and_stacked_with_others(endpoint, prompted, tmp_path):
+    folder, baseline = prompted(), tmp_path / "baseline"
+    words = [f"train_file={tmp_path / 'train.csv'}", f"labels={tmp_path / 'labels.yaml'}", f"output_dir={baseline}"]
+    for command in (
+        ["baseline", "recipes/demo.yaml", "--folds", "4", *words],
+        ["compare", baseline, folder, "--by", "answer"],
+        ["compare", baseline, folder, "--by", "stack", "--ensemble"],
+        ["report", baseline, folder, "--output", tmp_path / "report.html"],
+    ):
+        result = CliRunner().invoke(app, [str(word) for word in command], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    loaded = emogen.load(baseline, folder, decide="stack")
+    assert len(loaded.predict(["so happy today", "so sad"])) == 2
+
+
+def test_a_cross_validated_endpoint_labels_new_texts_with_examples_from_all_its_rows(endpoint, prompted):
+    folder = prompted(*FEW)
+    gold = {record["text"]: record["gold"] for record in read_records(folder / "predictions.jsonl")}
+    loaded = load_run(folder, [f"api_base={endpoint.base}"])
+    endpoint.asked.clear()
+    loaded.predict(["so happy today"])
+    (body,) = endpoint.asked
+    answers = [message["content"] for message in body["messages"] if message["role"] == "assistant"]
+    assert answers == [
+        ", ".join(gold[text]) or "none" for text in shown(body)
+    ]  # the gold labels, not the predicted ones
+
+
+def test_an_interrupted_cross_validation_goes_on_with_a_higher_limit(endpoint, prompted):
+    limits = ["api_prices=[0, 1000000]", "api_requests=1"]  # a dollar for a token, of which each answer has one
+    with pytest.raises(ModelError, match=r"max_dollars: \$7\.0000 of \$7 are spent"):
+        prompted(*limits, "max_dollars=7")
+    assert len(endpoint.asked) == 7
+    prompted(*limits, "max_dollars=100")
+    assert len(endpoint.asked) == 40
+
+
+def test_a_limit_needs_a_server_that_counts(endpoint):
+    endpoint.replies = [(200, {}, {"choices": [{"message": {"content": "joy"}}]})]
+    with pytest.raises(ModelError, match="does not count tokens"):
+        load(endpoint, "api_prices=[1, 1]", "max_dollars=1").predict(TEXTS[:1])
+
+
+def test_templates_are_compared_for_an_endpoint(endpoint, tmp_path, labels):
+    eval_file = write_posts(tmp_path / "eval.csv", labels, invented_posts(40))
+    words = ["prompts/list.jinja", "prompts/few_shot.jinja", f"api_base={endpoint.base}", "examples=2"]
+    words += [f"eval_file={eval_file}", f"labels={label_file(tmp_path, labels)}", f"output_dir={tmp_path / 'out'}"]
+    words += [f"train_file={write_posts(tmp_path / 'train.csv', labels)}", "examples_by=nearest"]
+    result = CliRunner().invoke(app, ["prompts", "compare", "recipes/remote.yaml", *words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "few_shot" in result.output
+    assert len(endpoint.asked) == 80
+    assert {len(shown(body)) for body in endpoint.asked} == {0, 2}
