@@ -12,9 +12,9 @@ from emogen.errors import InputError
 from emogen.evaluation.metrics import most_probable
 from emogen.model.grammar import build_grammar, encode_answer
 from emogen.model.tokenizer import PlainTokenizer, TextTokenizer
+from emogen.prediction.baseline import fit_baseline
 from emogen.prediction.classifier import labels_from_prob, predictions_from_prob
 from emogen.prediction.ensemble import DecisionRule, load_rule, predict_rows
-from emogen.prediction.tfidf import fit_tfidf
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.rows import Rows
 from emogen.training.head import HeadTrainer
@@ -111,7 +111,7 @@ def test_several_answers_are_a_vote_and_unreadable_ones_give_nothing(topics):
 def test_the_baseline_gives_probabilities_that_sum_to_one():
     texts = ["the team won the match", "parliament votes today", "telescope sees a star"] * 4
     gold = np.tile(np.eye(3, 4, dtype=int), (4, 1))  # no text has the fourth label
-    prob = fit_tfidf(texts, gold, exactly_one=True)(["the match", "parliament", "a star"])
+    prob = fit_baseline(texts, gold, exactly_one=True)(["the match", "parliament", "a star"])
     np.testing.assert_allclose(prob.sum(axis=1), 1, atol=1e-6)
     assert most_probable(prob).tolist() == np.eye(3, 4).tolist()
     assert (prob[:, 3] == 0).all()

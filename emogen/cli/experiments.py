@@ -67,6 +67,10 @@ def baseline(
 ) -> None:
     """Cross-validate TF-IDF and logistic regression.
 
+    features=[tfidf,emoji] adds the emoji that a model of social media would put to a text (it comes from PyPI), and
+    features=[tfidf,MODULE:FUNCTION] a function of yours from a list of texts to an array. Their probabilities are
+    averaged.
+
     The result is a folder, runs/<recipe name>-baseline, for `emogen compare` and `emogen predict`: on its own, or with
     other runs, which predict_by=stack combines.
     """

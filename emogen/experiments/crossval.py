@@ -61,9 +61,9 @@ from emogen.evaluation.run_folder import (
     write_manifest,
 )
 from emogen.experiments.jobs import LOCAL, RunProcess, overrides_of, own_folder, run_all
+from emogen.prediction.baseline import fit_baseline
 from emogen.prediction.classifier import labels_from_prob
 from emogen.prediction.remote import RemoteClassifier
-from emogen.prediction.tfidf import fit_tfidf
 from emogen.report.figures import draw_reliability, save
 from emogen.report.page import report_finished
 from emogen.task.labels import LabelSet, load_label_set
@@ -126,7 +126,7 @@ def cross_validate_baseline(
     overrides: Sequence[str] = (),
     progress: Callable[[int], Any] = lambda n: None,
 ) -> tuple[Path, Metrics]:
-    """Cross-validate the baseline, `fit_tfidf`, on the rows of a recipe. The folds are those of `cross_validate`.
+    """Cross-validate the baseline, `fit_baseline`, on the rows of a recipe. The folds are those of `cross_validate`.
 
     Args:
         progress: called with the number of folds that were done since the last call.
@@ -148,7 +148,9 @@ def cross_validate_baseline(
         prob = np.zeros(rows.truth.shape, dtype=np.float32)
         for fold in range(n_folds):
             held = folds == fold
-            fitted = fit_tfidf(texts[~held], rows.truth[~held], exactly_one=label_set.exactly_one)
+            fitted = fit_baseline(
+                texts[~held], rows.truth[~held], features=recipe.features, exactly_one=label_set.exactly_one
+            )
             prob[held] = fitted(texts[held])
             progress(1)
         pred = labels_from_prob(prob, label_set)

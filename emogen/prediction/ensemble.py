@@ -13,10 +13,10 @@ from emogen.evaluation.metrics import apply_thresholds, most_probable, tune_thre
 from emogen.evaluation.results import Prediction, pred_matrix
 from emogen.evaluation.run_folder import BASELINE, kind_of, member_folders, read_recipe
 from emogen.evaluation.stack import cross_fit, fit_stack
+from emogen.prediction.baseline import load_baseline
 from emogen.prediction.classifier import Classifier, prob_of
 from emogen.prediction.generator import GeneratorLoader
 from emogen.prediction.remote import load_remote
-from emogen.prediction.tfidf import load_tfidf
 from emogen.task.labels import LabelSet
 from emogen.task.rows import Rows
 
@@ -36,7 +36,7 @@ def load_runs(runs: Sequence[Path], overrides: Sequence[str] = (), *, force: boo
     for run in runs:
         recipe, label_set = read_recipe(run, overrides)
         if kind_of(run) == BASELINE:
-            yield load_tfidf(run, recipe, label_set)
+            yield load_baseline(run, recipe, label_set)
         elif recipe.api_base:
             yield load_remote(run, recipe, label_set)
         elif recipe.answer == "head":

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from emogen.prediction.tfidf import make_vectorizer
+from emogen.prediction.baseline import make_vectorizer
 from emogen.task.rows import Rows, normalise_text
 
 

@@ -40,7 +40,7 @@ from emogen.task.labels import LabelSet
 from emogen.task.parse import FAILED
 from emogen.task.yaml_files import read_yaml
 
-BASELINE_NAME = "TF-IDF and logistic regression"
+FEATURES = {"tfidf": "TF-IDF", "emoji": "emoji"}
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def read_run(folder: Path) -> Run:
         name=folder.resolve().name,
         folder=folder,
         kind=kind,
-        model=BASELINE_NAME if kind == BASELINE else recipe.get("model_name_or_path", "unnamed model"),
+        model=_baseline_name(recipe) if kind == BASELINE else recipe.get("model_name_or_path", "unnamed model"),
         generates=generates,
         label_set=label_set,
         recipe=recipe,
@@ -224,6 +224,11 @@ def read_run(folder: Path) -> Run:
         logs=[entries for trained in fold_folders or [folder] if (entries := results.read_log(trained))],
         scores=_score(folder, label_set, generates) if has_predictions else None,
     )
+
+
+def _baseline_name(recipe: dict[str, Any]) -> str:
+    features = recipe.get("features") or ["tfidf"]
+    return f"{', '.join(FEATURES.get(name, name) for name in features)} and logistic regression"
 
 
 def _n_folds(folder: Path) -> int:

@@ -158,6 +158,12 @@ class Recipe(BaseModel):
     )
     init_adapter: str | None = Field(None, description="run folder whose adapter is the starting point of training")
     shared_prefix: bool = Field(True, description="compute the instruction once for all rows of a batch")
+    features: list[str] = Field(
+        ["tfidf"],
+        min_length=1,
+        description="what emogen baseline fits its regressions to: tfidf, emoji, or MODULE:FUNCTION, a function of "
+        "yours from texts to an array",
+    )
     api_base: str | None = Field(
         None,
         description="address of an OpenAI-compatible endpoint, such as http://127.0.0.1:8080/v1: its model is prompted "
@@ -283,6 +289,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         problems.append(
             f"{where['trust_remote_code']}: trust_remote_code: a file cannot allow the code of others; add "
             "trust_remote_code=true to the command if you trust the model's repository"
+        )
+    own_code = [name for name in values.get("features") or () if ":" in str(name)]
+    if own_code and not any(word.startswith("features=") for word in overrides):
+        problems.append(
+            f"{where['features']}: features: {own_code[0]}: a file cannot run code; add features=[...] to the "
+            "command if you trust the module"
         )
     for override in overrides:
         key, equals, value = override.partition("=")
@@ -434,6 +446,8 @@ def _conflicts(recipe: Recipe, where: dict[str, str]) -> Iterator[str]:
         yield f"{where['max_dollars']}: max_dollars: needs api_prices, the prices of the endpoint: [0.15, 0.6]"
     if recipe.api_prices and min(recipe.api_prices) < 0:
         yield f"{where['api_prices']}: api_prices: expected prices of 0 or more, got {recipe.api_prices}"
+    if unknown := [name for name in recipe.features if name not in ("tfidf", "emoji") and ":" not in name]:
+        yield f"{where['features']}: features: {unknown[0]}: expected tfidf, emoji or MODULE:FUNCTION"
     if recipe.eval_file and recipe.eval_fraction:
         yield f"{where['eval_fraction']}: eval_fraction: cannot be combined with eval_file; choose one"
     if recipe.answer == "head":

@@ -1,5 +1,7 @@
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +10,12 @@ from tiny import write_posts, write_recipe
 from emogen.console import progress_bar
 from emogen.errors import InputError, ModelError
 from emogen.experiments.crossval import cross_validate_baseline
+from emogen.model.emoji import emoji_features, prepare
+from emogen.prediction.baseline import BaselineClassifier, fit_baseline
 from emogen.prediction.ensemble import load_run
 from emogen.prediction.files import predict_file
-from emogen.prediction.tfidf import TfidfClassifier, fit_tfidf
 from emogen.task.readers import read_rows
+from emogen.task.recipe import RecipeError, load_recipe
 from emogen.task.rows import checked
 
 pytestmark = pytest.mark.slow
@@ -20,7 +24,7 @@ pytestmark = pytest.mark.slow
 def test_words_predict_labels_and_constant_labels_stay_constant():
     texts = ["so happy today", "very happy now", "so sad today", "very sad now"] * 5
     gold = np.array([[1, 0, 1, 0], [1, 0, 1, 0], [0, 1, 1, 0], [0, 1, 1, 0]] * 5)
-    prob = fit_tfidf(texts, gold)(["happy happy", "sad sad"])
+    prob = fit_baseline(texts, gold)(["happy happy", "sad sad"])
     assert prob.dtype == np.float32
     assert prob[0, 0] > 0.5
     assert prob[1, 0] < 0.5
@@ -28,6 +32,63 @@ def test_words_predict_labels_and_constant_labels_stay_constant():
     assert prob[1, 1] > 0.5
     assert (prob[:, 2] == 1).all()
     assert (prob[:, 3] == 0).all()
+
+
+@pytest.fixture
+def own_features(tmp_path, monkeypatch):
+    """A module of the user's in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "def shouts(texts):\n    return [[text.count('!'), 1] for text in texts]\n\n"
+        "def broken(texts):\n    return [1.0 for text in texts]\n\nnumber = 7\n"
+    )
+    yield "mine:shouts"
+    sys.modules.pop("mine", None)
+
+
+def test_features_of_the_user_are_averaged_with_those_of_emogen(own_features):
+    texts, gold = ["no", "no!", "yes!!!", "yes"] * 200, np.array([[0], [0], [1], [0]] * 200)
+    new = ["no!!!!", "yes"]
+    both = fit_baseline(texts, gold, features=["tfidf", own_features])(new)
+    alone = [fit_baseline(texts, gold, features=[name])(new) for name in ("tfidf", own_features)]
+    np.testing.assert_allclose(both, (alone[0] + alone[1]) / 2, rtol=1e-6)
+    assert alone[1][0, 0] > 0.5 > alone[1][1, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere:shouts", "No module named 'nowhere'"),
+        ("mine:whispers", "has no attribute 'whispers'"),
+        ("mine:number", "not a function"),
+        ("mine:broken", r"expected an array of 2 rows of finite numbers, got one of shape \(2,\)"),
+    ],
+)
+def test_features_that_cannot_be_used_are_an_error(own_features, name, message):
+    with pytest.raises(InputError, match=message):
+        fit_baseline(["a", "b"], np.array([[0], [1]]), features=[name])
+
+
+def test_only_the_command_line_names_code(own_features, baseline):
+    with pytest.raises(RecipeError, match="features: words: expected tfidf, emoji or MODULE:FUNCTION"):
+        load_recipe("recipes/demo.yaml", ["features=[words]"])
+    folder = shutil.copytree(baseline, Path("with-own"))
+    (folder / "recipe.yaml").write_text((folder / "recipe.yaml").read_text().replace("- tfidf", f"- {own_features}"))
+    with pytest.raises(RecipeError, match=r"features: mine:shouts: a file cannot run code; add features="):
+        load_run(folder)
+    assert load_run(folder, [f"features=[tfidf,{own_features}]"]).predict_proba(["joy!"]).shape == (1, 11)
+
+
+def test_emoji_are_asked_about_prepared_texts():
+    assert prepare("So HAPPY!!for   you ...") == "so happy !! for you ..."
+
+
+@pytest.mark.network
+def test_the_emoji_of_a_text_tell_joy_from_sorrow():
+    features = emoji_features(["so happy, best day ever", "my grandma died", "so happy, best day ever"])
+    assert features.shape == (3, 151)
+    np.testing.assert_array_equal(features[0], features[2])
+    assert np.corrcoef(features[0], features[1])[0, 1] < 0.8
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +104,7 @@ def baseline(tmp_path_factory, labels):
 
 def test_progress_counts_texts(baseline):
     classifier = load_run(baseline)
-    assert isinstance(classifier, TfidfClassifier)
+    assert isinstance(classifier, BaselineClassifier)
     done = []
     prob = classifier.predict_proba(["it was joy", "fear"], progress=done.append)
     assert sum(done) == 2
@@ -68,7 +129,7 @@ def test_folds_without_a_manifest_are_an_unfinished_cross_validation(baseline, t
     """emogen 0.1 wrote no manifest into baselines and cross-validations."""
     folder = shutil.copytree(baseline, tmp_path / "old")
     (folder / "manifest.json").unlink()
-    assert isinstance(load_run(folder), TfidfClassifier)
+    assert isinstance(load_run(folder), BaselineClassifier)
     for left in ("data", "fold-0"):
         (folder / left).mkdir()
         with pytest.raises(ModelError, match="the run has not finished"):

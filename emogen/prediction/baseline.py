@@ -1,0 +1,165 @@
+"""Features of texts and logistic regression: the baseline, and a member of ensembles that errs differently."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emogen.errors import InputError
+from emogen.evaluation import results
+from emogen.evaluation.results import Prediction
+from emogen.model.emoji import emoji_features
+from emogen.prediction.classifier import predictions_from_prob
+from emogen.task.labels import LabelSet
+from emogen.task.recipe import Recipe
+
+Features = Callable[[Sequence[str]], np.ndarray]  # n texts -> [n, d], the same for a text whatever the others are
+Fitted = Callable[[Sequence[str]], np.ndarray]  # m texts -> the probability of each label, float32 [m, L]
+
+
+def fit_baseline(
+    texts: Sequence[str], gold: np.ndarray, *, features: Sequence[str] = ("tfidf",), exactly_one: bool = False
+) -> Fitted:
+    """Fit one logistic regression per label to each kind of features. Their probabilities are averaged.
+
+    Args:
+        texts: n texts.
+        gold: 0/1, [n, L].
+        features: `tfidf` (`make_vectorizer`, what occurs in two texts or more; C = 4), `emoji` (`emoji_features`) or
+            `MODULE:FUNCTION`, a function of the user from texts to an array. Arrays are standardised (C = 0.01).
+        exactly_one: whether each text has one label. One multinomial regression then takes the place of the L others.
+
+    Returns:
+        A function from m texts to the probability of each label, float32 [m, L]. A label that all training texts have,
+        or none, has no regression: its probability is 1 or 0.
+
+    Raises:
+        InputError: there is no such function, or it does not return an array with a row of numbers for each text.
+    """
+    fitted = [_fit(name, texts, gold, exactly_one) for name in features]
+
+    def predict_proba(new_texts: Sequence[str]) -> np.ndarray:
+        return np.stack([predict(new_texts) for predict in fitted]).mean(axis=0)
+
+    return predict_proba
+
+
+def make_vectorizer(*, min_df: int) -> Any:
+    """TF-IDF of words and pairs of words, and of sequences of two to five characters within words, both sublinear.
+
+    Args:
+        min_df: the number of texts in which a feature has to occur.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_union
+
+    return make_union(
+        TfidfVectorizer(ngram_range=(1, 2), min_df=min_df, sublinear_tf=True),
+        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=min_df, sublinear_tf=True),
+    )
+
+
+def _fit(name: str, texts: Sequence[str], gold: np.ndarray, exactly_one: bool) -> Fitted:
+    """Fit the regressions to one kind of features."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+    if name == "tfidf":
+        transform, c = make_vectorizer(min_df=2), 4.0
+    else:
+        array_of = FunctionTransformer(_checked(name, emoji_features if name == "emoji" else _own_features(name)))
+        transform, c = make_pipeline(array_of, StandardScaler()), 0.01
+    vectors = transform.fit_transform(texts)
+    if exactly_one and len(np.unique(gold.argmax(axis=1))) > 1:
+        multinomial = LogisticRegression(C=c, max_iter=1000).fit(vectors, gold.argmax(axis=1))
+
+        def predict_one(new_texts: Sequence[str]) -> np.ndarray:
+            prob = np.zeros((len(new_texts), gold.shape[1]), dtype=np.float32)
+            prob[:, multinomial.classes_] = multinomial.predict_proba(transform.transform(new_texts))
+            return prob
+
+        return predict_one
+    regressions = [
+        None if truth.min() == truth.max() else LogisticRegression(C=c, max_iter=1000).fit(vectors, truth)
+        for truth in gold.T
+    ]
+
+    def predict_proba(new_texts: Sequence[str]) -> np.ndarray:
+        new_vectors = transform.transform(new_texts)
+        columns = [
+            np.full(len(new_texts), truth[0]) if regression is None else regression.predict_proba(new_vectors)[:, 1]
+            for truth, regression in zip(gold.T, regressions, strict=True)
+        ]
+        return np.stack(columns, 1).astype(np.float32)
+
+    return predict_proba
+
+
+def _own_features(name: str) -> Features:
+    """Import a function of the user, `MODULE:FUNCTION`, from the current folder or an installed package.
+
+    That this may be done has been said on the command line; see `load_recipe`.
+    """
+    module, _, function = name.partition(":")
+    sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"features: {name}: {error}") from None
+    finally:
+        sys.path.remove("")
+    if not callable(found):
+        raise InputError(f"features: {name}: not a function")
+    return found
+
+
+def _checked(name: str, features: Features) -> Features:
+    def array_of(texts: Sequence[str]) -> np.ndarray:
+        array = np.asarray(features(list(texts)), dtype=np.float64)
+        if array.ndim != 2 or len(array) != len(texts) or not np.isfinite(array).all():
+            raise InputError(
+                f"features: {name}: expected an array of {len(texts)} rows of finite numbers, got one of shape "
+                f"{array.shape}{'' if np.isfinite(array).all() else ' with others in it'}"
+            )
+        return array
+
+    return array_of
+
+
+@dataclass(frozen=True)
+class BaselineClassifier:
+    """The baseline. `fitted` is what `fit_baseline` returned."""
+
+    recipe: Recipe
+    label_set: LabelSet
+    fitted: Fitted
+    n_questions: int = 1
+
+    def predict(
+        self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
+    ) -> list[Prediction]:
+        """Predict the labels with a probability above 0.5, or the most probable label with `exactly_one`."""
+        return predictions_from_prob(self.predict_proba(texts, progress=progress), self.label_set, [0] * len(texts))
+
+    def predict_proba(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:
+        """The probability of each label, float32 [n, L]."""
+        prob = self.fitted(texts)
+        if progress:
+            progress(len(texts))
+        return prob
+
+
+def load_baseline(folder: Path, recipe: Recipe, label_set: LabelSet) -> BaselineClassifier:
+    """Fit the baseline to all rows of its folder. This takes seconds, so no model is stored.
+
+    Raises:
+        InputError: the folder has no rows.
+    """
+    rows = results.read_held_out(folder, label_set)
+    fitted = fit_baseline(rows.texts, rows.truth, features=recipe.features, exactly_one=label_set.exactly_one)
+    return BaselineClassifier(recipe, label_set, fitted)
