@@ -7,11 +7,11 @@ import typer
 
 from emogen.console import err, out, progress_bar
 
-TARGETS = ("merged", "gguf", "ollama")
+TARGETS = ("merged", "gguf", "ollama", "onnx")
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a finished run with an adapter.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a finished run.")],
     to: Annotated[str, typer.Option(help=f"One of {', '.join(TARGETS)}.")] = "merged",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A new folder. Default: RUN_DIR-TARGET.")
@@ -24,7 +24,8 @@ def export(
     """Write the model of a run for other programs, and score it there.
 
     merged: the adapter merged into the base model, in its own precision, for transformers and vLLM. gguf: for
-    llama.cpp. ollama: a GGUF file with a Modelfile. The folder is a run folder, too: emogen predict takes it.
+    llama.cpp. ollama: a GGUF file with a Modelfile. These folders are run folders, too: emogen predict takes them.
+    onnx: a classification head for onnxruntime, on servers, phones and in browsers.
 
     The held-out rows of the run are labelled again by what was exported, in the program that will run it, and the
     difference is printed and kept in export.json. A change of macro-F1 above 0.005 is an error.

@@ -27,6 +27,8 @@ from emogen.task.rows import Rows
 log = logging.getLogger(__name__)
 
 EXPORT, GGUF, GRAMMAR, MODELFILE = "export.json", "model.gguf", "answer.gbnf", "Modelfile"
+LLAMA_CPP = ("gguf", "ollama")  # the targets that llama.cpp runs
+MERGED_USE = "\n`model/` is the merged model; `emogen predict` and plain transformers load it.\n"
 
 
 def export(
@@ -34,13 +36,14 @@ def export(
 ) -> dict[str, dict[str, Any]]:
     """Export a run, score what was exported on the held-out rows of the run, and keep the difference.
 
-    The folder is a run folder in any case: `emogen predict FOLDER` works with it. `gguf` adds `model.gguf`,
-    `answer.gbnf` and `prompt.json`; `ollama` adds a `Modelfile`, too.
+    The folder is a run folder: `emogen predict FOLDER` works with it. `gguf` adds `model.gguf`, `answer.gbnf` and
+    `prompt.json`; `ollama` adds a `Modelfile`, too. That of `onnx` has the ONNX file in the place of the model, for
+    other programs alone.
 
     Args:
-        run: a finished run with an adapter.
+        run: a finished run of a single training.
         folder: a new or empty folder.
-        target: `merged`, `gguf` or `ollama`.
+        target: `merged`, `gguf` or `ollama`; `onnx` for a head.
         kind: the type of the weights in a GGUF file.
         force: keep an export that scores otherwise than the run, or that cannot be scored.
 
@@ -67,14 +70,11 @@ def export(
 def _export(run: Path, folder: Path, target: str, kind: str, force: bool, bar: Bar) -> dict[str, dict[str, Any]]:
     """See `export`; `folder` is not there yet."""
     from emogen.exporting.merged import write_merged
+    from emogen.exporting.onnx_head import usage, write_onnx
+    from emogen.prediction.head import HeadClassifier
 
     recipe, label_set = read_recipe(run)
-    if target != "merged":
-        if recipe.answer == "head":
-            raise InputError(f"{run}: a head generates no answers; --to merged is for it")
-        answer_gbnf(label_set, recipe.answer)  # refuses yes_no
-        if not force:
-            find_server()
+    _check_target(run, target, recipe.answer, label_set, force)
     rows = results.read_held_out(run, label_set) if (run / PREDICTIONS).is_file() else None
     if rows is None and not force:
         raise InputError(
@@ -82,35 +82,56 @@ def _export(run: Path, folder: Path, target: str, kind: str, force: bool, bar: B
             "eval_file or eval_fraction, or use --force"
         )
     before = None if rows is None else _label(load_run(run, force=force), rows, bar, "The run")
-    write_merged(run, folder, force=force)
-    merged = load_run(folder)
+    merged_folder = folder.with_name(f"{folder.name}-merged") if target == "onnx" else folder
+    write_merged(run, merged_folder, force=force)
+    exported, use = load_run(merged_folder), MERGED_USE
+    if target == "onnx":
+        assert isinstance(exported, HeadClassifier)
+        exported = write_onnx(exported, merged_folder, folder)
+        use = usage(exported)
     shifts: dict[str, dict[str, Any]] = {}
     if rows is not None and before is not None:
-        after = _label(merged, rows, bar, "The export")
+        after = _label(exported, rows, bar, "The export")
         shifts["answer"] = measure_shift(rows.truth, label_set.names, before, after)
         if (run / THRESHOLDS).is_file() or label_set.exactly_one:
             rule = load_rule([run], label_set, "thresholds")
             probs = [labelled.prob for labelled in (before, after) if labelled.prob is not None]
             decided = [Labelled(rule.decide(prob), prob) for prob in probs]
             shifts["thresholds"] = measure_shift(rows.truth, label_set.names, *decided)
-    if target != "merged":
-        encoder = merged.encoder  # type: ignore[attr-defined]
+    if target in LLAMA_CPP:
+        encoder = exported.encoder  # type: ignore[attr-defined]
         convert(folder / MODEL, folder / GGUF, kind)
         _write_prompt(folder, encoder, label_set, recipe.answer)
         if rows is not None and before is not None:
             pred = _answers_of_llama_cpp(folder, encoder, rows, label_set, recipe.answer, bar)
             shifts["llama.cpp"] = measure_shift(rows.truth, label_set.names, before, Labelled(pred, None))
     if target == "ollama":
-        _write_modelfile(folder, merged.encoder)  # type: ignore[attr-defined]
+        _write_modelfile(folder, exported.encoder)  # type: ignore[attr-defined]
     for name, shift in shifts.items():
         log.info(f"{name}: {describe(shift)}")
-    facts = {"target": target, "type": None if target == "merged" else kind, "shift": shifts}
+    facts = {"target": target, "type": kind if target in LLAMA_CPP else None, "shift": shifts}
     paths.write_json(folder / EXPORT, facts)
-    _add_to_card(folder, target, label_set, recipe.answer, shifts)
+    _add_to_card(folder, target, use, label_set, recipe.answer, shifts)
     if not force:
         for name, shift in shifts.items():
             require_small(shift, f"the export of {run} ({name})")
     return shifts
+
+
+def _check_target(run: Path, target: str, style: str, label_set: LabelSet, force: bool) -> None:
+    """Refuse what a run cannot become, and what this machine cannot make of it, before anything is computed."""
+    if target == "onnx":
+        if style != "head":
+            raise InputError(f"{run}: it generates its answers; --to onnx is for heads, --to gguf for it")
+        from emogen.exporting.onnx_head import require_onnx
+
+        require_onnx()
+    if target in LLAMA_CPP:
+        if style == "head":
+            raise InputError(f"{run}: a head generates no answers; --to merged and --to onnx are for it")
+        answer_gbnf(label_set, style)  # refuses yes_no
+        if not force:
+            find_server()
 
 
 def _label(classifier: Classifier, rows: Rows, bar: Bar, title: str) -> Labelled:
@@ -174,18 +195,19 @@ def _go_escaped(text: str) -> str:
     return text.replace("{{", '{{ "{{" }}')
 
 
-def _add_to_card(folder: Path, target: str, label_set: LabelSet, style: str, shifts: dict[str, dict[str, Any]]) -> None:
+def _add_to_card(
+    folder: Path, target: str, use: str, label_set: LabelSet, style: str, shifts: dict[str, dict[str, Any]]
+) -> None:
     card = folder / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {folder.name}\n"
-    text += (
-        "\n## Use in other programs\n\n`model/` is the merged model; `emogen predict` and plain transformers load it.\n"
-    )
+    text += f"\n## Use in other programs\n{use}"
     if style not in ("head", "yes_no"):
+        regex = answer_regex(label_set, style)
         text += (
             "\nvLLM: `vllm serve model/`, and with each request the structured output\n\n"
-            f"```json\n{json.dumps({'structured_outputs': {'regex': answer_regex(label_set, style)}})}\n```\n"
+            f"```json\n{json.dumps({'structured_outputs': {'regex': regex}})}\n```\n"
         )
-    if target != "merged":
+    if target in LLAMA_CPP:
         text += (
             f"\nllama.cpp: `llama-server -m {GGUF}`; `prompt.json` has what stands before and after the text, and "
             f"`{GRAMMAR}` the grammar of the answer.\n"

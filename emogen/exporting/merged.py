@@ -33,6 +33,7 @@ from emogen.model.loading import load_adapter, load_head_model, load_model
 from emogen.model.sources import locate
 from emogen.model.tokenizer import ensure_chat_template, load_tokenizer
 from emogen.prediction.weights import BASE, check_weights, hash_weights
+from emogen.task.labels import LabelSet
 from emogen.task.recipe import Recipe
 from emogen.task.task import EXAMPLES
 
@@ -43,7 +44,8 @@ _LEFT_OUT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_stor
 def write_merged(run: Path, folder: Path, *, force: bool = False) -> None:
     """Merge the adapter of a run, and write what `emogen predict` and transformers need.
 
-    A base model that was quantised for training is merged in its own, unquantised weights.
+    A base model that was quantised for training is merged in its own, unquantised weights. A head that was tuned in
+    full is copied: there is nothing to merge.
 
     Args:
         run: a finished run.
@@ -51,16 +53,35 @@ def write_merged(run: Path, folder: Path, *, force: bool = False) -> None:
         force: see `check_weights`.
 
     Raises:
-        InputError: the folder is no run with an adapter, or its weights were changed.
+        InputError: the folder is no run of a single training, or its weights were changed.
         ModelError: the model cannot be loaded.
     """
     recipe, label_set = read_recipe(run)
-    if kind_of(run) != RUN or not (run / ADAPTER).is_dir():
-        raise InputError(f"{run}: not a run with an adapter; export the run of a single training")
+    if kind_of(run) != RUN or not run.is_dir():
+        raise InputError(f"{run}: not a run; export the run of a single training")
+    if (run / MODEL).is_dir():
+        check_weights(run, None, force=force)
+        shutil.copytree(run / MODEL, folder / MODEL)
+    else:
+        _merge(run, folder, recipe, label_set, force)
+    for name in (PROMPT, LABELS, EXAMPLES, THRESHOLDS):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, folder / name)
+    _write_recipe(recipe, folder)
+    before = read_manifest(run)
+    digests = {name: digest for name, digest in before["sha256"].items() if name != BASE}
+    write_manifest(
+        folder, RUN, model=recipe.model_name, seed=recipe.seed, sha256=digests, weights=hash_weights(folder),
+        exported_from=before.get("weights", {}),
+    )  # fmt: skip
+    if (run / CARD).is_file():
+        shutil.copyfile(run / CARD, folder / CARD)
+
+
+def _merge(run: Path, folder: Path, recipe: Recipe, label_set: LabelSet, force: bool) -> None:
     location = locate(recipe.model_name, recipe.lm_args.get("model_revision", "main"))
     check_weights(run, location, force=force)
-    declared = AutoConfig.from_pretrained(location, trust_remote_code=recipe.trusts_code)
-    dtype = str(getattr(declared, "dtype", None) or torch.float32).removeprefix("torch.")
+    dtype = _own_dtype(location, recipe)
     tokenizer = load_tokenizer(str(run / ADAPTER), trust_remote_code=recipe.trusts_code)
     if recipe.answer == "head":
         plain = recipe.model_copy(update={"lm_args": recipe.lm_args | _unquantised(dtype)})
@@ -72,25 +93,20 @@ def write_merged(run: Path, folder: Path, *, force: bool = False) -> None:
     merged = load_adapter(model, run / ADAPTER).merge_and_unload(safe_merge=True)
     merged.save_pretrained(folder / MODEL)
     tokenizer.save_pretrained(folder / MODEL)
-    for name in (PROMPT, LABELS, EXAMPLES, THRESHOLDS):
-        if (run / name).is_file():
-            shutil.copyfile(run / name, folder / name)
-    _write_recipe(recipe, folder, dtype)
-    before = read_manifest(run)
-    digests = {name: digest for name, digest in before["sha256"].items() if name != BASE}
-    write_manifest(
-        folder, RUN, model=recipe.model_name, seed=recipe.seed, sha256=digests, weights=hash_weights(folder),
-        exported_from=before.get("weights", {}),
-    )  # fmt: skip
-    if (run / CARD).is_file():
-        shutil.copyfile(run / CARD, folder / CARD)
+
+
+def _own_dtype(location: str, recipe: Recipe) -> str:
+    """The precision in which the base model was published."""
+    declared = AutoConfig.from_pretrained(location, trust_remote_code=recipe.trusts_code)
+    return str(getattr(declared, "dtype", None) or torch.float32).removeprefix("torch.")
 
 
 def _unquantised(dtype: str) -> dict[str, object]:
     return {"load_in_4bit": False, "load_in_8bit": False, "dtype": dtype}
 
 
-def _write_recipe(recipe: Recipe, folder: Path, dtype: str) -> None:
+def _write_recipe(recipe: Recipe, folder: Path) -> None:
+    dtype = _own_dtype(str(folder / MODEL), recipe)
     values = yaml.safe_load(recipe.to_yaml(prompt=PROMPT, labels=LABELS, resume_from_checkpoint=None))
     values |= _unquantised(dtype) | ({"use_peft": False} if recipe.answer == "head" else {})
     kept = {key: value for key, value in values.items() if key not in _LEFT_OUT}

@@ -2,6 +2,7 @@
 
 import json
 import stat
+import subprocess
 import sys
 from contextlib import nullcontext
 
@@ -32,14 +33,19 @@ def runs(tmp_path_factory, labels):
         train([str(write_recipe(folder, labels, max_steps=2, learning_rate=0.05, eval_fraction=0.4, **keys))])
         return folder / "run"
 
-    return {"list": trained("list"), "head": trained("head", answer="head", lora_target_modules=["q_proj", "v_proj"])}
+    head = {"answer": "head", "lora_target_modules": ["q_proj", "v_proj"]}
+    return {
+        "list": trained("list"),
+        "head": trained("head", **head),
+        "full head": trained("full", answer="head", use_peft=False),
+    }
 
 
 def silent(title, total):
     return nullcontext(lambda n: None)
 
 
-@pytest.mark.parametrize("style", ["list", "head"])
+@pytest.mark.parametrize("style", ["list", "head", "full head"])
 def test_a_merged_run_labels_as_the_run_does(runs, tmp_path, style):
     folder = tmp_path / "out"
     shifts = export(runs[style], folder, "merged", bar=silent)
@@ -52,6 +58,21 @@ def test_a_merged_run_labels_as_the_run_does(runs, tmp_path, style):
     assert json.loads((folder / "export.json").read_text())["shift"] == shifts
     assert not list(folder.rglob("*.bin")) + list(tmp_path.glob(".out*"))
     assert "0 of 5 answers changed" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("style", ["head", "full head"])
+def test_a_head_is_scored_by_onnxruntime(runs, tmp_path, labels, style):
+    folder = tmp_path / "out"
+    shifts = export(runs[style], folder, "onnx", bar=silent)
+    assert shifts["answer"]["changed"] == shifts["thresholds"]["changed"] == 0
+    assert 0 < shifts["answer"]["prob_change_max"] < 1e-5  # another program computed it
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print(prob.tolist())"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    expected = emogen.load(runs[style]).predict_proba(["so happy for you!!"])
+    np.testing.assert_allclose(json.loads(done.stdout), expected, atol=1e-5)
 
 
 def test_plain_transformers_loads_a_merged_generator(runs, tmp_path):
@@ -132,6 +153,8 @@ def test_what_cannot_be_exported_is_said_before_anything_is_computed(runs, tmp_p
         export(runs["list"], tmp_path / "out", "gguf", bar=silent)
     with pytest.raises(InputError, match="a head generates no answers"):
         export(runs["head"], tmp_path / "out", "gguf", bar=silent)
+    with pytest.raises(InputError, match="--to onnx is for heads"):
+        export(runs["list"], tmp_path / "out", "onnx", bar=silent)
     with pytest.raises(InputError, match="not a run folder"):
         export(tmp_path, tmp_path / "out", "merged", bar=silent)
     (tmp_path / "full").mkdir()
