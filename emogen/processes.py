@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+CORES = "EMOGEN_CORES"  # environment variable: the most cores that a run uses, where others run beside it
+
 T = TypeVar("T")
 R = TypeVar("R")
 

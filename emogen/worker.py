@@ -1,9 +1,9 @@
 """One run in a process of its own, which exits when its parent does.
 
-    python -m emogen.worker RECIPE [key=value ...]
+    python -m emogen.worker [--on-ray gpus=1|cpus=K] RECIPE [key=value ...]
 
 `emogen cv`, `sweep` and `prompts compare --train-steps` start it. Its standard input is a pipe to which nothing is
-written. The pipe closes when the parent exits or is killed.
+written. The pipe closes when the parent exits or is killed. With `--on-ray` the process waits for a run on a cluster.
 """
 
 import os
@@ -18,7 +18,12 @@ from emogen.console import run_command
 def main() -> None:
     """Train, and exit at once when the parent has gone. The steps since the last checkpoint are lost."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    run_command(train.main)
+    if sys.argv[1:2] == ["--on-ray"]:
+        from emogen.experiments.on_ray import train_on_ray
+
+        run_command(lambda: train_on_ray(sys.argv[2:]))
+    else:
+        run_command(train.main)
 
 
 def _exit_with_parent() -> NoReturn:

@@ -272,3 +272,16 @@ def test_answers_can_name_frequent_or_rare_labels_first(tiny_recipe, tmp_path, l
     assert ", ".join(named) in prompt
     (prediction,) = predict_texts(loaded.model, loaded.encoder, ["a lovely morning"])
     assert prediction.parsed.status == "exact"
+
+
+def test_a_run_that_was_killed_after_its_last_step_takes_no_other(tiny_recipe, tmp_path, without_report):
+    """The last checkpoint is within an epoch, and the learning rate does not end at 0."""
+    keys = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+    recipe, run = str(tiny_recipe(**keys)), tmp_path / "run"
+    main([recipe])
+    expected = weights(run)
+    shutil.rmtree(run / "adapter")
+    (run / "metrics.json").unlink()
+    main([recipe, "resume_from_checkpoint=true"])
+    assert all(torch.equal(value, expected[name]) for name, value in weights(run).items())
+    assert newest_checkpoint(run).name == "checkpoint-4"

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,15 +20,22 @@ if TYPE_CHECKING:
 
 SHOWN_TRIALS = 15
 
+JobsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Runs at a time; each gets its own GPU or cores. Default: 1; on Ray one for each GPU."),
+]
+OnOption = Annotated[str | None, typer.Option("--on", help="ray: on the machines of a Ray cluster.")]
+
 
 def cv(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     folds: Annotated[int, typer.Option(min=2, help="Number of folds; 5 and 10 are usual.")] = 5,
-    jobs: Annotated[int, typer.Option(min=1, help="Folds at a time; each gets its own GPU or cores.")] = 1,
+    jobs: JobsOption = None,
     pods: Annotated[
         bool, typer.Option("--pods", help="Train each fold on a rented GPU, with the limits of emogen pod launch.")
     ] = False,
+    on: OnOption = None,
 ) -> None:
     """Cross-validate a recipe.
 
@@ -39,19 +47,23 @@ def cv(
     folds.
 
     The same command continues an interrupted one. With --pods each fold is an `emogen pod launch --follow`: its log is
-    beside its folder, and its pod is terminated when the fold is done.
+    beside its folder, and its pod is terminated when the fold is done. With --on ray the folds are spread over the Ray
+    cluster of RAY_ADDRESS, or of this machine.
     """
     from emogen.evaluation.tables import print_metrics, print_spread
     from emogen.experiments.crossval import cross_validate, cross_validate_prompted
-    from emogen.experiments.jobs import LOCAL, POD
+    from emogen.experiments.jobs import POD
     from emogen.task.recipe import load_recipe
 
+    if pods and on:
+        raise typer.BadParameter("--pods and --on exclude each other; give one of them")
     if load_recipe(recipe, overrides or []).api_base:
         folder, metrics = cross_validate_prompted(recipe, folds, overrides or [])
     else:
+        n_jobs, where = _place(on, jobs)
         with Live(console=err, refresh_per_second=2) as live:
             folder, metrics = cross_validate(
-                recipe, folds, overrides or [], jobs=jobs, where=POD if pods else LOCAL,
+                recipe, folds, overrides or [], jobs=n_jobs, where=POD if pods else where,
                 show=lambda runs: live.update(runs_table(runs)),
             )  # fmt: skip
     print_metrics(metrics)
@@ -99,28 +111,47 @@ def sweep(
     seed_with: Annotated[
         list[Path] | None, typer.Option("--from", help="Runs whose metrics the search starts from.")
     ] = None,
+    jobs: JobsOption = None,
+    on: OnOption = None,
 ) -> None:
     """Search over recipe keys for the best metric.
 
-    Each trial is a run, and a bad one stops early. The same command continues an interrupted search.
+    Each trial is a run, and a bad one stops early. The same command continues an interrupted search. With --on ray the
+    trials are spread over the Ray cluster of RAY_ADDRESS, or of this machine.
 
     The best trial was selected on the rows that it was scored on: cross-validate its recipe for an unbiased metric.
     """
     from emogen.experiments.sweep import sweep as search
     from emogen.experiments.sweep import verdict
 
+    n_jobs, where = _place(on, jobs)
     with Live(console=err, refresh_per_second=2) as live:
         study = search(
             recipe, space, overrides or [], n_trials=trials, metric=metric, seeds=seed_with or [],
-            show=lambda study, run: live.update(_trials_table(study, run)),
+            jobs=n_jobs, where=where, show=lambda study, runs: live.update(_trials_table(study, runs)),
         )  # fmt: skip
-    out.print(_trials_table(study, None))
+    out.print(_trials_table(study, []))
     for sentence in verdict(study, metric):
         out.print(sentence)
 
 
-def _trials_table(study: "optuna.Study", run: "RunProcess | None") -> Table:
-    """The trials of a search, the best first, with the progress of the current run.
+def _place(on: str | None, jobs: int | None) -> tuple[int, tuple[str, ...]]:
+    """The runs at a time, and where they run."""
+    from emogen.experiments.jobs import LOCAL, RAY
+
+    if on is None:
+        return jobs or 1, LOCAL
+    if on != "ray":
+        raise typer.BadParameter(f"--on is ray, not {on}")
+    from emogen.experiments.on_ray import connect
+
+    with err.status("Connecting to Ray ..."):
+        n_jobs, share = connect(jobs)
+    return n_jobs, (*RAY, share)
+
+
+def _trials_table(study: "optuna.Study", runs: "Sequence[RunProcess]") -> Table:
+    """The trials of a search, the best first, with the progress of the current runs.
 
     A trial that was stopped early has the value of its last evaluation; it comes after the finished ones. A collapsed
     one has a figure that needs no model.
@@ -131,11 +162,12 @@ def _trials_table(study: "optuna.Study", run: "RunProcess | None") -> Table:
     def rank(trial: "optuna.trial.FrozenTrial") -> tuple[bool, float]:
         return trial.state.name != "COMPLETE", math.inf if trial.value is None else -trial.value
 
+    running = {run.number: run for run in runs}
     best_first = sorted(study.trials, key=rank)
     for trial in best_first[:SHOWN_TRIALS]:
         state = "seed" if "seed" in trial.user_attrs else trial.state.name.lower()
         state += ", collapsed" if trial.user_attrs.get("needs_no_model") else ""
-        if run and run.number == trial.number:
+        if run := running.get(trial.number):
             logged = run.last_logged()
             state = f"step {logged['step']:,} of {logged['max_steps']:,}" if logged else "starting"
         value = "" if trial.value is None else f"{trial.value:.3f}"

@@ -85,7 +85,7 @@ def make_job(recipe: Recipe) -> Job:
     Raises:
         InputError: a file is missing, or emogen is not installed from a checkout.
     """
-    files, changes = _recipe_files(recipe)
+    files, changes = recipe_files(recipe)
     files |= _code_files()
     if missing := [str(path) for path in files.values() if not path.is_file()]:
         raise InputError(f"{', '.join(missing)}: no such file")
@@ -117,7 +117,7 @@ def _code_files() -> dict[str, Path]:
     return files
 
 
-def _recipe_files(recipe: Recipe) -> tuple[dict[str, Path], dict[str, Any]]:
+def recipe_files(recipe: Recipe) -> tuple[dict[str, Path], dict[str, Any]]:
     """The files that a recipe names, and the keys of the recipe that name them in the archive."""
     files: dict[str, Path] = {}
     changes: dict[str, Any] = {"output_dir": None, "resume_from_checkpoint": None}

@@ -95,7 +95,7 @@ def cross_validate(
         path: a recipe. Its training rows are split; its `eval_file` and `eval_fraction` are not used.
         overrides: `key=value`. `output_dir` is the folder of the cross-validation (default: `runs/NAME-cv`).
         jobs: folds at a time. Each has its own GPU, or its share of the cores.
-        where: `LOCAL`, or `POD` for a rented GPU per fold, which is terminated when the fold is done.
+        where: `LOCAL`; `POD` for a rented GPU per fold, which is terminated when the fold is done; or `RAY`.
         show: called twice a second with all folds, while they run.
 
     Returns:

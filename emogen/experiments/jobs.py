@@ -17,6 +17,7 @@ from emogen.task.recipe import Recipe
 
 # Where a run is trained, as the arguments of Python that start it. POD rents a GPU, waits, and fetches the run folder.
 LOCAL = ("-m", "emogen.worker")
+RAY = (*LOCAL, "--on-ray")  # what `on_ray.connect` returns for each run follows
 POD = ("-m", "emogen.cli", "pod", "launch", "--follow")
 
 POLL_SECONDS = 0.5
@@ -93,13 +94,13 @@ def run_all(
         commands: for each run a recipe and its overrides.
         jobs: runs at a time. On this machine each has its own GPU, or its share of the cores.
         show: called every `POLL_SECONDS` with all runs.
-        where: `LOCAL` or `POD`.
+        where: `LOCAL`, `POD`, or `RAY` with the share of a run.
 
     Raises:
         ModelError: a run failed; the message names its log.
     """
     waiting = deque(run for run in runs if not run.done)
-    shares = [{}] * jobs if where == POD else _shares(jobs)
+    shares = shares_of(jobs, where)
     slots: list[RunProcess | None] = [None] * jobs
     try:
         while waiting or any(slots):
@@ -153,11 +154,14 @@ def _log(run: RunProcess) -> Path:
     return run.folder.with_name(f"{run.folder.name}.log")
 
 
-def _shares(jobs: int) -> list[dict[str, Any]]:
-    """What each of several jobs has for itself, as arguments of `start`: a GPU, or else its share of the cores.
+def shares_of(jobs: int, where: Sequence[str] = LOCAL) -> list[dict[str, Any]]:
+    """What each of several jobs has of this machine, as arguments of `start`: a GPU, or a share of the cores.
 
     Without shares the threads of all jobs would wait for each other on the same cores, many times slower than one job.
+    Jobs that run elsewhere have nothing of this machine.
     """
+    if where == POD or tuple(where[: len(RAY)]) == RAY:
+        return [{}] * jobs
     if jobs == 1:
         return [{}]
     if n_gpus := _count_gpus():

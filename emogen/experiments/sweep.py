@@ -9,9 +9,9 @@ runs/NAME-sweep/
 import hashlib
 import json
 import math
-import time
+import threading
 from collections.abc import Callable, Sequence
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -25,7 +25,7 @@ from emogen.errors import InputError, ModelError
 from emogen.evaluation.caveats import caveats, needs_no_model
 from emogen.evaluation.resume import changed_keys
 from emogen.evaluation.run_folder import METRICS, RECIPE, read_json
-from emogen.experiments.jobs import POLL_SECONDS, RunProcess, failure, own_folder, start
+from emogen.experiments.jobs import LOCAL, POLL_SECONDS, RunProcess, failure, own_folder, shares_of, start
 from emogen.task.recipe import Recipe, load_recipe
 from emogen.task.yaml_files import read_value, read_yaml
 
@@ -55,7 +55,9 @@ def sweep(
     n_trials: int = 20,
     metric: str = "f1_macro",
     seeds: Sequence[Path] = (),
-    show: Callable[["optuna.Study", RunProcess | None], Any] = lambda study, run: None,
+    jobs: int = 1,
+    where: Sequence[str] = LOCAL,
+    show: Callable[["optuna.Study", Sequence[RunProcess]], Any] = lambda study, runs: None,
 ) -> "optuna.Study":
     """Search until `n_trials` combinations have been tried, including those of earlier calls.
 
@@ -65,7 +67,8 @@ def sweep(
         overrides: `key=value`. `output_dir` is the folder of the search (default: `runs/NAME-sweep`).
         metric: the metric to maximise, a key of `metrics.json`, such as `by_thresholds.f1_macro`.
         seeds: folders of earlier runs, whose values and metrics the search starts from.
-        show: called twice a second with the study and the current run.
+        jobs, where: trials at a time, and where they run; see `run_all`.
+        show: called twice a second for each running trial, with the study and all of them.
 
     Returns:
         The study; `verdict` says what it found. Its best value is too high by selection: it is the best on the rows
@@ -94,23 +97,54 @@ def sweep(
         _check_unchanged(study, folder, recipe, space, metric)
         _add_seeds(study, space, seeds, metric)
         _requeue_interrupted(study)
-        while _n_tried(study) < n_trials:
-            study.sampler = _sampler(recipe.seed + _n_tried(study))
-            trial = study.ask(_distributions(space))
-            run = RunProcess(trial.number, folder / f"trial-{_digest(trial.params)}")
-            own = {**trial.params, "output_dir": str(run.folder), "resume_from_checkpoint": True, "disable_tqdm": True}
+        lock, stop = threading.Lock(), threading.Event()
+        running: dict[int, RunProcess] = {}
+
+        def show_all() -> None:
+            with lock:
+                show(study, list(running.values()))
+
+        def work(share: dict[str, Any]) -> None:
+            """Try one combination after another."""
+            while not stop.is_set():
+                with lock:
+                    n_begun = _n_tried(study) + len(running)
+                    if n_begun >= n_trials:
+                        return
+                    study.sampler = _sampler(recipe.seed + n_begun)
+                    trial = study.ask(_distributions(space))
+                    run = running[trial.number] = RunProcess(trial.number, folder / f"trial-{_digest(trial.params)}")
+                own = {**trial.params, "output_dir": str(run.folder), "resume_from_checkpoint": True}
+                argv = [str(path), *overrides, *_as_overrides(own | {"disable_tqdm": True})]
+                try:
+                    if not run.done:
+                        start(run, argv, where, **share)
+                        watch(run, trial, show_all, stop)
+                    state = optuna.trial.TrialState.COMPLETE
+                except optuna.TrialPruned:
+                    state = optuna.trial.TrialState.PRUNED
+                except BaseException:
+                    stop.set()
+                    raise
+                with lock:
+                    del running[trial.number]
+                    if state == optuna.trial.TrialState.PRUNED:
+                        study.tell(trial, state=state)
+                        continue
+                    value = _metric_of(run.folder, metric)
+                    for name, attribute in _attributes(run.folder, metric).items():
+                        trial.set_user_attr(name, attribute)
+                    study.tell(trial, value)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            workers = [pool.submit(work, share) for share in shares_of(jobs, where)]
             try:
-                if not run.done:
-                    start(run, [str(path), *overrides, *_as_overrides(own)])
-                    watch(run, trial, partial(show, study, run))
-            except optuna.TrialPruned:
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            else:
-                value = _metric_of(run.folder, metric)
-                for name, attribute in _attributes(run.folder, metric).items():
-                    trial.set_user_attr(name, attribute)
-                study.tell(trial, value)
-    show(study, None)
+                for worker in as_completed(workers):
+                    worker.result()
+            except BaseException:
+                stop.set()
+                raise
+    show(study, [])
     return study
 
 
@@ -277,8 +311,11 @@ def _distributions(space: Space) -> dict[str, Any]:
     return {key: distribution(values) for key, values in space.items()}
 
 
-def watch(run: RunProcess, trial: "optuna.Trial", show: Callable[[], Any]) -> None:
+def watch(run: RunProcess, trial: "optuna.Trial", show: Callable[[], Any], stop: threading.Event) -> None:
     """Report the evaluations of a running process to its trial, until the process ends or the pruner stops it.
+
+    Args:
+        stop: set when the search ends, by a failure or Ctrl-C; the process is then stopped, and tried again next time.
 
     Raises:
         optuna.TrialPruned: the pruner stopped it.
@@ -297,7 +334,8 @@ def watch(run: RunProcess, trial: "optuna.Trial", show: Callable[[], Any]) -> No
                 if trial.should_prune():
                     raise optuna.TrialPruned
             show()
-            time.sleep(POLL_SECONDS)
+            if stop.wait(POLL_SECONDS):
+                raise ModelError(f"{run.folder.name} was stopped")
     finally:
         run.process.terminate()
         run.process.wait()

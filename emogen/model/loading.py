@@ -219,4 +219,4 @@ def use_all_cores() -> None:
     """Use every core if this is the only process, without an accelerator; `accelerate launch` would set one thread."""
     if not torch.accelerator.is_available() and processes.world_size() == 1:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(allowed or 1)
+        torch.set_num_threads(min(allowed or 1, int(os.environ.get(processes.CORES, allowed or 1))))

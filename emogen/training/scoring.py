@@ -63,6 +63,16 @@ class ScoringMixin:
             output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
         return output
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train for an epoch, unless all steps are done.
+
+        A run that is resumed from its last checkpoint, in the middle of an epoch, would take another step otherwise.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         total = self._total_loss_scalar + self.accelerator.reduce(self._tr_loss.clone(), "mean").item()
         before = self._loss_before

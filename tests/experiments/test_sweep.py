@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 
 import optuna
 import pytest
@@ -28,6 +29,12 @@ def write_done_trial(folder, params, f1_macro):
     (folder / f"trial-{digest}" / "metrics.json").write_text(json.dumps(metrics))
 
 
+DONE = (
+    "import json, pathlib; folder = pathlib.Path({folder!r}); "
+    "(folder / 'metrics.json').write_text(json.dumps({{'f1_macro': 0.5}}))"
+)
+
+
 @pytest.mark.slow
 def test_a_search_starts_from_a_seed_and_each_trial_is_a_run(tiny_recipe, tmp_path, labels, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -36,15 +43,15 @@ def test_a_search_starts_from_a_seed_and_each_trial_is_a_run(tiny_recipe, tmp_pa
     train([recipe])
     space = write_space(tmp_path / "space.yaml", "learning_rate: {low: 1e-3, high: 1e-1, log: true}\nlora_r: [2, 4]\n")
     shown = []
-    study = sweep(recipe, space, n_trials=1, seeds=[tmp_path / "run"], show=lambda study, run: shown.append(run))
+    study = sweep(recipe, space, n_trials=1, seeds=[tmp_path / "run"], show=lambda study, runs: shown.append(runs))
     seed, trial = study.trials
     assert seed.params == {"learning_rate": 0.01, "lora_r": 4}
     assert seed.value == json.loads((tmp_path / "run" / "metrics.json").read_text())["f1_macro"]
     assert 1e-3 <= trial.params["learning_rate"] <= 1e-1
     (metrics,) = (tmp_path / "run-sweep").glob("trial-*/metrics.json")
     assert trial.value == json.loads(metrics.read_text())["f1_macro"]
-    assert shown[0].folder == metrics.parent
-    assert shown[-1] is None
+    assert shown[0][0].folder == metrics.parent
+    assert shown[-1] == []
     # The same call has nothing left to do, and does not add the seed again.
     again = sweep(recipe, space, n_trials=1, seeds=[tmp_path / "run"])
     assert [known.params for known in again.trials] == [seed.params, trial.params]
@@ -148,7 +155,7 @@ def test_a_bad_trial_is_stopped_early(experienced_study, tmp_path):
     log_evaluation(tmp_path / "trial", 0.5)
     run = start_process(tmp_path / "trial", "import sys; sys.stdin.read()")
     with pytest.raises(optuna.TrialPruned):
-        watch(run, experienced_study.ask(), lambda: None)
+        watch(run, experienced_study.ask(), lambda: None, threading.Event())
     assert run.process.returncode is not None
 
 
@@ -162,7 +169,7 @@ def test_a_good_trial_runs_to_its_end(experienced_study, tmp_path):
         shown.append(run.process.poll())
         run.process.stdin.close()
 
-    watch(run, trial, show)
+    watch(run, trial, show, threading.Event())
     assert shown
     assert run.done
     assert experienced_study.trials[trial.number].intermediate_values == {10: 0.7}
@@ -171,7 +178,7 @@ def test_a_good_trial_runs_to_its_end(experienced_study, tmp_path):
 def test_a_failed_trial_ends_the_search_with_its_log(experienced_study, tmp_path):
     run = start_process(tmp_path / "trial", "raise SystemExit('out of luck')")
     with pytest.raises(ModelError, match=r"(?s)trial failed.*out of luck"):
-        watch(run, experienced_study.ask(), lambda: None)
+        watch(run, experienced_study.ask(), lambda: None, threading.Event())
 
 
 def test_errors_are_reported_before_anything_is_tried(tiny_recipe, tmp_path):
@@ -206,3 +213,24 @@ def test_seeds_have_to_be_finished_runs_that_set_the_keys(tiny_recipe, tmp_path)
     (seed / "metrics.json").write_text('{"f1_macro": 0.5}')
     (seed / "recipe.yaml").write_text("lora_r: 8\n")
     refused("seed: cannot seed this search: .*8")
+
+
+def test_trials_at_a_time_are_as_many_as_asked_for_and_all_stop_when_one_fails(tiny_recipe, tmp_path, monkeypatch):
+    recipe = str(tiny_recipe(eval_fraction=0.4))
+    space = write_space(tmp_path / "space.yaml", "lora_r: [2, 4]\nlora_alpha: [8, 16, 32]\n")
+    at_a_time, processes = [], []
+
+    def start(run, argv, where, **share):
+        fails = len(processes) == 4
+        code = "raise SystemExit(3)" if fails else DONE.format(folder=str(run.folder))
+        (run.folder).mkdir(parents=True)
+        (run.folder.with_name(f"{run.folder.name}.log")).write_text("")
+        run.process = subprocess.Popen([sys.executable, "-c", code])
+        processes.append(run.process)
+
+    monkeypatch.setattr(sweep_module, "start", start)
+    monkeypatch.setattr(sweep_module, "POLL_SECONDS", 0.05)
+    with pytest.raises(ModelError, match="failed; the same command resumes it"):
+        sweep(recipe, space, n_trials=40, jobs=2, show=lambda study, runs: at_a_time.append(len(runs)))
+    assert max(at_a_time) == 2
+    assert all(process.poll() is not None for process in processes)
