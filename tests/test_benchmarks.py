@@ -1,5 +1,6 @@
 """Every benchmark script runs to its end on a tiny model, and its table and JSON hold what they should."""
 
+import gzip
 import importlib
 import itertools
 import json
@@ -15,6 +16,7 @@ import decode_speed
 import gpu
 import large_file
 import micro
+import oof
 import pytest
 import serving
 import serving_load
@@ -24,6 +26,8 @@ import train_speed
 from tiny import write_recipe, write_run
 
 from emogen import paths
+from emogen.errors import InputError
+from emogen.evaluation.results import read_records, read_scored
 from emogen.model.encode import load_encoder
 from emogen.task.answer import answer_text
 from emogen.task.labels import LabelSet
@@ -65,7 +69,7 @@ def in_this_process(monkeypatch, tmp_path):
 
 
 def test_every_script_is_tested_here():
-    scripts = {common, decode_speed, gpu, large_file, micro, serving, serving_load, settings, startup, train_speed}
+    scripts = {common, decode_speed, gpu, large_file, micro, oof, serving, serving_load, settings, startup, train_speed}
     names = {module.__name__ for module in scripts} | {"llama_cpp_worker"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == names
 
@@ -341,6 +345,33 @@ def test_settings_rejects_unknown_names(capsys):
     with pytest.raises(SystemExit, match="2"):
         settings.main(["posts.csv", "lists"])
     assert "no such settings: lists" in capsys.readouterr().err
+
+
+def test_kept_predictions_are_restored_without_a_text_in_them(labels, tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run", labels)
+    oof.main(["keep", str(run), "--to", str(tmp_path / "kept")])
+    kept = (tmp_path / "kept" / "run.csv.gz").read_bytes()
+    oof.main(["keep", str(run), "--to", str(tmp_path / "again")])
+    assert (tmp_path / "again" / "run.csv.gz").read_bytes() == kept
+    before = read_scored(run, labels)
+    lines = gzip.decompress(kept).decode().splitlines()
+    assert lines[0] == ",".join(["id", "fold", "answer", *labels.names])
+    assert all(re.fullmatch(r"r\d+,\d,[01]{11}(,\d\.\d{4}){11}", line) for line in lines[1:])
+    data = tmp_path / "data.jsonl"
+    records = read_records(run / "predictions.jsonl")
+    rows = [{"id": record["id"], "text": record["text"], "labels": record["gold"]} for record in records]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "labels.yaml").write_text(labels.to_yaml())
+    words = ["restore", str(data), "--from", str(tmp_path / "kept"), "--labels", str(tmp_path / "labels.yaml")]
+    oof.main([*words, "--to", str(tmp_path / "restored")])
+    after = read_scored(tmp_path / "restored" / "run", labels)
+    assert after.ids == before.ids
+    for name in ("gold", "pred", "folds"):
+        assert getattr(after, name).tolist() == getattr(before, name).tolist()
+    assert abs(after.prob - before.prob).max() <= 0.5001e-4
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(InputError, match="its rows are not those of"):
+        oof.main([*words, "--to", str(tmp_path / "other")])
 
 
 def test_micro_stacks_runs(labels, tmp_path, capsys):
