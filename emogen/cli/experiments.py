@@ -58,6 +58,8 @@ def cv(
     if pods and on:
         raise typer.BadParameter("--pods and --on exclude each other; give one of them")
     if load_recipe(recipe, overrides or []).api_base:
+        if pods or on or jobs:
+            raise typer.BadParameter("the model of an endpoint is not tuned: --jobs, --pods and --on are not for it")
         folder, metrics = cross_validate_prompted(recipe, folds, overrides or [])
     else:
         n_jobs, where = _place(on, jobs)

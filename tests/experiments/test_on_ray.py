@@ -108,3 +108,13 @@ def test_too_many_lost_workers_are_an_error(tiny_recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(ray, "init", lambda **options: None)
     with pytest.raises(ModelError, match=f"{on_ray.WORKERS} workers were lost"):
         on_ray.train_on_ray(["cpus=1", str(tiny_recipe())])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--on", "slurm"], "--on is ray, not slurm"), (["--on", "ray", "--pods"], "exclude each other")],
+)
+def test_places_that_are_not_known_or_two_of_them_are_refused(tiny_recipe, words, message):
+    result = CliRunner().invoke(app, ["cv", str(tiny_recipe()), *words])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())

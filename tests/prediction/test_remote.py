@@ -316,3 +316,10 @@ def test_templates_are_compared_for_an_endpoint(endpoint, tmp_path, labels):
     assert "few_shot" in result.output
     assert len(endpoint.asked) == 80
     assert {len(shown(body)) for body in endpoint.asked} == {0, 2}
+
+
+@pytest.mark.parametrize("options", [["--jobs", "2"], ["--pods"], ["--on", "ray"]])
+def test_options_of_training_are_refused_for_an_endpoint(options):
+    result = CliRunner().invoke(app, ["cv", "recipes/remote.yaml", *options])
+    assert result.exit_code == 2
+    assert "the model of an endpoint is not tuned" in " ".join(result.output.split())
