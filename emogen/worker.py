@@ -13,14 +13,13 @@ from typing import NoReturn
 
 from emogen import train
 from emogen.console import run_command
+from emogen.experiments.on_ray import train_on_ray
 
 
 def main() -> None:
     """Train, and exit at once when the parent has gone. The steps since the last checkpoint are lost."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     if sys.argv[1:2] == ["--on-ray"]:
-        from emogen.experiments.on_ray import train_on_ray
-
         run_command(lambda: train_on_ray(sys.argv[2:]))
     else:
         run_command(train.main)
