@@ -80,7 +80,7 @@ def test_the_readme_names_files_that_exist():
     assert len(named) > 20
     root = BENCHMARKS.parent
     assert [name for name in named if not (root / name).exists() and not (BENCHMARKS / name).exists()] == []
-    unnamed = {path.name for path in (BENCHMARKS / "results").iterdir()} - {Path(name).name for name in named}
+    unnamed = {path.name for path in (BENCHMARKS / "results").rglob("*.*")} - {Path(name).name for name in named}
     assert unnamed == set()
 
 
