@@ -85,6 +85,9 @@ SHAPES = {
     "sentence-transformers/all-MiniLM-L6-v2": Shape(
         6, 384, 1536, 12, 12, 32, 30522, gated=False, shares_prefix=False, positions=514
     ),
+    "sentence-transformers/all-mpnet-base-v2": Shape(
+        12, 768, 3072, 12, 12, 64, 30527, gated=False, shares_prefix=False, positions=514
+    ),
     "distilbert/distilbert-base-uncased": Shape(
         6, 768, 3072, 12, 12, 64, 30522, gated=False, shares_prefix=False, positions=512
     ),

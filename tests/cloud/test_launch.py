@@ -286,7 +286,7 @@ def kill_at_first_checkpoint(fake, volume, launched):
     Returns:
         Whether the job was still in training; None if the launch ended before there was a checkpoint.
     """
-    while not list(volume.glob("emogen/*/run/checkpoint-*/trainer_state.json")):
+    while not list(volume.glob("emogen/*/run/checkpoint-*/files.json")):
         if launched.wait(0.02):
             return None
     (pod,) = fake.pods.values()
