@@ -104,6 +104,10 @@ def sweep(
             with lock:
                 show(study, list(running.values()))
 
+        def is_tried_elsewhere(run: RunProcess) -> bool:
+            with lock:
+                return any(run.folder == other.folder and run.number > other.number for other in running.values())
+
         def work(share: dict[str, Any]) -> None:
             """Try one combination after another."""
             while not stop.is_set():
@@ -116,6 +120,9 @@ def sweep(
                     run = running[trial.number] = RunProcess(trial.number, folder / f"trial-{_digest(trial.params)}")
                 own = {**trial.params, "output_dir": str(run.folder), "resume_from_checkpoint": True}
                 argv = [str(path), *overrides, *_as_overrides(own | {"disable_tqdm": True})]
+                while is_tried_elsewhere(run):  # the same combination twice at a time: the second reads the first
+                    if stop.wait(POLL_SECONDS):
+                        return
                 try:
                     if not run.done:
                         start(run, argv, where, **share)
