@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from emogen import paths
 from emogen.errors import InputError
 from emogen.evaluation import results
 from emogen.evaluation.run_folder import CROSS_VALIDATION, LABELS, PREDICTIONS, label_set_of, write_manifest
@@ -72,7 +71,7 @@ def restore(file: Path, data: Path, labels: str, folder: Path) -> None:
     """
     if folder.exists():
         raise InputError(f"{folder}: exists; name another place with --to")
-    label_set = load_label_set(paths.find(f"prompts/labels/{labels}.yaml") if "/" not in labels else Path(labels))
+    label_set = load_label_set(labels)
     rows = checked(read_rows(data, label_set, need_labels=True))
     records = list(csv.DictReader(io.StringIO(gzip.decompress(file.read_bytes()).decode())))
     if sorted(rows.ids) != sorted(record["id"] for record in records):
