@@ -23,6 +23,7 @@ import serving_load
 import settings
 import startup
 import train_speed
+import worth_of_curation
 from tiny import write_recipe, write_run
 
 from emogen import paths
@@ -69,7 +70,20 @@ def in_this_process(monkeypatch, tmp_path):
 
 
 def test_every_script_is_tested_here():
-    scripts = {common, decode_speed, gpu, large_file, micro, oof, serving, serving_load, settings, startup, train_speed}
+    scripts = {
+        common,
+        decode_speed,
+        gpu,
+        large_file,
+        micro,
+        oof,
+        serving,
+        serving_load,
+        settings,
+        startup,
+        train_speed,
+        worth_of_curation,
+    }
     names = {module.__name__ for module in scripts} | {"llama_cpp_worker"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == names
 
@@ -442,3 +456,21 @@ def test_necessary_flops():
     assert common.necessary_flops(config, 1, 2, 1) == 2 * (34 * 3 + 10) == 224
     # Training: twice that, and 6 FLOPs for each of LoRA's 4 * (2 + 2) + 3 * (2 + 3) = 31 weights and token.
     assert common.necessary_flops(config, 1, 2, 1, train_rank=1) == 2 * 224 + 6 * 31 * 3 == 1006
+
+
+# ---------------------------------------------------------------------------------------------- worth_of_curation
+
+
+def test_the_worth_of_curation_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(worth_of_curation, "STEP", 20)
+    monkeypatch.setattr(worth_of_curation, "ROUNDS", 1)
+    file = tmp_path / "worth.json"
+    worth_of_curation.main(["sample/test.csv", "--seeds", "2", "--json", str(file)])
+    result = json.loads(file.read_text())
+    assert result["rows"] == 125
+    assert len(result["flips"]["lift"]) == 2
+    assert result["prune"].keys() == {"all rows", "without the worst 2 %", "without random 2 %"}
+    random, select = result["select"]["random"], result["select"]["select"]
+    assert [len(curve) for curve in random + select] == [1, 1, 1, 1]  # 100 rows are all that there are
+    assert random == select
+    assert "Turned labels" in capsys.readouterr().out

@@ -4,7 +4,18 @@ from typing import Annotated
 
 import typer
 
-from emogen.cli import cloud, evaluation, experiments, exporting, prediction, prompts, serving, shared, training
+from emogen.cli import (
+    cloud,
+    curation,
+    evaluation,
+    experiments,
+    exporting,
+    prediction,
+    prompts,
+    serving,
+    shared,
+    training,
+)
 from emogen.console import out, run_command
 from emogen.distribution import __version__
 
@@ -47,6 +58,8 @@ app.command(context_settings=shared.PASSES_OVERRIDES)(experiments.cv)
 app.command(context_settings=shared.PASSES_OVERRIDES)(experiments.baseline)
 app.command(context_settings=shared.PASSES_OVERRIDES)(experiments.sweep)
 app.command()(evaluation.compare)
+app.command()(curation.audit)
+app.command()(curation.select)
 app.add_typer(prompts.app, name="prompts")
 app.command()(prompts.lab)
 app.command()(cloud.plan)

@@ -1,0 +1,142 @@
+"""Commands about the rows themselves: audit (which labels are wrong?), select (which rows to label next?)."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from emogen import paths
+from emogen.cli.shared import split_overrides
+from emogen.console import err, out, progress_bar
+from emogen.errors import InputError
+
+if TYPE_CHECKING:
+    from emogen.curation.audit import Audit
+
+SHOWN = 5  # rows, rules
+
+
+def audit(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of cross-validations, baselines or runs.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The list, a CSV file. Default: RUN_DIR/audit.csv; with --apply corrected.jsonl."
+        ),
+    ] = None,
+    apply: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the rows with the labels of a corrected list.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+) -> None:
+    """List the rows whose labels are probably wrong.
+
+    The rows are those that the runs were scored on: all training rows, for a cross-validation or a baseline. Their
+    labels are doubted where models that did not see them are sure of something else. Several runs are stacked first.
+    Near-duplicates with other labels, and rows that break what nearly all rows obey, are listed, too.
+
+    Correct the column `correct` of the list. --apply then writes all rows with the corrected labels to a new file.
+    """
+    from emogen.curation.audit import apply_corrections, audit, audit_csv
+    from emogen.evaluation.results import read_held_out, write_rows
+    from emogen.evaluation.run_folder import RUN, kind_of, label_set_of
+
+    label_set = label_set_of(runs[0])
+    target = output or runs[0] / ("corrected.jsonl" if apply else "audit.csv")
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: exists; add --overwrite to replace it, or name another file with -o")
+    if apply is None:
+        with err.status("Reading predictions ..."):
+            found = audit(runs, label_set)
+        with paths.writing(target) as file:
+            file.write(audit_csv(found))
+        _print_audit(found)
+        command = f"emogen audit {shlex.join(map(str, runs))} --apply {shlex.quote(str(target))}"
+        out.print(f"The list is {target}. Correct its column 'correct', then: {command}", soft_wrap=True)
+        return
+    if kind_of(runs[0]) == RUN:
+        raise InputError(
+            f"{runs[0]}: a run is scored on its held-out rows alone, so the corrected file would lack the training "
+            "rows; audit a cross-validation or a baseline"
+        )
+    rows = read_held_out(runs[0], label_set)
+    corrected = apply_corrections(rows, apply, label_set)
+    write_rows(target, corrected, label_set)
+    changed = (rows.truth != corrected.truth).any(axis=1).sum()
+    table = Table("label", box=None, pad_edge=False)
+    for heading in ("rows", "added", "removed", "rows now"):
+        table.add_column(heading, justify="right")
+    for name, before, after in zip(label_set.names, rows.truth.T, corrected.truth.T, strict=True):
+        counts = (before.sum(), (after > before).sum(), (after < before).sum(), after.sum())
+        table.add_row(name, *(f"{count:,}" for count in counts))
+    out.print(table)
+    out.print(f"{changed:,} of {len(rows):,} rows have other labels. All rows are in {target}", soft_wrap=True)
+    out.print(
+        "A new run trains on them and is scored by them, so its metrics cannot be compared with the old ones: "
+        f"emogen cv RECIPE train_file={shlex.quote(str(target))} eval_fraction=0 output_dir=NEW_FOLDER",
+        soft_wrap=True,
+    )
+
+
+def _print_audit(found: "Audit") -> None:
+    gold, names = found.rows.truth, found.label_set.names
+    table = Table("label", box=None, pad_edge=False)
+    for heading in ("rows", "given, improbable", "missing, probable", "suspected"):
+        table.add_column(heading, justify="right")
+    for name, truth, wrong in zip(names, gold.T, found.suspected.T, strict=True):
+        given, missing = (wrong & (truth == 1)).sum(), (wrong & (truth == 0)).sum()
+        table.add_row(name, f"{truth.sum():,}", f"{given:,}", f"{missing:,}", f"{wrong.mean():.1%}")
+    out.print(table)
+    out.print(
+        f"{found.suspected.any(axis=1).sum():,} of {len(gold):,} rows have a suspected label; hard rows are among "
+        "them. The worst:"
+    )
+    for i in found.worst_first[:SHOWN]:
+        out.print(f"  {found.rows.ids[i]}: {'; '.join(found.reasons(i))}", markup=False)
+    if found.twins:
+        out.print(f"{len(found.twins):,} pairs of nearly equal texts have different labels.")
+    for relation in found.relations[:SHOWN]:
+        out.print(relation.sentence(names), markup=False)
+
+
+def select(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN_DIR... FILE [KEY=VALUE]...", help="Run folders, then a file of unlabelled texts."),
+    ],
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of rows to label.")] = 200,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The rows to label, a CSV file.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per batch.")] = 32,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+) -> None:
+    """Choose the unlabelled rows that would teach the most.
+
+    Those are rows whose labels the runs are unsure of or disagree about, rare labels before frequent ones, and no two
+    rows that are nearly the same. Texts that the runs were scored on are left out.
+
+    The result has an empty column `labels`. Fill it with names and commas (or with the empty answer of the label set),
+    append the rows to the training file, and train again.
+    """
+    from emogen.curation.select_rows import select_rows, selection_csv
+
+    named, overrides = split_overrides(words)
+    if len(named) < 2:
+        raise typer.BadParameter("name one or more run folders, then the file of texts")
+    *runs, source = map(Path, named)
+    target = output or Path(f"{source.stem}-to-label.csv")
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: exists; add --overwrite to replace it, or name another file with -o")
+    chosen = select_rows(runs, source, n, overrides, batch_size=batch_size, bar=progress_bar)
+    with paths.writing(target) as file:
+        file.write(selection_csv(chosen.rows))
+    table = Table("label", box=None, pad_edge=False)
+    for heading in ("expected rows", "at random"):
+        table.add_column(heading, justify="right")
+    for name, own, random in zip(chosen.label_set.names, chosen.expected, chosen.expected_at_random, strict=True):
+        table.add_row(name, f"{own:.1f}", f"{random:.1f}")
+    out.print(table)
+    out.print(f"{len(chosen.rows):,} rows to label are in {target}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Which labels are wrong, and which rows to label next."""

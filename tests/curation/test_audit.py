@@ -1,0 +1,163 @@
+"""Labels that are probably wrong: how they are found, listed, corrected and written."""
+
+import csv
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from emogen import paths
+from emogen.curation.audit import apply_corrections, audit, audit_csv, find_issues, find_relations, find_twins
+from emogen.errors import InputError
+from emogen.evaluation import results
+from emogen.prediction.baseline import fit_baseline
+from emogen.task.labels import Label, LabelSet
+from emogen.task.readers import read_rows
+from emogen.task.rows import Rows, checked
+
+TWO = LabelSet(name="two", labels=(Label(name="joy"), Label(name="anger")))
+N = 100
+
+
+def write_baseline(folder, label_set, gold, prob):
+    """Out-of-fold predictions of rows whose texts have nothing in common."""
+    ids = [f"r{i}" for i in range(len(gold))]
+    rows = Rows("x", ids, [f"{1000 + i}{i}{i}" for i in range(len(gold))], gold, list(range(len(gold))))
+    folds = np.arange(len(gold)) % 5
+    results.write_jsonl(folder / "predictions.jsonl", rows, (prob > 0.5).astype(np.int8), prob, label_set, folds=folds)
+    (folder / "labels.yaml").write_text(label_set.to_yaml())
+    (folder / "folds.csv").write_text("id,fold\n" + "".join(f"r{i},{fold}\n" for i, fold in enumerate(folds)))
+    return folder
+
+
+@pytest.fixture
+def doubted(tmp_path):
+    """A folder in which the models are sure of all labels but two: r3 has joy, r8 lacks it."""
+    truth = np.stack([np.arange(N) % 2, np.arange(N) // 2 % 2], 1).astype(np.int8)
+    prob = np.where(truth, 0.875, 0.125)
+    gold = truth.copy()
+    gold[3, 0], gold[8, 0] = 0, 1
+    return write_baseline(tmp_path / "base", TWO, gold, prob)
+
+
+def test_labels_that_the_models_are_sure_are_wrong_come_first(doubted):
+    found = audit([doubted], TWO)
+    assert [found.rows.ids[i] for i in found.worst_first] == ["r3", "r8"]
+    assert found.reasons(3) == ["joy is missing but probable (0.88)"]
+    assert found.reasons(8) == ["joy is given but improbable (0.12)"]
+    assert found.quality[[3, 8], 0] == pytest.approx([0.125, 0.125])
+    assert found.suspected.sum() == 2
+    listed = list(csv.DictReader(io.StringIO(audit_csv(found))))
+    assert [(row["ID"], row["correct"], row["suggested"]) for row in listed] == [
+        ("r3", "anger", "joy, anger"),
+        ("r8", "joy", "none"),
+    ]
+
+
+def test_several_systems_are_stacked_and_must_have_the_same_rows(doubted, tmp_path):
+    assert audit([doubted, doubted], TWO).suspected[[3, 8], 0].all()
+    other = write_baseline(tmp_path / "other", TWO, np.eye(2, dtype=np.int8), np.eye(2))
+    with pytest.raises(InputError, match="not the same rows"):
+        audit([doubted, other], TWO)
+
+
+def test_a_label_that_all_rows_or_none_have_is_not_doubted():
+    gold = np.stack([np.ones(40), np.zeros(40), np.arange(40) % 2], 1).astype(np.int8)
+    suspected, quality = find_issues(gold, np.full(gold.shape, 0.5))
+    assert not suspected[:, :2].any()
+    assert (quality[:, :2] == 1).all()
+
+
+def test_rows_with_one_label_each_get_another_one(tmp_path):
+    one = TWO.model_copy(update={"exactly_one": True})
+    truth = np.arange(N) % 2
+    given = truth.copy()
+    given[7] = 0
+    folder = write_baseline(
+        tmp_path / "one", one, np.eye(2, dtype=np.int8)[given], np.where(np.eye(2)[truth], 0.9, 0.1)
+    )
+    found = audit([folder], one)
+    assert [found.rows.ids[i] for i in found.worst_first] == ["r7"]
+    assert found.suggested[7].tolist() == [0, 1]
+    assert (found.suggested.sum(1) == 1).all()
+
+
+def test_turned_labels_of_the_sample_are_among_the_first(labels):
+    """At least five times as many as by chance."""
+    rows = checked(read_rows(paths.shipped("sample/train.csv"), labels, need_labels=True))
+    turned = np.random.default_rng(5).random(rows.gold.shape) < 0.05
+    noisy = np.where(turned, 1 - rows.gold, rows.gold).astype(np.int8)
+    prob, folds, texts = np.zeros(noisy.shape), np.arange(len(rows)) % 3, np.array(rows.texts, dtype=object)
+    for k in range(3):
+        prob[folds == k] = fit_baseline(texts[folds != k], noisy[folds != k])(texts[folds == k])
+    _, quality = find_issues(noisy, prob)
+    first = np.argsort(quality, axis=None, kind="stable")[: quality.size // 20]
+    assert turned.ravel()[first].mean() > 5 * turned.mean()
+
+
+def test_nearly_equal_texts_with_other_labels_are_twins():
+    texts = ["I love this song so much today!", "i love  this song so much today!!", "the train was late again"]
+    gold = np.array([[1, 0], [0, 0], [0, 1]])
+    (twin,) = find_twins(texts, gold)
+    assert (twin.first, twin.second) == (0, 1)
+    assert find_twins(texts, np.zeros((3, 2), dtype=int)) == []
+    assert find_twins(["", " "], gold[:2]) == []
+
+
+def test_relations_that_nearly_all_rows_obey():
+    gold = np.zeros((400, 3), dtype=np.int8)
+    gold[:100, 0] = 1
+    gold[:98, 1] = 1  # 98 of 100
+    gold[99:250, 2] = 1  # 151 rows, one of which has the first label; by chance 38
+    implied, exclusive = find_relations(gold)
+    assert (implied.first, implied.second, implied.implies, implied.n, implied.exceptions) == (
+        0,
+        1,
+        True,
+        100,
+        (98, 99),
+    )
+    assert implied.sentence("abc") == "a nearly implies b: 2 of 100 rows do not have it"
+    assert (exclusive.first, exclusive.second, exclusive.implies, exclusive.exceptions) == (0, 2, False, (99,))
+    assert exclusive.sentence("abc") == "a and c nearly exclude each other: 1 rows have both; by chance 38"
+
+
+def test_a_corrected_list_changes_its_rows_alone(doubted, emogen):
+    said = emogen("audit", doubted).out
+    assert "2 of 100 rows have a suspected label" in said
+    assert "exists" in emogen("audit", doubted, code=2).err  # somebody may have corrected it
+    file = doubted / "audit.csv"
+    file.write_text(file.read_text().replace(",joy,joy,none,", ",none,joy,none,"))
+    said = emogen("audit", doubted, "--apply", file).out
+    assert "1 of 100 rows have other labels" in said
+    before = results.read_held_out(doubted, TWO)
+    after = checked(read_rows(doubted / "corrected.jsonl", TWO, need_labels=True))
+    assert after.texts == before.texts
+    assert np.argwhere(after.gold != before.gold).tolist() == [[8, 0]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("r99999,x,joy", "no row of .* has the id 'r99999'"),
+        ("r1,another text,joy", "another text than that of 'r1'"),
+        ("r1,100111,joyy", "not a label.*did you mean 'joy'"),
+        ("r1,100111,", "label"),
+        ("r1,100111,joy\nr1,100111,joy", "more than once"),
+    ],
+)
+def test_what_a_corrected_list_must_not_say(doubted, tmp_path, line, message):
+    file = tmp_path / "list.csv"
+    file.write_text(f"ID,Tweet,correct\n{line}\n")
+    with pytest.raises(InputError, match=message):
+        apply_corrections(results.read_held_out(doubted, TWO), file, TWO)
+
+
+def test_rows_that_the_list_leaves_out_keep_their_labels(doubted, tmp_path):
+    rows = results.read_held_out(doubted, TWO)
+    (tmp_path / "list.csv").write_text("ID,Tweet,correct\nr1,100111,none\n")
+    gold = rows.gold.copy()
+    gold[1] = 0
+    after = apply_corrections(rows, tmp_path / "list.csv", TWO)
+    assert (after.gold == replace(rows, gold=gold).gold).all()
