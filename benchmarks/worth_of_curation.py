@@ -1,6 +1,6 @@
 """What `emogen audit` and `emogen select` are worth, with TF-IDF and logistic regression as the model.
 
-    python benchmarks/worth_of_curation.py FILE [--labels NAME] [--seeds N] [--parts flips,prune,select] [--json FILE]
+    python benchmarks/worth_of_curation.py FILE [--labels NAME] [--seeds N] [--parts flips prune ...] [--json FILE]
 
 flips: 5 % of all labels are turned round at random. Of the labels with the lowest quality, a share of 5 %, how many are
 turned ones, compared with chance?
@@ -25,12 +25,13 @@ from common import print_table, versions, write_json
 from emogen.curation.audit import find_issues
 from emogen.curation.selection import choose, worth
 from emogen.evaluation.metrics import apply_thresholds, nested_pred, score, tune_thresholds
-from emogen.prediction.baseline import fit_baseline
+from emogen.prediction.baseline import cross_fit_baseline, fit_baseline
 from emogen.task.labels import load_label_set
 from emogen.task.readers import read_rows
 from emogen.task.rows import Rows, checked
 from emogen.task.splits import make_folds
 
+PARTS = ("flips", "prune", "select")
 FLIPPED, LOOKED_AT, PRUNED = 0.05, 0.05, 0.02
 START = STEP = 100
 ROUNDS = 5
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("file", help="rows with labels")
     parser.add_argument("--labels", default="semeval2018", help="the label set (default: semeval2018)")
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="repetitions of flips and select")
-    parser.add_argument("--parts", default="flips,prune,select", help="what to measure, separated by commas")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help=f"default: {' '.join(PARTS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements to FILE")
     args = parser.parse_args(argv)
     label_set = load_label_set(args.labels)
@@ -73,22 +74,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(args.json, result)
 
 
-def out_of_fold(rows: Rows, n_folds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of each row by a baseline that was not fitted to it, [n, L], and the fold of each row, [n]."""
-    folds, texts = make_folds(rows, n_folds, seed), np.array(rows.texts, dtype=object)
-    prob = np.zeros(rows.truth.shape)
-    for fold in range(n_folds):
-        held = folds == fold
-        prob[held] = fit_baseline(texts[~held], rows.truth[~held])(texts[held])
-    return prob, folds
+def out_of_fold(rows: Rows, n_folds: int, seed: int) -> np.ndarray:
+    """Probabilities of each row by a baseline that was not fitted to it, [n, L]."""
+    return cross_fit_baseline(rows.texts, rows.truth, make_folds(rows, n_folds, seed))
 
 
 def flips(rows: Rows, seed: int) -> float:
     """How many times more turned labels than by chance are among those with the lowest quality."""
     turned = np.random.default_rng(seed).random(rows.truth.shape) < FLIPPED
     noisy = replace(rows, gold=np.where(turned, 1 - rows.truth, rows.truth).astype(np.int8))
-    prob, _ = out_of_fold(noisy, 5, seed)
-    _, quality = find_issues(noisy.truth, prob)
+    _, quality = find_issues(noisy.truth, out_of_fold(noisy, 5, seed))
     first = np.argsort(quality, axis=None, kind="stable")[: int(LOOKED_AT * quality.size)]
     return float(turned.ravel()[first].mean() / turned.mean())
 
@@ -102,8 +97,7 @@ def prune(rows: Rows, names: Sequence[str]) -> dict[str, float]:
     for fold in range(5):
         held = folds == fold
         train = rows.take(np.flatnonzero(~held))
-        prob, _ = out_of_fold(train, 5, 1)
-        _, quality = find_issues(train.truth, prob)
+        _, quality = find_issues(train.truth, out_of_fold(train, 5, 1))
         n = int(PRUNED * len(train))
         worst_first = np.argsort(quality.min(axis=1), kind="stable")
         for system, kept in zip(systems, (worst_first, worst_first[n:], rng.permutation(len(train))[n:]), strict=True):
@@ -135,7 +129,7 @@ def _curve(
     values = []
     for k in range(ROUNDS + 1):
         known, held_out = rows.take(labelled), rows.take(test)
-        thresholds = tune_thresholds(known.truth, out_of_fold(known, 3, 0)[0])
+        thresholds = tune_thresholds(known.truth, out_of_fold(known, 3, 0))
         fitted = fit_baseline(known.texts, known.truth)
         pred = apply_thresholds(fitted(held_out.texts), thresholds)
         values.append(score(held_out.truth, pred, names)["f1_macro"])
@@ -153,18 +147,18 @@ def _curve(
 
 def _rows_of(found: dict[str, list[list[float]]]) -> list[list[str]]:
     random, select = np.array(found["random"]), np.array(found["select"])
-    difference = select - random
+    difference = select - random  # [starts, rounds + 1]
     n = len(difference)
-    half = 1.96 * difference.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.full(difference.shape[1], np.nan)
+    mean = difference.mean(axis=0)
+    half = 1.96 * difference.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.full_like(mean, np.nan)
     return [
         [
             str(START + k * STEP),
             f"{random[:, k].mean():.3f}",
             f"{select[:, k].mean():.3f}",
-            f"{difference[:, k].mean():+.3f} ({difference[:, k].mean() - half[k]:+.3f} to "
-            f"{difference[:, k].mean() + half[k]:+.3f})",
+            f"{mean[k]:+.3f} ({mean[k] - half[k]:+.3f} to {mean[k] + half[k]:+.3f})",
         ]
-        for k in range(difference.shape[1])
+        for k in range(len(mean))
     ]
 
 

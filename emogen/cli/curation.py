@@ -1,6 +1,7 @@
 """Commands about the rows themselves: audit (which labels are wrong?), select (which rows to label next?)."""
 
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,20 +9,21 @@ import typer
 from rich.table import Table
 
 from emogen import paths
-from emogen.cli.shared import split_overrides
+from emogen.cli.shared import RunsArgument, split_overrides
 from emogen.console import err, out, progress_bar
 from emogen.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from emogen.curation.audit import Audit
+    from emogen.task.labels import LabelSet
 
 SHOWN = 5  # rows, rules
 
 
 def audit(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of cross-validations, baselines or runs.")
-    ],
+    runs: RunsArgument,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -46,9 +48,7 @@ def audit(
     from emogen.evaluation.run_folder import RUN, kind_of, label_set_of
 
     label_set = label_set_of(runs[0])
-    target = output or runs[0] / ("corrected.jsonl" if apply else "audit.csv")
-    if target.exists() and not overwrite:
-        raise InputError(f"{target}: exists; add --overwrite to replace it, or name another file with -o")
+    target = _new_file(output or runs[0] / ("corrected.jsonl" if apply else "audit.csv"), overwrite)
     if apply is None:
         with err.status("Reading predictions ..."):
             found = audit(runs, label_set)
@@ -67,13 +67,9 @@ def audit(
     corrected = apply_corrections(rows, apply, label_set)
     write_rows(target, corrected, label_set)
     changed = (rows.truth != corrected.truth).any(axis=1).sum()
-    table = Table("label", box=None, pad_edge=False)
-    for heading in ("rows", "added", "removed", "rows now"):
-        table.add_column(heading, justify="right")
-    for name, before, after in zip(label_set.names, rows.truth.T, corrected.truth.T, strict=True):
-        counts = (before.sum(), (after > before).sum(), (after < before).sum(), after.sum())
-        table.add_row(name, *(f"{count:,}" for count in counts))
-    out.print(table)
+    before, after = rows.truth, corrected.truth
+    counts = {"rows": before, "added": after > before, "removed": after < before, "rows now": after}
+    _print_by_label(label_set, {heading: _counts(cells) for heading, cells in counts.items()})
     out.print(f"{changed:,} of {len(rows):,} rows have other labels. All rows are in {target}", soft_wrap=True)
     out.print(
         "A new run trains on them and is scored by them, so its metrics cannot be compared with the old ones: "
@@ -84,13 +80,13 @@ def audit(
 
 def _print_audit(found: "Audit") -> None:
     gold, names = found.rows.truth, found.label_set.names
-    table = Table("label", box=None, pad_edge=False)
-    for heading in ("rows", "given, improbable", "missing, probable", "suspected"):
-        table.add_column(heading, justify="right")
-    for name, truth, wrong in zip(names, gold.T, found.suspected.T, strict=True):
-        given, missing = (wrong & (truth == 1)).sum(), (wrong & (truth == 0)).sum()
-        table.add_row(name, f"{truth.sum():,}", f"{given:,}", f"{missing:,}", f"{wrong.mean():.1%}")
-    out.print(table)
+    columns = {
+        "rows": _counts(gold),
+        "given, improbable": _counts(found.suspected & (gold == 1)),
+        "missing, probable": _counts(found.suspected & (gold == 0)),
+        "suspected": [f"{share:.1%}" for share in found.suspected.mean(axis=0)],
+    }
+    _print_by_label(found.label_set, columns)
     out.print(
         f"{found.suspected.any(axis=1).sum():,} of {len(gold):,} rows have a suspected label; hard rows are among "
         "them. The worst:"
@@ -110,7 +106,6 @@ def select(
     ],
     n: Annotated[int, typer.Option("-n", min=1, help="Number of rows to label.")] = 200,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The rows to label, a CSV file.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts per batch.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Choose the unlabelled rows that would teach the most.
@@ -121,22 +116,38 @@ def select(
     The result has an empty column `labels`. Fill it with names and commas (or with the empty answer of the label set),
     append the rows to the training file, and train again.
     """
-    from emogen.curation.select_rows import select_rows, selection_csv
+    from emogen.curation.selection import select_rows, selection_csv
 
     named, overrides = split_overrides(words)
     if len(named) < 2:
         raise typer.BadParameter("name one or more run folders, then the file of texts")
     *runs, source = map(Path, named)
-    target = output or Path(f"{source.stem}-to-label.csv")
-    if target.exists() and not overwrite:
-        raise InputError(f"{target}: exists; add --overwrite to replace it, or name another file with -o")
-    chosen = select_rows(runs, source, n, overrides, batch_size=batch_size, bar=progress_bar)
+    target = _new_file(output or Path(f"{source.stem}-to-label.csv"), overwrite)
+    chosen = select_rows(runs, source, n, overrides, bar=progress_bar)
     with paths.writing(target) as file:
         file.write(selection_csv(chosen.rows))
-    table = Table("label", box=None, pad_edge=False)
-    for heading in ("expected rows", "at random"):
-        table.add_column(heading, justify="right")
-    for name, own, random in zip(chosen.label_set.names, chosen.expected, chosen.expected_at_random, strict=True):
-        table.add_row(name, f"{own:.1f}", f"{random:.1f}")
-    out.print(table)
+    expected = {"expected rows": chosen.expected, "at random": chosen.expected_at_random}
+    _print_by_label(chosen.label_set, {heading: [f"{n:.1f}" for n in cells] for heading, cells in expected.items()})
     out.print(f"{len(chosen.rows):,} rows to label are in {target}", soft_wrap=True)
+
+
+def _new_file(path: Path, overwrite: bool) -> Path:
+    """A file to write, which somebody may have worked on if it exists."""
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists; add --overwrite to replace it, or name another file with -o")
+    return path
+
+
+def _counts(cells: "np.ndarray") -> list[str]:
+    """How many rows have each label: 0/1, [n, L] -> [L]."""
+    return [f"{count:,}" for count in cells.sum(axis=0)]
+
+
+def _print_by_label(label_set: "LabelSet", columns: Mapping[str, Sequence[str]]) -> None:
+    """Print a table with a row for each label: heading -> the cell of each label."""
+    table = Table("label", box=None, pad_edge=False)
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for name, *cells in zip(label_set.names, *columns.values(), strict=True):
+        table.add_row(name, *cells)
+    out.print(table)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from emogen.cli.shared import JsonOption
+from emogen.cli.shared import JsonOption, RunsArgument
 from emogen.console import err, out
 
 log = logging.getLogger("emogen")
@@ -64,9 +64,7 @@ def score(
 
 
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, cross-validations or baselines.")
-    ],
+    runs: RunsArgument,
     by: Annotated[
         str, typer.Option(help="How labels are decided: thresholds, stack (both nested) or answer.")
     ] = "thresholds",
@@ -114,9 +112,7 @@ def compare(
 
 
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, cross-validations or baselines.")
-    ],
+    runs: RunsArgument,
     output: Annotated[
         Path | None,
         typer.Option(

@@ -15,6 +15,9 @@ RecipeArgument = Annotated[str, typer.Argument(help="A recipe: a YAML file, such
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of recipe keys, such as lora_r=8.")
 ]
+RunsArgument = Annotated[
+    list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs, cross-validations or baselines.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 # Commands whose overrides may begin with a dash, as in `learning_rate=-1`, pass on what they do not know.
 PASSES_OVERRIDES: dict[str, Any] = {"ignore_unknown_options": True}

@@ -7,9 +7,11 @@ confidence, label by label. Its implementation is cleanlab's.
 
 import csv
 import io
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from emogen.evaluation.run_folder import PROMPTED, kind_of
 from emogen.evaluation.stack import cross_fit
 from emogen.task.labels import LabelSet
 from emogen.task.readers import read_rows
-from emogen.task.rows import Rows, checked, normalise_text, shorten_list
+from emogen.task.rows import Rows, checked, normalise_text, repeated_ids
 
 ID, TEXT, CORRECT = "ID", "Tweet", "correct"  # columns of the list that --apply reads
 SIMILAR = 0.8  # cosine of near-duplicate texts
@@ -103,14 +105,12 @@ class Audit:
         likely = np.eye(gold.shape[1], dtype=np.int8)[self.prob.argmax(axis=1)]
         return np.where(self.suspected.any(axis=1, keepdims=True), likely, gold)
 
-    @property
+    @cached_property
     def worst_first(self) -> list[int]:
         """The positions of the rows that something is said about: suspected labels by quality, then all others."""
-        mentioned = {i for twin in self.twins for i in (twin.first, twin.second)}
-        mentioned |= {i for relation in self.relations for i in relation.exceptions}
         worst = np.where(self.suspected, self.quality, 2).min(axis=1)  # 2: after all suspected ones
         order = np.argsort(worst, kind="stable").tolist()
-        return [i for i in order if self.suspected[i].any() or i in mentioned]
+        return [i for i in order if self.suspected[i].any() or i in self._remarks]
 
     def reasons(self, i: int) -> list[str]:
         """What is said about a row."""
@@ -120,16 +120,22 @@ class Audit:
             for k in np.argsort(self.quality[i], kind="stable")
             if self.suspected[i, k]
         ]
+        return found + self._remarks.get(i, [])
+
+    @cached_property
+    def _remarks(self) -> dict[int, list[str]]:
+        """What twins and relations say about rows, by position."""
+        names, gold = self.label_set.names, self.rows.truth
+        remarks = defaultdict(list)
         for twin in self.twins:
-            if i in (twin.first, twin.second):
-                other = twin.second if i == twin.first else twin.first
-                labels = ", ".join(self.label_set.names_of(gold[other])) or self.label_set.empty
-                found.append(f"nearly the text of {self.rows.ids[other]}, which has {labels}")
+            for i, other in ((twin.first, twin.second), (twin.second, twin.first)):
+                labels = _cell(self.label_set, gold[other])
+                remarks[i].append(f"nearly the text of {self.rows.ids[other]}, which has {labels}")
         for relation in self.relations:
-            if i in relation.exceptions:
-                link = "without" if relation.implies else "with"
-                found.append(f"{names[relation.first]} {link} {names[relation.second]}")
-        return found
+            link = "without" if relation.implies else "with"
+            for i in relation.exceptions:
+                remarks[i].append(f"{names[relation.first]} {link} {names[relation.second]}")
+        return remarks
 
 
 def audit(runs: Sequence[Path], label_set: LabelSet) -> Audit:
@@ -141,6 +147,8 @@ def audit(runs: Sequence[Path], label_set: LabelSet) -> Audit:
     Raises:
         InputError: a run has not been scored, the runs were scored on different rows or folds, or cleanlab is missing.
     """
+    if find_spec("cleanlab") is None:
+        raise InputError(f"emogen audit needs cleanlab: {install_hint('audit')}")
     if len(runs) == 1 and kind_of(runs[0]) == PROMPTED:
         raise InputError(
             f"{runs[0]}: an endpoint gives answers without probabilities, which cannot be ranked; audit a tuned "
@@ -153,9 +161,9 @@ def audit(runs: Sequence[Path], label_set: LabelSet) -> Audit:
         prob = probs.mean(axis=0)
     else:
         prob = cross_fit(gold, probs, folds)
-    rows = results.read_held_out(runs[0], label_set)
+    rows = results.held_out_rows(systems[0])
     find = _find_one if label_set.exactly_one else find_issues
-    suspected, quality = find(gold, prob.astype(np.float64))
+    suspected, quality = find(gold, prob)
     return Audit(
         rows=rows,
         label_set=label_set,
@@ -172,35 +180,31 @@ def find_issues(gold: np.ndarray, prob: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     A label that all rows have, or none, cannot be doubted: there is nothing to compare it with.
     """
-    try:
-        from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
-        from cleanlab.multilabel_classification.rank import get_label_quality_scores_per_class
-    except ImportError:
-        raise InputError(f"emogen audit needs cleanlab: {install_hint('audit')}") from None
+    from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
+    from cleanlab.multilabel_classification.rank import get_label_quality_scores_per_class
 
     suspected, quality = np.zeros(gold.shape, dtype=bool), np.ones(gold.shape)
     (varied,) = np.nonzero(gold.min(axis=0) != gold.max(axis=0))
     if len(varied):
         given = [np.flatnonzero(row).tolist() for row in gold[:, varied]]
-        suspected[:, varied] = find_multilabel_issues_per_class(given, prob[:, varied], n_jobs=1)
-        quality[:, varied] = get_label_quality_scores_per_class(given, prob[:, varied])
+        own = prob[:, varied].astype(np.float64)
+        suspected[:, varied] = find_multilabel_issues_per_class(given, own, n_jobs=1)
+        quality[:, varied] = get_label_quality_scores_per_class(given, own)
     return suspected, quality
 
 
 def _find_one(gold: np.ndarray, prob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As `find_issues`, for rows that have one label each: if it is wrong, the suspected one is the given one."""
-    try:
-        from cleanlab.filter import find_label_issues
-        from cleanlab.rank import get_label_quality_scores
-    except ImportError:
-        raise InputError(f"emogen audit needs cleanlab: {install_hint('audit')}") from None
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
 
     suspected, quality = np.zeros(gold.shape, dtype=bool), np.ones(gold.shape)
     given = gold.argmax(axis=1)
     (used,) = np.nonzero(gold.any(axis=0))
     if len(used) > 1:
         classes = np.searchsorted(used, given)
-        shares = prob[:, used] / np.maximum(prob[:, used].sum(axis=1, keepdims=True), 1e-12)
+        own = prob[:, used].astype(np.float64)
+        shares = own / np.maximum(own.sum(axis=1, keepdims=True), 1e-12)
         row = np.arange(len(gold))
         suspected[row, given] = find_label_issues(classes, shares, n_jobs=1)
         quality[row, given] = get_label_quality_scores(classes, shares)
@@ -290,8 +294,7 @@ def apply_corrections(rows: Rows, file: str | Path, label_set: LabelSet) -> Rows
     corrected = checked(
         read_rows(file, label_set, id_column=ID, text_column=TEXT, labels_column=CORRECT, need_labels=True)
     )
-    if twice := [row_id for row_id, n in Counter(corrected.ids).items() if n > 1]:
-        raise InputError(f"{file}: ids that occur more than once: {shorten_list(twice)}")
+    checked((corrected, repeated_ids(corrected)))
     position = {row_id: i for i, row_id in enumerate(rows.ids)}
     gold = rows.truth.copy()
     for row_id, text, line, labels in zip(

@@ -256,7 +256,11 @@ def read_held_out(folder: Path, label_set: LabelSet) -> Rows:
     Raises:
         InputError: as `read_scored`.
     """
-    scored = read_scored(folder, label_set)
+    return held_out_rows(read_scored(folder, label_set))
+
+
+def held_out_rows(scored: ScoredRows) -> Rows:
+    """The rows of a predictions file, in its order."""
     texts = [record["text"] for record in read_records(scored.path)]
     return Rows(str(scored.path), scored.ids, texts, scored.gold, list(range(1, len(texts) + 1)))
 

@@ -61,7 +61,7 @@ from emogen.evaluation.run_folder import (
     write_manifest,
 )
 from emogen.experiments.jobs import LOCAL, RunProcess, overrides_of, own_folder, run_all
-from emogen.prediction.baseline import fit_baseline
+from emogen.prediction.baseline import cross_fit_baseline
 from emogen.prediction.classifier import labels_from_prob
 from emogen.prediction.remote import RemoteClassifier
 from emogen.report.figures import draw_reliability, save
@@ -126,7 +126,8 @@ def cross_validate_baseline(
     overrides: Sequence[str] = (),
     progress: Callable[[int], Any] = lambda n: None,
 ) -> tuple[Path, Metrics]:
-    """Cross-validate the baseline, `fit_baseline`, on the rows of a recipe. The folds are those of `cross_validate`.
+    """Cross-validate the baseline, see `cross_fit_baseline`, on the rows of a recipe; the folds are those of
+    `cross_validate`.
 
     Args:
         progress: called with the number of folds that were done since the last call.
@@ -144,15 +145,10 @@ def cross_validate_baseline(
     folder = own_folder(recipe, overrides, "baseline")
     with claim_folder(folder):
         folds = begin(folder, BASELINE, recipe, label_set, rows, n_folds)
-        texts = np.array(rows.texts, dtype=object)
-        prob = np.zeros(rows.truth.shape, dtype=np.float32)
-        for fold in range(n_folds):
-            held = folds == fold
-            fitted = fit_baseline(
-                texts[~held], rows.truth[~held], features=recipe.features, exactly_one=label_set.exactly_one
-            )
-            prob[held] = fitted(texts[held])
-            progress(1)
+        prob = cross_fit_baseline(
+            rows.texts, rows.truth, folds,
+            features=recipe.features, exactly_one=label_set.exactly_one, progress=progress,
+        )  # fmt: skip
         pred = labels_from_prob(prob, label_set)
         results.write_jsonl(folder / PREDICTIONS, rows, pred, prob, label_set, folds=folds)
         metrics = sum_up(folder, label_set)

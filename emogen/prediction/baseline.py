@@ -48,6 +48,32 @@ def fit_baseline(
     return predict_proba
 
 
+def cross_fit_baseline(
+    texts: Sequence[str],
+    gold: np.ndarray,
+    folds: np.ndarray,
+    *,
+    features: Sequence[str] = ("tfidf",),
+    exactly_one: bool = False,
+    progress: Callable[[int], Any] = lambda n: None,
+) -> np.ndarray:
+    """The probabilities of each fold by a baseline that was fitted to the other folds, float32 [n, L].
+
+    Args:
+        texts, gold, features, exactly_one: see `fit_baseline`.
+        folds: the fold of each row, [n].
+        progress: called with the number of folds that were done since the last call.
+    """
+    array = np.array(texts, dtype=object)
+    prob = np.zeros(gold.shape, dtype=np.float32)
+    for fold in np.unique(folds):
+        held = folds == fold
+        fitted = fit_baseline(array[~held], gold[~held], features=features, exactly_one=exactly_one)
+        prob[held] = fitted(array[held])
+        progress(1)
+    return prob
+
+
 def make_vectorizer(*, min_df: int) -> Any:
     """TF-IDF of words and pairs of words, and of sequences of two to five characters within words, both sublinear.
 

@@ -18,6 +18,7 @@ from emogen.prediction.classifier import Classifier, prob_of
 from emogen.prediction.generator import GeneratorLoader
 from emogen.prediction.remote import load_remote
 from emogen.task.labels import LabelSet
+from emogen.task.recipe import Recipe
 from emogen.task.rows import Rows
 
 
@@ -45,6 +46,20 @@ def load_runs(runs: Sequence[Path], overrides: Sequence[str] = (), *, force: boo
             yield load_head(run, recipe, label_set, force=force)
         else:
             yield generators.load(run, recipe)
+
+
+def read_members(runs: Sequence[Path], overrides: Sequence[str] = ()) -> tuple[list[Path], Recipe, LabelSet]:
+    """The folders of all members of some runs, and the recipe and the labels of the first one. No model is loaded.
+
+    Raises:
+        InputError: a folder is not a run, or the labels of the members differ.
+    """
+    folders = member_folders(runs)
+    recipe, label_set = read_recipe(folders[0], overrides)
+    for folder in folders[1:]:
+        if read_recipe(folder, overrides)[1].names != label_set.names:
+            raise InputError(f"{folder}: its labels are not those of {folders[0]}")
+    return folders, recipe, label_set
 
 
 def load_run(run: str | Path, overrides: Sequence[str] = (), *, force: bool = False) -> Classifier:
@@ -186,11 +201,8 @@ class Ensemble:
     """
 
     def __init__(self, runs: Sequence[Path], overrides: Sequence[str] = (), *, force: bool = False):
-        self.folders, self.overrides, self.force = member_folders(runs), overrides, force
-        self.recipe, self.label_set = read_recipe(self.folders[0], overrides)
-        for folder in self.folders[1:]:
-            if read_recipe(folder, overrides)[1].names != self.label_set.names:
-                raise InputError(f"{folder}: its labels are not those of {self.folders[0]}")
+        self.overrides, self.force = overrides, force
+        self.folders, self.recipe, self.label_set = read_members(runs, overrides)
         by = self.recipe.predict_by
         self.rule = None if by == "answer" else load_rule(runs, self.label_set, by)
         self._single: list[Classifier] = []

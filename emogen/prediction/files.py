@@ -115,9 +115,7 @@ def _predict_chunks(
         text_column=recipe.text_column,
         id_column=recipe.id_column,
         labels_column=recipe.labels_column,
-        separator=recipe.separator,
-        quoting=recipe.quoting,
-        encoding=recipe.encoding,
+        **recipe.file_form,
     )
     summary = Summary()
     for rows in chunks:

@@ -202,6 +202,11 @@ class Recipe(BaseModel):
         return str(self.lm_args["model_name_or_path"])
 
     @property
+    def file_form(self) -> dict[str, Any]:
+        """How the files of the recipe are written, as `read_rows` takes it."""
+        return {"separator": self.separator, "quoting": self.quoting, "encoding": self.encoding}
+
+    @property
     def max_length(self) -> int | None:
         """The maximum number of tokens of a row."""
         return self.sft_args["max_length"]

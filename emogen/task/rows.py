@@ -142,11 +142,7 @@ def align(gold: Rows, pred: Rows) -> Rows:
     if not gold.has_ids and gold.texts != pred.texts and any(gold.texts) and any(pred.texts):
         message = f"no id column, and other texts (or another order) than {gold.path}: rows cannot be matched"
         raise DataError([Problem("error", pred.path, message)])
-    problems = []
-    for rows in (gold, pred):
-        repeated = [row_id for row_id, count in Counter(rows.ids).items() if count > 1]
-        if repeated:
-            problems.append(Problem("error", rows.path, f"ids that occur more than once: {shorten_list(repeated)}"))
+    problems = repeated_ids(gold) + repeated_ids(pred)
     positions = {row_id: i for i, row_id in enumerate(pred.ids)}
     if missing := [row_id for row_id in gold.ids if row_id not in positions]:
         message = f"no row for {len(missing):,} ids of {gold.path}: {shorten_list(missing)}"
@@ -157,6 +153,12 @@ def align(gold: Rows, pred: Rows) -> Rows:
     if problems:
         raise DataError(problems)
     return pred.take([positions[row_id] for row_id in gold.ids])
+
+
+def repeated_ids(rows: Rows) -> list[Problem]:
+    """An error if ids occur more than once: rows cannot be matched by them."""
+    repeated = [row_id for row_id, count in Counter(rows.ids).items() if count > 1]
+    return [Problem("error", rows.path, f"ids that occur more than once: {shorten_list(repeated)}")] if repeated else []
 
 
 def normalise_text(text: str) -> str:

@@ -51,12 +51,7 @@ def load_splits(recipe: Recipe, label_set: LabelSet) -> tuple[Splits | None, lis
 
     def read(file: str | None, split: str | None) -> tuple[Rows, list[Problem]]:
         if file is not None:
-            form: dict[str, Any] = {
-                "separator": recipe.separator,
-                "quoting": recipe.quoting,
-                "encoding": recipe.encoding,
-            }
-            return read_rows(recipe.find(file), label_set, **columns, **form)
+            return read_rows(recipe.find(file), label_set, **columns, **recipe.file_form)
         return read_hub(str(recipe.dataset_name), recipe.dataset_config, str(split), label_set, **columns)
 
     train, problems = read(recipe.train_file, recipe.dataset_train_split)
