@@ -15,7 +15,6 @@ import common
 import decode_speed
 import gpu
 import large_file
-import micro
 import oof
 import pytest
 import serving
@@ -75,7 +74,6 @@ def test_every_script_is_tested_here():
         decode_speed,
         gpu,
         large_file,
-        micro,
         oof,
         serving,
         serving_load,
@@ -386,24 +384,6 @@ def test_kept_predictions_are_restored_without_a_text_in_them(labels, tmp_path, 
     data.write_text("".join(data.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(InputError, match="its rows are not those of"):
         oof.main([*words, "--to", str(tmp_path / "other")])
-
-
-def test_micro_stacks_runs(labels, tmp_path, capsys):
-    # Probabilities are gold * 0.9 plus up to 0.1: any threshold between 0.1 and 0.9 separates them.
-    runs = [write_run(tmp_path / name, labels, 60, noise=0.1, seed=k) for k, name in enumerate(("one", "two"))]
-    micro.main([*map(str, runs), "--json", str(tmp_path / "micro.json")])
-    result = json.loads((tmp_path / "micro.json").read_text())
-    assert result.keys() == {"runs", "thresholds", "interval_micro", "metrics", "versions"}
-    assert result["runs"] == ["one", "two"]
-    assert len(result["thresholds"]) == 5
-    assert all(0.2 <= threshold < 0.55 for threshold in result["thresholds"])
-    assert result["metrics"]["n"] == 60
-    assert result["metrics"]["f1_micro"] > 0.95
-    low, high = result["interval_micro"]
-    assert low <= result["metrics"]["f1_micro"] <= high
-    out = capsys.readouterr().out
-    assert f"{result['metrics']['f1_micro']:.3f}" in out
-    assert " ".join(f"{threshold:.2f}" for threshold in result["thresholds"]) in out
 
 
 # ---------------------------------------------------------------------------------------------- common

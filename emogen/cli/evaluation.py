@@ -68,6 +68,9 @@ def compare(
     by: Annotated[
         str, typer.Option(help="How labels are decided: thresholds, stack (both nested) or answer.")
     ] = "thresholds",
+    tune: Annotated[
+        str, typer.Option(help="What thresholds are tuned for and runs are compared by: f1_macro or f1_micro.")
+    ] = "f1_macro",
     ensemble: Annotated[bool, typer.Option("--ensemble", help="Add the ensemble of all runs.")] = False,
     published: Annotated[bool, typer.Option("--published", help="Add published results on SemEval-2018 E-c.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Also draw the comparison: an .svg, .png or .pdf file.")] = None,
@@ -82,15 +85,19 @@ def compare(
     from emogen.evaluation.caveats import caveats, with_caveats
     from emogen.evaluation.run_folder import label_set_of
     from emogen.evaluation.tables import print_notes
-    from emogen.report.compare import PUBLISHED_NOTE, compare, published_rows, rows_of, tables
+    from emogen.report.compare import PUBLISHED_NOTE, TITLES, compare, published_rows, rows_of, tables
 
     if figure and figure.suffix not in PICTURE_TYPES:
         raise typer.BadParameter(f"--figure {figure}: expected a file name that ends with {', '.join(PICTURE_TYPES)}")
     if by not in DECISIONS:
         raise typer.BadParameter(f"--by is one of {', '.join(DECISIONS)}, not {by}")
+    if tune not in TITLES:
+        raise typer.BadParameter(f"--tune is one of {', '.join(TITLES)}, not {tune}")
+    if figure and tune != "f1_macro":
+        raise typer.BadParameter("--figure draws macro-F1: leave out --tune, or the figure")
     label_set = label_set_of(runs[0])
     others = published_rows(runs, label_set) if published else []
-    systems = compare(runs, label_set, by=by, ensemble=ensemble)
+    systems = compare(runs, label_set, by=by, ensemble=ensemble, objective=tune)
     if figure:
         from emogen.report.figures import draw_comparison, save
 
@@ -102,6 +109,8 @@ def compare(
     decided = DECISIONS[by]
     if label_set.exactly_one and by != "answer":
         decided = "the most probable label" + (" of nested stacks" if by == "stack" else "")
+    elif by != "answer":
+        decided += f", tuned for {TITLES[tune]}"
     out.print(f"{systems[0].metrics['n']:,} rows; labels decided by {decided}")
     for table in tables(systems, others):
         out.print(table)

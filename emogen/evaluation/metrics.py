@@ -5,13 +5,14 @@ each label in canonical order: `gold` and `pred` are 0/1, `prob` holds probabili
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from emogen.errors import ModelError
 
 Metrics = dict[str, Any]
+Objective = Literal["f1_macro", "f1_micro"]  # what thresholds are tuned for
 
 
 def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Metrics:
@@ -132,16 +133,18 @@ def check_prob(prob: np.ndarray) -> None:
 SHRINK_POSITIVES = 50
 
 
-def tune_thresholds(gold: np.ndarray, prob: np.ndarray) -> np.ndarray:
-    """Tune the threshold of each label for its F1, with shrinkage for labels with few positives.
+def tune_thresholds(gold: np.ndarray, prob: np.ndarray, objective: Objective = "f1_macro") -> np.ndarray:
+    """Tune thresholds for macro-F1, one for the F1 of each label, or for micro-F1, one for all labels together.
 
     With calibrated probabilities the best threshold is half of the best F1 (Lipton et al. 2014, arXiv 1402.1892). A
     threshold tuned on few positives fits their noise, so it is shrunk towards that half: with n positives,
-    t = (n t* + k F1*/2) / (n + k), where t* is the tuned threshold and k = 50.
+    t = (n t* + k F1*/2) / (n + k), where t* is the tuned threshold and k = 50. Micro-F1 is the F1 of all decisions,
+    whatever their label, so the same holds for one threshold on the probabilities of all labels.
 
     Args:
         gold: the true labels, 0/1, [n, L].
         prob: the probabilities, [n, L]. The rows must not be the ones that the thresholds will be scored on.
+        objective: the metric to maximise.
 
     Returns:
         The thresholds, [L]. A label without positives gets 1.0, which no probability exceeds.
@@ -150,17 +153,28 @@ def tune_thresholds(gold: np.ndarray, prob: np.ndarray) -> np.ndarray:
         ModelError: a probability is not a number.
     """
     check_prob(prob)
+    has_positives = np.asarray(gold).any(axis=0)
     thresholds = np.ones(prob.shape[1])
-    for k in range(prob.shape[1]):
-        positives = int(gold[:, k].sum())
-        if not positives:
-            continue
-        candidates, f1 = _f1_by_threshold(gold[:, k], prob[:, k])
-        best = int(f1.argmax())
-        # Halfway to the next lower probability: at the value itself, rounding would decide about the last row.
-        tuned = (candidates[best] + (candidates[best - 1] if best else 0.0)) / 2
-        thresholds[k] = (positives * tuned + SHRINK_POSITIVES * f1[best] / 2) / (positives + SHRINK_POSITIVES)
+    if objective == "f1_micro":
+        if has_positives.any():
+            thresholds[has_positives] = _best_threshold(gold.ravel(), prob.ravel())
+        return thresholds
+    for k in np.flatnonzero(has_positives):
+        thresholds[k] = _best_threshold(gold[:, k], prob[:, k])
     return thresholds
+
+
+def _best_threshold(gold: np.ndarray, prob: np.ndarray) -> float:
+    """The threshold with the highest F1, shrunk; see `tune_thresholds`.
+
+    Args:
+        gold, prob: [n], with a positive.
+    """
+    candidates, f1 = _f1_by_threshold(gold, prob)
+    best, positives = int(f1.argmax()), int(gold.sum())
+    # Halfway to the next lower probability: at the value itself, rounding would decide about the last row.
+    tuned = (candidates[best] + (candidates[best - 1] if best else 0.0)) / 2
+    return float((positives * tuned + SHRINK_POSITIVES * f1[best] / 2) / (positives + SHRINK_POSITIVES))
 
 
 def _f1_by_threshold(gold: np.ndarray, prob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -203,12 +217,15 @@ def most_probable(prob: np.ndarray) -> np.ndarray:
     return (np.arange(prob.shape[1]) == prob.argmax(axis=1)[:, None]).astype(np.int8)
 
 
-def nested_thresholds(gold: np.ndarray, prob: np.ndarray, folds: np.ndarray) -> np.ndarray:
+def nested_thresholds(
+    gold: np.ndarray, prob: np.ndarray, folds: np.ndarray, objective: Objective = "f1_macro"
+) -> np.ndarray:
     """The thresholds of each row, tuned on the rows of all other folds.
 
     Args:
         gold, prob: [n, L].
         folds: the fold of each row, [n].
+        objective: see `tune_thresholds`.
 
     Returns:
         [n, L]; all rows of a fold have the same thresholds.
@@ -221,13 +238,13 @@ def nested_thresholds(gold: np.ndarray, prob: np.ndarray, folds: np.ndarray) -> 
     thresholds = np.zeros(prob.shape)
     for fold in np.unique(folds):
         held_out = folds == fold
-        thresholds[held_out] = tune_thresholds(gold[~held_out], prob[~held_out])
+        thresholds[held_out] = tune_thresholds(gold[~held_out], prob[~held_out], objective)
     return thresholds
 
 
-def nested_pred(gold: np.ndarray, prob: np.ndarray, folds: np.ndarray) -> np.ndarray:
+def nested_pred(gold: np.ndarray, prob: np.ndarray, folds: np.ndarray, objective: Objective = "f1_macro") -> np.ndarray:
     """Assign labels by nested thresholds: int8 [n, L]. Arguments and errors are those of `nested_thresholds`."""
-    return apply_thresholds(prob, nested_thresholds(gold, prob, folds))
+    return apply_thresholds(prob, nested_thresholds(gold, prob, folds, objective))
 
 
 def calibration(gold: np.ndarray, prob: np.ndarray, names: Sequence[str], n_bins: int = 10) -> dict[str, Any]:
@@ -275,12 +292,14 @@ def evaluate(
     prob: np.ndarray,
     folds: np.ndarray | None,
     names: Sequence[str],
+    objective: Objective = "f1_macro",
 ) -> Metrics:
     """Compute all metrics of held-out rows.
 
     Args:
         gold, pred, prob: [n, L].
         folds: the fold of each row, [n]; None if there are too few rows for nested thresholds.
+        objective: see `tune_thresholds`.
 
     Returns:
         The metrics of `pred` (see `score`), those of nested thresholds under `by_thresholds` (see `score_nested`), and
@@ -288,7 +307,7 @@ def evaluate(
     """
     metrics = score(gold, pred, names)
     if folds is not None:
-        metrics["by_thresholds"] = score_nested(gold, nested_pred(gold, prob, folds), folds, names)
+        metrics["by_thresholds"] = score_nested(gold, nested_pred(gold, prob, folds, objective), folds, names)
     return metrics | {"calibration": calibration(gold, prob, names)}
 
 

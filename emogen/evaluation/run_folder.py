@@ -12,9 +12,11 @@ from typing import Any
 from emogen import paths
 from emogen.distribution import __version__
 from emogen.errors import InputError, ModelError
+from emogen.evaluation.metrics import Objective
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.recipe import Recipe, load_recipe
 from emogen.task.task import EXAMPLES
+from emogen.task.yaml_files import read_yaml
 
 # Read by prediction. A model that was tuned in full is in MODEL and has no ADAPTER.
 RECIPE, PROMPT, LABELS, ADAPTER, MODEL = "recipe.yaml", "prompt.jinja", "labels.yaml", "adapter", "model"
@@ -131,6 +133,12 @@ def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Label
             )
     recipe = load_recipe(run / RECIPE if run.is_dir() else run, overrides)
     return recipe, load_label_set(recipe.find(recipe.labels))
+
+
+def tuned_for(run: Path) -> Objective:
+    """What the thresholds of a folder were tuned for: `tune` of its recipe."""
+    recipe = read_yaml(run / RECIPE)[0] if (run / RECIPE).is_file() else {}
+    return "f1_micro" if recipe.get("tune") == "f1_micro" else "f1_macro"
 
 
 def content_hash(run: Path) -> str:

@@ -5,12 +5,11 @@ same weight as a strong one. So each label gets a logistic regression on the log
 fitted to out-of-fold probabilities: no system was trained on the rows. Pure numpy and scikit-learn.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from emogen.evaluation.metrics import apply_thresholds, check_prob, tune_thresholds
+from emogen.evaluation.metrics import Objective, apply_thresholds, check_prob, tune_thresholds
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,7 @@ def cross_fit(gold: np.ndarray, probs: np.ndarray, folds: np.ndarray) -> np.ndar
 
 
 def nested_stack(
-    gold: np.ndarray,
-    probs: np.ndarray,
-    folds: np.ndarray,
-    tune: Callable[[np.ndarray, np.ndarray], np.ndarray] = tune_thresholds,
+    gold: np.ndarray, probs: np.ndarray, folds: np.ndarray, objective: Objective = "f1_macro"
 ) -> np.ndarray:
     """Predict the labels of each fold with a stack and thresholds from the other folds alone.
 
@@ -83,7 +79,7 @@ def nested_stack(
 
     Args:
         gold, probs, folds: see `cross_fit`.
-        tune: maps gold and prob, both [n, L], to thresholds [L].
+        objective: see `tune_thresholds`.
 
     Returns:
         int8 [n, L].
@@ -97,7 +93,7 @@ def nested_stack(
     for fold in np.unique(folds):
         held_out = folds == fold
         other_gold, other_probs = gold[~held_out], probs[:, ~held_out]
-        thresholds = tune(other_gold, cross_fit(other_gold, other_probs, folds[~held_out]))
+        thresholds = tune_thresholds(other_gold, cross_fit(other_gold, other_probs, folds[~held_out]), objective)
         stack = fit_stack(other_gold, other_probs)
         pred[held_out] = apply_thresholds(stack.predict_proba(probs[:, held_out]), thresholds)
     return pred

@@ -35,6 +35,7 @@ from emogen.evaluation.caveats import is_collapsed
 from emogen.evaluation.metrics import (
     MIN_ROWS,
     Metrics,
+    Objective,
     bootstrap,
     evaluate,
     intervals,
@@ -115,7 +116,7 @@ def cross_validate(
         runs = [RunProcess(k, folder / f"fold-{k}") for k in range(n_folds)]
         commands = [[str(path), *overrides, *_prepare(folder, recipe, rows, folds, run, label_set)] for run in runs]
         run_all(runs, commands, jobs, show, where)
-        metrics = pool(folder, rows, folds, label_set)
+        metrics = pool(folder, rows, folds, label_set, recipe.tune)
         report_finished(folder)
     return folder, metrics
 
@@ -151,7 +152,7 @@ def cross_validate_baseline(
         )  # fmt: skip
         pred = labels_from_prob(prob, label_set)
         results.write_jsonl(folder / PREDICTIONS, rows, pred, prob, label_set, folds=folds)
-        metrics = sum_up(folder, label_set)
+        metrics = sum_up(folder, label_set, recipe.tune)
         report_finished(folder)
     return folder, metrics
 
@@ -197,7 +198,7 @@ def cross_validate_prompted(
         pred = pred_matrix(predictions)
         prob = pred.astype(np.float32)
         results.write_jsonl(folder / PREDICTIONS, rows, pred, prob, label_set, predictions, folds)
-        metrics = sum_up(folder, label_set)
+        metrics = sum_up(folder, label_set, recipe.tune)
         report_finished(folder)
     return folder, metrics
 
@@ -279,7 +280,7 @@ def _prepare(
     return overrides_of(run, train_file, eval_file, more)
 
 
-def pool(folder: Path, rows: Rows, folds: np.ndarray, label_set: LabelSet) -> Metrics:
+def pool(folder: Path, rows: Rows, folds: np.ndarray, label_set: LabelSet, objective: Objective) -> Metrics:
     """Write the predictions of all folds to one file, in the order of the rows, and score it; see `sum_up`."""
     records = {}
     for fold in np.unique(folds):
@@ -293,13 +294,16 @@ def pool(folder: Path, rows: Rows, folds: np.ndarray, label_set: LabelSet) -> Me
     with paths.writing(folder / PREDICTIONS) as file:
         for row_id in rows.ids:
             file.write(json.dumps(records[row_id], ensure_ascii=False) + "\n")
-    return sum_up(folder, label_set)
+    return sum_up(folder, label_set, objective)
 
 
-def sum_up(folder: Path, label_set: LabelSet) -> Metrics:
+def sum_up(folder: Path, label_set: LabelSet, objective: Objective = "f1_macro") -> Metrics:
     """Tune thresholds on the out-of-fold predictions of a folder, and write all metrics.
 
     A label set with `exactly_one` has no thresholds: its only system is `answer`.
+
+    Args:
+        objective: see `tune_thresholds`.
 
     Returns:
         The metrics of `evaluate` on all rows. Beside them, for the systems `answer` and `thresholds` (nested): `folds`,
@@ -309,11 +313,11 @@ def sum_up(folder: Path, label_set: LabelSet) -> Metrics:
     """
     scored, names = results.read_scored(folder, label_set), label_set.names
     gold, pred, prob, folds = scored.gold, scored.pred, scored.prob, scored.folds
-    metrics = evaluate(gold, pred, prob, None if label_set.exactly_one else folds, names)
+    metrics = evaluate(gold, pred, prob, None if label_set.exactly_one else folds, names, objective)
     systems = {"answer": (pred, metrics)}
     if not label_set.exactly_one:
-        results.write_thresholds(folder, tune_thresholds(gold, prob), label_set)
-        systems["thresholds"] = (nested_pred(gold, prob, folds), metrics["by_thresholds"])
+        results.write_thresholds(folder, tune_thresholds(gold, prob, objective), label_set)
+        systems["thresholds"] = (nested_pred(gold, prob, folds, objective), metrics["by_thresholds"])
     by_fold = {system: _score_folds(gold, labels, folds, names) for system, (labels, _) in systems.items()}
     metrics["folds"] = {
         system: {key: [fold[key] for fold in scores.values()] for key in ("f1_macro", "f1_micro")}

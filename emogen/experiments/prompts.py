@@ -301,7 +301,8 @@ def _score(
         folds = make_folds(rows, 5, benchmark.recipe.seed)
     except ValueError:
         folds = None  # too few rows for nested thresholds
-    metrics = evaluate(rows.truth, pred, prob, None if label_set.exactly_one else folds, label_set.names) | {
+    nested = None if label_set.exactly_one else folds
+    metrics = evaluate(rows.truth, pred, prob, nested, label_set.names, benchmark.recipe.tune) | {
         "texts_per_second": len(rows) / seconds,
         "parse": parse_audit(predictions),
     }

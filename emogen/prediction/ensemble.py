@@ -9,9 +9,9 @@ import numpy as np
 from emogen.console import Bar
 from emogen.errors import InputError
 from emogen.evaluation import results
-from emogen.evaluation.metrics import apply_thresholds, most_probable, tune_thresholds
+from emogen.evaluation.metrics import Objective, apply_thresholds, most_probable, tune_thresholds
 from emogen.evaluation.results import Prediction, pred_matrix
-from emogen.evaluation.run_folder import BASELINE, kind_of, member_folders, read_recipe
+from emogen.evaluation.run_folder import BASELINE, kind_of, member_folders, read_recipe, tuned_for
 from emogen.evaluation.stack import cross_fit, fit_stack
 from emogen.prediction.baseline import load_baseline
 from emogen.prediction.classifier import Classifier, prob_of
@@ -89,25 +89,27 @@ class DecisionRule:
         return most_probable(prob) if self.thresholds is None else apply_thresholds(prob, self.thresholds)
 
 
-def load_rule(runs: Sequence[Path], label_set: LabelSet, by: str) -> DecisionRule:
+def load_rule(runs: Sequence[Path], label_set: LabelSet, by: str, objective: Objective | None = None) -> DecisionRule:
     """Tune how one or several runs (or cross-validations) decide, on the rows that were held out from all of them.
 
     Args:
         by: `thresholds`: thresholds on the mean of all models. `stack`: thresholds on a stack of the runs, where the
             mean of its models stands for a cross-validation. With `exactly_one` the most probable label takes the place
             of thresholds.
+        objective: what thresholds are tuned for. Default: the recipe of the first run says it (`tune`).
 
     Raises:
         InputError: a run has not been scored, the runs were scored on different rows, or there are too few rows.
     """
     if by == "thresholds" and label_set.exactly_one:
         return DecisionRule(_mean, None)
-    if by == "thresholds" and len(runs) == 1:
+    objective = objective or tuned_for(runs[0])
+    if by == "thresholds" and len(runs) == 1 and objective == tuned_for(runs[0]):
         return DecisionRule(_mean, results.read_thresholds(runs[0], label_set))
     systems = results.align_scored([results.read_scored(run, label_set) for run in runs])
     gold, folds, probs = systems[0].gold, systems[0].folds, np.stack([system.prob for system in systems])
     if by == "thresholds":
-        return DecisionRule(_mean, tune_thresholds(gold, _mean(probs)))
+        return DecisionRule(_mean, tune_thresholds(gold, _mean(probs), objective))
     if len(np.unique(folds)) < 2:
         raise InputError(f"{systems[0].path}: too few rows for predict_by=stack; use predict_by=answer")
     stack = fit_stack(gold, probs)
@@ -116,7 +118,7 @@ def load_rule(runs: Sequence[Path], label_set: LabelSet, by: str) -> DecisionRul
     def combine(probs: np.ndarray) -> np.ndarray:
         return stack.predict_proba(np.stack([_mean(members) for members in np.split(probs, ends)]))
 
-    thresholds = None if label_set.exactly_one else tune_thresholds(gold, cross_fit(gold, probs, folds))
+    thresholds = None if label_set.exactly_one else tune_thresholds(gold, cross_fit(gold, probs, folds), objective)
     return DecisionRule(combine, thresholds)
 
 
@@ -204,7 +206,7 @@ class Ensemble:
         self.overrides, self.force = overrides, force
         self.folders, self.recipe, self.label_set = read_members(runs, overrides)
         by = self.recipe.predict_by
-        self.rule = None if by == "answer" else load_rule(runs, self.label_set, by)
+        self.rule = None if by == "answer" else load_rule(runs, self.label_set, by, self.recipe.tune)
         self._single: list[Classifier] = []
 
     def predict(self, rows: Rows, *, with_prob: bool, batch_size: int, bar: Bar) -> BatchPrediction:

@@ -19,6 +19,7 @@ from emogen.evaluation.metrics import (
     MIN_ROWS,
     Interval,
     Metrics,
+    Objective,
     bootstrap,
     interval_of,
     most_probable,
@@ -32,6 +33,7 @@ from emogen.evaluation.stack import cross_fit, nested_stack
 from emogen.task.labels import LabelSet
 
 PUBLISHED = Path(__file__).with_name("published_results.yaml")
+TITLES: dict[Objective, str] = {"f1_macro": "macro-F1", "f1_micro": "micro-F1"}
 PUBLISHED_NOTE = "Published results were scored by their authors on other rows."
 SAMPLE_FILES = ("sample/train.csv", "sample/test.csv")
 WIDTH = 80  # columns of a terminal
@@ -45,14 +47,16 @@ class System:
 
     Attributes:
         metrics: the result of `metrics.score`.
-        interval: the 95 % interval of its macro-F1; None if none can be given (see `metrics.interval_of`).
-        difference: its macro-F1 minus that of the first system.
+        objective: the metric that it is compared by, macro-F1 or micro-F1.
+        interval: the 95 % interval of this metric; None if none can be given (see `metrics.interval_of`).
+        difference: its value of this metric minus that of the first system.
         difference_interval: the 95 % interval of the difference, paired; None if none can be given.
         not_better: the share of resamples in which the system does not beat the first one; None for too few rows.
     """
 
     name: str
     metrics: Metrics
+    objective: Objective
     interval: Interval
     difference: float
     difference_interval: Interval
@@ -75,7 +79,12 @@ class ComparisonRow(NamedTuple):
 
 
 def compare(
-    runs: Sequence[Path], label_set: LabelSet, *, by: str = "thresholds", ensemble: bool = False
+    runs: Sequence[Path],
+    label_set: LabelSet,
+    *,
+    by: str = "thresholds",
+    ensemble: bool = False,
+    objective: Objective = "f1_macro",
 ) -> list[System]:
     """Score runs, cross-validations or baselines on the rows that all of them were scored on.
 
@@ -84,6 +93,7 @@ def compare(
         by: how labels are decided: `answer`, `thresholds` (nested) or `stack` (nested). With `exactly_one` the most
             probable label takes the place of thresholds.
         ensemble: add the ensemble of all runs: their stack, or else the mean of their probabilities.
+        objective: what thresholds are tuned for, and what the runs are compared by.
 
     Returns:
         The systems in the order of the runs, then the ensemble. All systems are scored on the same resamples of the
@@ -98,37 +108,40 @@ def compare(
     if len(np.unique(folds)) < n_folds_needed:
         raise InputError(f"{scored[0].path}: too few rows or folds to decide by {by}; compare with --by answer")
     single = label_set.exactly_one
-    preds = [rows.pred if by == "answer" else _decide(gold, rows.prob[None], folds, by, single) for rows in scored]
+
+    def decide(probs: np.ndarray) -> np.ndarray:
+        """The labels that M systems decide together, nested over the folds: [M, n, L] -> int8 [n, L]."""
+        if single:
+            return most_probable(cross_fit(gold, probs, folds) if by == "stack" else probs.mean(axis=0))
+        if by == "stack":
+            return nested_stack(gold, probs, folds, objective)
+        return nested_pred(gold, probs.mean(axis=0), folds, objective)
+
+    preds = [rows.pred if by == "answer" else decide(rows.prob[None]) for rows in scored]
     names = names_of(runs)
     if ensemble:
         names.append(f"{'stack' if by == 'stack' else 'mean'} of {len(runs)}")
-        preds.append(_decide(gold, np.stack([rows.prob for rows in scored]), folds, by, single))
+        preds.append(decide(np.stack([rows.prob for rows in scored])))
     metrics = [
         score(gold, pred, label_set.names)
         if by == "answer" or single
         else score_nested(gold, pred, folds, label_set.names)
         for pred in preds
     ]
-    resampled = [values["f1_macro"] for values in bootstrap(gold, preds, label_set.names)]  # [n_resamples] each
+    resampled = [values[objective] for values in bootstrap(gold, preds, label_set.names)]  # [n_resamples] each
     n = len(gold)
     return [
         System(
             name=name,
             metrics=own,
+            objective=objective,
             interval=interval_of(f1, n),
-            difference=own["f1_macro"] - metrics[0]["f1_macro"],
+            difference=own[objective] - metrics[0][objective],
             difference_interval=interval_of(f1 - resampled[0], n),
             not_better=None if n < MIN_ROWS else float(np.mean(f1 - resampled[0] <= 0)),
         )
         for name, own, f1 in zip(names, metrics, resampled, strict=True)
     ]
-
-
-def _decide(gold: np.ndarray, probs: np.ndarray, folds: np.ndarray, by: str, exactly_one: bool) -> np.ndarray:
-    """The labels that M systems decide together, nested over the folds: probs [M, n, L] -> int8 [n, L]."""
-    if exactly_one:
-        return most_probable(cross_fit(gold, probs, folds) if by == "stack" else probs.mean(axis=0))
-    return nested_stack(gold, probs, folds) if by == "stack" else nested_pred(gold, probs.mean(axis=0), folds)
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
@@ -211,23 +224,26 @@ def f1_by_label(metrics: Metrics) -> dict[str, float]:
 
 
 def tables(systems: Sequence[System], published: Sequence[ComparisonRow] = ()) -> list[Table]:
-    """Show a comparison: macro-F1 with the differences, then the F1 of each label in tables that fit a terminal."""
+    """Show a comparison: the metric that decides with the differences, and the other one; then the F1 of each label in
+    tables that fit a terminal.
+    """
+    first: Objective = systems[0].objective
+    second: Objective = "f1_micro" if first == "f1_macro" else "f1_macro"
     total = Table(box=None, pad_edge=False)
     total.add_column("system", overflow="fold")
-    for heading in ("macro-F1, 95 %", "micro-F1", "difference, 95 %", "not better"):
+    for heading in (f"{TITLES[first]}, 95 %", TITLES[second], "difference, 95 %", "not better"):
         total.add_column(heading, justify="right", no_wrap="95 %" not in heading)
     for k, system in enumerate(systems):
-        f1_macro = with_interval(system.metrics["f1_macro"], system.interval)
-        cells = [f1_macro, f"{system.metrics['f1_micro']:.3f}"]
+        cells = [with_interval(system.metrics[first], system.interval), f"{system.metrics[second]:.3f}"]
         if k:
             difference = with_interval(system.difference, system.difference_interval, "+z")
             cells += [difference, share(system.not_better)]
         total.add_row(system.name, *cells)
     for reference in references(systems[0].metrics):
         name = f"{reference.title} (reference)"
-        total.add_row(name, f"{reference.f1_macro:.3f}", f"{reference.f1_micro:.3f}", style="dim")
+        total.add_row(name, *(f"{getattr(reference, metric):.3f}" for metric in (first, second)), style="dim")
     for row in published:
-        total.add_row(row.name, f"{row.f1_macro:.3f}")
+        total.add_row(row.name, *(f"{row.f1_macro:.3f}" if metric == "f1_macro" else "" for metric in (first, second)))
     support = {name: label["support"] for name, label in systems[0].metrics["per_label"].items()}
     return [total, *_f1_tables(rows_of(systems, published), support)]
 

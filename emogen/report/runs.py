@@ -13,6 +13,7 @@ from emogen.evaluation.caveats import caveats, fold_caveats
 from emogen.evaluation.metrics import (
     Interval,
     Metrics,
+    Objective,
     apply_thresholds,
     bootstrap,
     calibration,
@@ -35,6 +36,7 @@ from emogen.evaluation.run_folder import (
     read_json,
     read_manifest,
     read_text,
+    tuned_for,
 )
 from emogen.task.labels import LabelSet
 from emogen.task.parse import FAILED
@@ -222,7 +224,7 @@ def read_run(folder: Path) -> Run:
         },
         n_folds=_n_folds(folder),
         logs=[entries for trained in fold_folders or [folder] if (entries := results.read_log(trained))],
-        scores=_score(folder, label_set, generates) if has_predictions else None,
+        scores=_score(folder, label_set, generates, tuned_for(folder)) if has_predictions else None,
     )
 
 
@@ -236,13 +238,13 @@ def _n_folds(folder: Path) -> int:
     return len({line.rpartition(",")[2] for line in lines if line})
 
 
-def _score(folder: Path, label_set: LabelSet, generates: bool) -> Scores:
+def _score(folder: Path, label_set: LabelSet, generates: bool, objective: Objective) -> Scores:
     rows = results.read_scored(folder, label_set)
     records = results.read_records(rows.path)
     titles = decision_titles(generates, label_set)
     decided: list[tuple[str, np.ndarray, np.ndarray | None]] = [(titles["answer"], rows.pred, None)]
     if len(np.unique(rows.folds)) > 1 and not label_set.exactly_one:
-        thresholds = nested_thresholds(rows.gold, rows.prob, rows.folds)
+        thresholds = nested_thresholds(rows.gold, rows.prob, rows.folds, objective)
         decided.append((titles["thresholds"], apply_thresholds(rows.prob, thresholds), thresholds))
     resampled = bootstrap(rows.gold, [pred for _, pred, _ in decided], label_set.names)
     scored = [

@@ -138,6 +138,11 @@ class Recipe(BaseModel):
         description="predict the labels of the generated answer, or those with a probability above their threshold; "
         "stack: combine several runs by a regression per label",
     )
+    tune: Literal["f1_macro", "f1_micro"] = Field(
+        "f1_macro",
+        description="what thresholds are tuned for: macro-F1, with a threshold for each label, or micro-F1, with one "
+        "for all",
+    )
     label_weights: Literal["none", "within", "across"] = Field(
         "none",
         description="loss weight of the tokens that name a label: none: 1; within: negatives over positives of the "

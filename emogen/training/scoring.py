@@ -241,8 +241,8 @@ def final_score(classifier: Classifier, rows: Rows, batch_size: int) -> dict[str
     if label_set.exactly_one:  # the answer is one label, and there is nothing to tune
         metrics = evaluate(gold, pred, prob, None, label_set.names)
     else:
-        results.write_thresholds(folder, tune_thresholds(gold, prob), label_set)
-        metrics = evaluate(gold, pred, prob, folds, label_set.names)
+        results.write_thresholds(folder, tune_thresholds(gold, prob, recipe.tune), label_set)
+        metrics = evaluate(gold, pred, prob, folds, label_set.names, recipe.tune)
     print_metrics(metrics)
     answer_seconds, prob_seconds = np.diff(times).round(2).tolist()
     return metrics | {

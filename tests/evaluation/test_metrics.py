@@ -194,6 +194,27 @@ def test_a_label_without_positives_is_never_predicted():
     assert apply_thresholds(prob, thresholds).tolist() == [[0, 1], [0, 0]]
 
 
+def test_micro_f1_has_one_threshold_for_all_labels():
+    # The decisions of both labels in one order: 1 at 0.9, 0 at 0.8, 1 at 0.6, 1 at 0.5, 0 at 0.2; the third label has no
+    # positive. Above 0.35: 3 of 4 correct, F1 .857. Macro-F1 would have 0.7 for the first and 0.35 for the second.
+    gold = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]])
+    prob = np.array([[0.9, 0.6, 0.1], [0.8, 0.5, 0.3], [0.2, 0.1, 0.2]])
+    gold, prob = np.tile(gold, (1000, 1)), np.tile(prob, (1000, 1))
+    assert tune_thresholds(gold, prob, "f1_micro") == pytest.approx([0.4, 0.4, 1.0], abs=0.003)
+    assert tune_thresholds(gold, prob) == pytest.approx([0.85, 0.3, 1.0], abs=0.02)
+    assert tune_thresholds(0 * gold, prob, "f1_micro").tolist() == [1, 1, 1]
+
+
+def test_nested_thresholds_for_micro_f1_raise_it():
+    rng = np.random.default_rng(1)
+    prob = rng.beta([1, 1, 0.3, 0.2], [1, 1, 1.5, 2], (3000, 4))
+    gold = (rng.random(prob.shape) < prob).astype(int)  # calibrated: of the rows with 0.2, a fifth are positive
+    folds, names = np.arange(3000) % 5, list("abcd")
+    by = {goal: score(gold, nested_pred(gold, prob, folds, goal), names) for goal in ("f1_macro", "f1_micro")}
+    for goal, other in (("f1_macro", "f1_micro"), ("f1_micro", "f1_macro")):
+        assert by[goal][goal] > by[other][goal]
+
+
 def test_nested_thresholds_never_see_their_row():
     rng = np.random.default_rng(0)
     gold = rng.integers(0, 2, (60, 3))

@@ -69,6 +69,16 @@ def test_several_runs_decide_by_thresholds_on_their_mean(tmp_path, pair):
     np.testing.assert_allclose(rule.combine(np.array([[[0.2, 0.4]], [[0.4, 0.8]]])), [[0.3, 0.6]])
 
 
+def test_thresholds_are_tuned_again_if_another_metric_is_asked_for(tmp_path, pair):
+    run = write_scored(tmp_path, pair, GOLD, [[0.9, 0.2], [0.5, 0.8]], [0, 1])
+    results.write_thresholds(run, [0.25, 0.75], pair)
+    common = (2 * 0.65 + 50 / 2) / 52  # both labels together: (0.8 + 0.5) / 2, F1 1, two positives
+    assert load_rule([run], pair, "thresholds", "f1_micro").thresholds == pytest.approx([common, common], abs=1e-6)
+    (run / "recipe.yaml").write_text("tune: f1_micro\n")
+    assert load_rule([run], pair, "thresholds").thresholds.tolist() == [0.25, 0.75]  # these are for micro-F1
+    assert load_rule([run], pair, "thresholds", "f1_macro").thresholds[0] == pytest.approx((0.7 + 25) / 51, abs=1e-6)
+
+
 def test_a_stack_weighs_the_runs_by_a_regression_on_their_logits(tmp_path, pair):
     rng = np.random.default_rng(0)
     gold = (rng.random((40, 2)) < 0.5).astype(int)

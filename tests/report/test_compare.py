@@ -68,6 +68,18 @@ def test_an_ensemble_of_systems_with_different_errors_beats_each_of_them(tmp_pat
     assert rule.combine(np.stack([rows.prob for rows in scored])) == pytest.approx(average)
 
 
+def test_runs_can_be_compared_by_micro_f1(tmp_path, two_labels):
+    runs = [write_system(tmp_path / str(k), two_labels, 0.75, seed=10 + k) for k in range(2)]
+    first, second = compare(runs, two_labels, objective="f1_micro")
+    scored = results.read_scored(runs[0], two_labels)
+    pred = nested_pred(scored.gold, scored.prob, scored.folds, "f1_micro")
+    assert first.metrics == score(scored.gold, pred, two_labels.names)
+    assert second.difference == second.metrics["f1_micro"] - first.metrics["f1_micro"]
+    assert first.interval[0] < first.metrics["f1_micro"] < first.interval[1]
+    headings = [column.header for column in tables([first, second])[0].columns]
+    assert headings[1:3] == ["micro-F1, 95 %", "macro-F1"]
+
+
 def test_a_stack_takes_each_run_as_the_mean_of_its_models(tmp_path, two_labels):
     runs = [write_system(tmp_path / str(k), two_labels, 0.75, seed=10 + k) for k in range(2)]
     first, _, stack = compare(runs, two_labels, by="stack", ensemble=True)
