@@ -47,5 +47,6 @@ def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def digest_of(rows: Rows) -> str:
     """The sha256 of the ids, texts and labels of rows, in their order."""
-    content = [list(rows.ids), list(rows.texts), rows.truth.tolist()]
+    labels = rows.truth if rows.prob is None else rows.prob
+    content = [list(rows.ids), list(rows.texts), labels.tolist()]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from emogen.task.label_cells import OFF, ON, UNLABELLED, LabelCells, Vector, key_of
+from emogen.task.label_cells import OFF, ON, UNLABELLED, LabelCells, Vector, expected, key_of, read_value
 from emogen.task.labels import LabelSet
 from emogen.task.rows import Mistakes, Problem, Rows, at_lines
 
@@ -86,6 +86,7 @@ def rows_from_records(
     if found is None:
         return no_rows(where), problems
     need = {"need_labels": options.get("need_labels", False), "need_text": options.get("need_text", True)}
+    need["soft_labels"] = options.get("soft_labels", False)
     rows = read_records(where, found, records, label_set, problems, Mistakes(), may_be_empty=may_be_empty, **need)
     return rows, problems
 
@@ -109,6 +110,7 @@ def find_columns(
     need_labels: bool = False,
     need_text: bool = True,
     need_ids: bool = True,
+    soft_labels: bool = False,
 ) -> Columns | None:
     """Find the columns of the id, the text and the labels.
 
@@ -122,11 +124,12 @@ def find_columns(
         need_labels: report missing labels as an error.
         need_text: report a missing text column as an error.
         need_ids: report a missing id column as a warning.
+        soft_labels: read probabilities in place of 0 and 1.
 
     Returns:
         The columns, or None if there is no text column where one is needed.
     """
-    finder = _Finder(where, list(columns), sample, label_set, problems)
+    finder = _Finder(where, list(columns), sample, label_set, problems, soft_labels)
     text = finder.role("text", text_column, TEXT_NAMES)
     if text is None and need_text and text_column is None:
         message = f"no text column; expected one of {', '.join(TEXT_NAMES)}, found: {listed(columns)}"
@@ -150,6 +153,7 @@ def read_records(
     *,
     need_labels: bool = False,
     need_text: bool = True,
+    soft_labels: bool = False,
     may_be_empty: bool = False,
 ) -> Rows:
     """Read records as rows.
@@ -161,6 +165,7 @@ def read_records(
         mistakes: of the records so far.
         need_labels: report missing labels as an error.
         need_text: report a text that is no string as an error.
+        soft_labels: the labels are probabilities. Those above a half are the row's labels.
         may_be_empty: accept a source without records.
     """
     ids, texts, lines = [], [], []
@@ -173,10 +178,12 @@ def read_records(
     problems += mistakes.take(where)
     if not ids and not may_be_empty and not any(problem.level == "error" for problem in problems):
         problems.append(Problem("error", where, "no rows below the header"))
-    gold = _stack_labels(where, vectors, lines, label_set, columns.empty, problems, need_labels)
+    values = _stack_labels(where, vectors, lines, label_set, columns.empty, problems, need_labels)
+    gold, prob = None if values is None else (values > 0.5).astype(np.int8), values if soft_labels else None
     return Rows(
         where, ids, texts, gold, lines,
         "ID" if columns.id is None else columns.id, columns.text or "Tweet", columns.id is not None, columns.others,
+        prob,
     )  # fmt: skip
 
 
@@ -190,10 +197,16 @@ class _Finder:
     """Finds the columns of one source, and appends what is wrong with them to its problems."""
 
     def __init__(
-        self, where: str, columns: list[str], sample: Sequence[Record], label_set: LabelSet, problems: list[Problem]
+        self,
+        where: str,
+        columns: list[str],
+        sample: Sequence[Record],
+        label_set: LabelSet,
+        problems: list[Problem],
+        soft: bool,
     ):
         self.where, self.columns, self.sample = where, columns, sample
-        self.label_set, self.problems = label_set, problems
+        self.label_set, self.problems, self.soft = label_set, problems, soft
         self.by_key: dict[str, list[str]] = defaultdict(list)  # columns that look the same
         for column in columns:
             self.by_key[_wide(column)].append(column)
@@ -291,10 +304,10 @@ class _Finder:
             self.error(
                 f"{message}; found: {listed(self.columns)}; name a column that holds all labels with labels_column"
             )
-        return set(column_of.values()), _label_columns_reader(column_of, self.label_set, classes), "0"
+        return set(column_of.values()), _label_columns_reader(column_of, self.label_set, classes, soft=self.soft), "0"
 
     def cells(self, name: str, classes: Mapping[str, Sequence[str]]) -> LabelReader:
-        reader = LabelCells(self.label_set, classes.get(name))
+        reader = LabelCells(self.label_set, classes.get(name), soft=self.soft)
         return lambda record, line, mistakes: reader.read(record.get(name), line, mistakes)
 
     def columns_of_labels(self, taken: set[str | None]) -> dict[str, str]:
@@ -420,9 +433,9 @@ def _no_labels(record: Record, line: int, mistakes: Mistakes) -> Vector | None:
 
 
 def _label_columns_reader(
-    column_of: Mapping[str, str], label_set: LabelSet, classes: Mapping[str, Sequence[str]]
+    column_of: Mapping[str, str], label_set: LabelSet, classes: Mapping[str, Sequence[str]], *, soft: bool
 ) -> LabelReader:
-    """A function that reads the labels of a record from one column of 0 and 1 per label."""
+    """A function that reads the labels of a record from one column of 0 and 1 (or probabilities) per label."""
 
     def read(record: Record, line: int, mistakes: Mistakes) -> Vector | None:
         values = {
@@ -431,9 +444,9 @@ def _label_columns_reader(
         if all(value in UNLABELLED for value in values.values()):
             return None
         for name, value in values.items():
-            if value not in ON + OFF:
-                mistakes.add(line, "", f"label {name!r} is {value[:60]!r}", "; expected 0 or 1")
-        return tuple(int(values.get(name) in ON) for name in label_set.names)
+            if read_value(value, soft=soft) is None:
+                mistakes.add(line, "", f"label {name!r} is {value[:60]!r}", expected(value, soft=soft))
+        return tuple(read_value(values.get(name, "0"), soft=soft) or 0 for name in label_set.names)
 
     return read
 
@@ -459,7 +472,7 @@ def _stack_labels(
     problems: list[Problem],
     need_labels: bool,
 ) -> np.ndarray | None:
-    """The gold labels, int8 [n, L], or None if no row has labels."""
+    """The values of the labels, float32 [n, L], or None if no row has labels."""
     missing = [line for line, vector in zip(lines, vectors, strict=True) if vector is None]
     if len(missing) == len(vectors):
         if need_labels and vectors:
@@ -469,10 +482,10 @@ def _stack_labels(
     if missing:
         message = f"no labels here, though other rows have them; write {empty} for a text without labels"
         problems.append(Problem("error", at_lines(where, missing), message))
-    gold = np.array([vector or (0,) * len(label_set) for vector in vectors], dtype=np.int8)
+    values = np.array([vector or (0,) * len(label_set) for vector in vectors], dtype=np.float32)
     if label_set.exactly_one and not any(problem.level == "error" for problem in problems):
-        for n in sorted(set(gold.sum(axis=1).tolist()) - {1}):
-            wrong = [line for line, row in zip(lines, gold, strict=True) if row.sum() == n]
-            message = f"{n or 'no'} labels, but {label_set.name!r} says exactly_one: each text has one label"
+        for n in sorted(set(values.sum(axis=1).tolist()) - {1}):
+            wrong = [line for line, row in zip(lines, values, strict=True) if row.sum() == n]
+            message = f"{int(n) or 'no'} labels, but {label_set.name!r} says exactly_one: each text has one label"
             problems.append(Problem("error", at_lines(where, wrong), message))
-    return gold
+    return values

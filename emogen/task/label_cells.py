@@ -3,7 +3,7 @@
 A cell holds a list of names, of class numbers whose names the file knows, or of one 0 or 1 for each label; an object
 `{"anger": 1, "joy": 0, ...}` with a value for each label; or text: names separated by commas, semicolons or `|`, or a
 list as JSON, Python or numpy write it. An empty list and the empty answer of the label set mean no labels. An empty
-cell means that the row is unlabelled. Everything else is a mistake.
+cell means that the row is unlabelled. Everything else is a mistake. With `soft`, an object has probabilities.
 """
 
 import difflib
@@ -17,7 +17,7 @@ from typing import Any
 from emogen.task.labels import LabelSet
 from emogen.task.rows import Mistakes
 
-Vector = tuple[int, ...]
+Vector = tuple[float, ...]  # 0 or 1 for each label, or its probability
 ON, OFF = ("1", "1.0", "true"), ("0", "0.0", "false")
 UNLABELLED = ("none", "", "nan", "null")  # how test files write that a row is unlabelled
 
@@ -38,16 +38,43 @@ def key_of(name: str) -> str:
     return unicodedata.normalize("NFC", name.casefold())
 
 
+def read_value(cell: str, *, soft: bool) -> float | None:
+    """The value of one label in a cell, in lower case: 0 or 1.
+
+    Args:
+        soft: a probability from 0 to 1 is a value, too.
+
+    Returns:
+        None for anything else.
+    """
+    if cell in ON + OFF:
+        return int(cell in ON)
+    try:
+        value = float(cell) if soft else math.nan
+    except ValueError:
+        return None
+    return value if 0 <= value <= 1 else None
+
+
+def expected(cell: str, *, soft: bool) -> str:
+    """The end of the message about a cell that has no value."""
+    if soft:
+        return "; expected a probability from 0 to 1"
+    is_prob = read_value(cell, soft=True) is not None
+    return "; expected 0 or 1" + (" (probabilities to train on need soft_labels: true)" if is_prob else "")
+
+
 class LabelCells:
     """Reads the cells of one column that holds all labels.
 
     Args:
         label_set: the labels.
         classes: names of the class numbers, if the file has them.
+        soft: see `read_value`.
     """
 
-    def __init__(self, label_set: LabelSet, classes: Sequence[str] | None = None):
-        self.label_set, self.classes = label_set, classes
+    def __init__(self, label_set: LabelSet, classes: Sequence[str] | None = None, *, soft: bool = False):
+        self.label_set, self.classes, self.soft = label_set, classes, soft
         self.known = {key_of(name): name for name in label_set.names}
         self.empty = key_of(label_set.empty)
         self.zeros = (0,) * len(label_set)
@@ -84,16 +111,16 @@ class LabelCells:
             if key not in self.known:
                 wrong = True
                 self._note_unknown(name, line, mistakes)
-            elif on not in ON + OFF:
+            elif read_value(on, soft=self.soft) is None:
                 wrong = True
-                mistakes.add(line, "", f"label {self.known[key]!r} is {_short(on)}", "; expected 0 or 1")
+                mistakes.add(line, "", f"label {self.known[key]!r} is {_short(on)}", expected(on, soft=self.soft))
         for key, name in self.known.items():
             if key not in values:
                 wrong = True
                 mistakes.add(line, "an object without a value for ", repr(name))
         if wrong:
             return self.zeros
-        return tuple(int(values[key][1] in ON) for key in self.known)
+        return tuple(read_value(values[key][1], soft=self.soft) or 0 for key in self.known)
 
     def _read_list(self, items: Sequence[Any] | set[Any], line: int, mistakes: Mistakes) -> Vector:
         items = list(items)

@@ -54,6 +54,7 @@ def read_rows(
     need_labels: bool = False,
     need_text: bool = True,
     need_ids: bool = True,
+    soft_labels: bool = False,
 ) -> tuple[Rows, list[Problem]]:
     """Read a data file.
 
@@ -63,6 +64,7 @@ def read_rows(
         need_labels: report missing labels as an error.
         need_text: report a missing text column as an error. (A file of predictions has none.)
         need_ids: report a missing id column as a warning.
+        soft_labels: read probabilities in place of 0 and 1, in label columns or in objects.
 
     Returns:
         The rows that could be read, and every problem. `checked` raises the errors among them.
@@ -77,13 +79,13 @@ def read_rows(
         columns = find_columns(
             str(source), table.columns, [record for _, record in records], label_set, problems,
             text_column=text_column, id_column=id_column, labels_column=labels_column, classes=table.classes,
-            need_labels=need_labels, need_text=need_text, need_ids=need_ids,
+            need_labels=need_labels, need_text=need_text, need_ids=need_ids, soft_labels=soft_labels,
         )  # fmt: skip
         if columns is None:
             return no_rows(str(source)), problems + table.mistakes.take(str(source))
         rows = read_records(
             str(source), columns, records, label_set, problems, table.mistakes,
-            need_labels=need_labels, need_text=need_text,
+            need_labels=need_labels, need_text=need_text, soft_labels=soft_labels,
         )  # fmt: skip
         return rows, problems
     except UNREADABLE as error:
@@ -166,7 +168,7 @@ def read_hub(
         name: name of the dataset, or path of the folder.
         config: configuration of the dataset.
         split: name of the split, such as `train`.
-        columns: `text_column`, `id_column`, `labels_column` and `need_labels`, as in `read_rows`.
+        columns: `text_column`, `id_column`, `labels_column`, `need_labels` and `soft_labels`, as in `read_rows`.
 
     Returns:
         As `read_rows`. Lines are row numbers from 1.

@@ -104,6 +104,11 @@ class Recipe(BaseModel):
     labels_column: str | None = Field(
         None, description="name of the one column that holds all labels; detected by default"
     )
+    soft_labels: bool = Field(
+        False,
+        description="the training rows have probabilities, from 0 to 1, in place of 0 and 1: a head learns them, and "
+        "answers are drawn from them",
+    )
     separator: str | None = Field(None, description="character between columns, or \\t for a tab; detected by default")
     quoting: Literal["csv", "none"] | None = Field(
         None,
@@ -458,6 +463,12 @@ def _conflicts(recipe: Recipe, where: dict[str, str]) -> Iterator[str]:
         yield f"{where['api_prices']}: api_prices: expected prices of 0 or more, got {recipe.api_prices}"
     if unknown := [name for name in recipe.features if name not in ("tfidf", "emoji") and ":" not in name]:
         yield f"{where['features']}: features: {unknown[0]}: expected tfidf, emoji or MODULE:FUNCTION"
+    for key in ("eval_fraction", "select_best"):
+        if recipe.soft_labels and getattr(recipe, key):
+            yield (
+                f"{where[key]}: {key}: cannot be combined with soft_labels: rows without certain labels cannot be "
+                "scored; name labelled rows with eval_file"
+            )
     if recipe.eval_file and recipe.eval_fraction:
         yield f"{where['eval_fraction']}: eval_fraction: cannot be combined with eval_file; choose one"
     if recipe.answer == "head":

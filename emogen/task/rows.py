@@ -69,6 +69,7 @@ class Rows:
         ids: n ids; row numbers if the file has no ids.
         texts: n texts, unchanged from the file.
         gold: int8 [n, L] in canonical label order, or None if the file has no labels.
+        prob: float32 [n, L], the probability of each label, if the file has these instead of certain labels.
         lines: the line on which each row begins (row numbers for Parquet and Hub data).
         id_column, text_column: names of these columns, for writing files with the same columns.
         has_ids: whether the file has an id column; otherwise the ids are line numbers.
@@ -84,6 +85,7 @@ class Rows:
     text_column: str = "Tweet"
     has_ids: bool = True
     others: tuple[str, ...] = ()
+    prob: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -94,6 +96,11 @@ class Rows:
         assert self.gold is not None
         return self.gold
 
+    @property
+    def targets(self) -> np.ndarray:
+        """What a loss compares its output with: the probabilities of the file, or else its labels; float32 [n, L]."""
+        return (self.truth if self.prob is None else self.prob).astype(np.float32)
+
     def take(self, index: Sequence[int] | np.ndarray) -> "Rows":
         """The rows at the given positions."""
         index = [int(i) for i in index]
@@ -102,6 +109,7 @@ class Rows:
             ids=[self.ids[i] for i in index],
             texts=[self.texts[i] for i in index],
             gold=None if self.gold is None else self.gold[index],
+            prob=None if self.prob is None else self.prob[index],
             lines=[self.lines[i] for i in index],
         )
 

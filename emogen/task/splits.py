@@ -5,7 +5,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,13 +49,18 @@ def load_splits(recipe: Recipe, label_set: LabelSet) -> tuple[Splits | None, lis
         "need_labels": True,
     }
 
-    def read(file: str | None, split: str | None) -> tuple[Rows, list[Problem]]:
+    def read(file: str | None, split: str | None, *, soft: bool = False) -> tuple[Rows, list[Problem]]:
         if file is not None:
-            return read_rows(recipe.find(file), label_set, **columns, **recipe.file_form)
-        return read_hub(str(recipe.dataset_name), recipe.dataset_config, str(split), label_set, **columns)
+            return read_rows(recipe.find(file), label_set, **columns, **recipe.file_form, soft_labels=soft)
+        return read_hub(
+            str(recipe.dataset_name), recipe.dataset_config, str(split), label_set, **columns, soft_labels=soft
+        )
 
-    train, problems = read(recipe.train_file, recipe.dataset_train_split)
+    train, problems = read(recipe.train_file, recipe.dataset_train_split, soft=recipe.soft_labels)
     problems += check_rows(train)
+    if recipe.soft_labels and label_set.exactly_one:
+        message = f"soft_labels: not for {label_set.name!r}, which says exactly_one; its rows need one certain label"
+        problems.append(Problem("error", train.path, message))
     eval_rows = None
     if recipe.eval_file or recipe.dataset_test_split:
         eval_rows, more = read(recipe.eval_file, recipe.dataset_test_split)
@@ -68,6 +73,8 @@ def load_splits(recipe: Recipe, label_set: LabelSet) -> tuple[Splits | None, lis
         except DataError as error:
             return None, [*problems, *error.problems]
         train, eval_rows = train.take(kept), train.take(held_out)
+    if train.prob is not None:
+        train = draw_labels(train, recipe.seed)
     examples, train = draw_rows(train, n_drawn(recipe), recipe.seed)
     if not len(train):
         return None, [*problems, Problem("error", train.path, "no training rows are left")]
@@ -77,6 +84,13 @@ def load_splits(recipe: Recipe, label_set: LabelSet) -> tuple[Splits | None, lis
 def n_drawn(recipe: Recipe) -> int:
     """The number of few-shot examples that all texts share; none if each text has its nearest rows."""
     return recipe.examples if recipe.examples_by == "drawn" else 0
+
+
+def draw_labels(rows: Rows, seed: int) -> Rows:
+    """Draw the labels of rows with probabilities, each on its own. Answers name these, and frequencies count them."""
+    assert rows.prob is not None
+    drawn = np.random.default_rng(seed).random(rows.prob.shape) < rows.prob
+    return replace(rows, gold=drawn.astype(np.int8))
 
 
 def draw_rows(rows: Rows, n: int, seed: int) -> tuple[Rows, Rows]:
@@ -89,8 +103,11 @@ def all_rows(recipe: Recipe, label_set: LabelSet) -> Rows:
     """All training rows of a recipe, with none held out. Warnings are logged.
 
     Raises:
-        DataError: every error in the data.
+        DataError: every error in the data, or its labels are probabilities: nothing can be scored against them.
     """
+    if recipe.soft_labels:
+        message = "soft_labels: rows with probabilities in place of labels are trained on, and cannot be scored"
+        raise DataError([Problem("error", str(recipe.path), message)])
     whole = recipe.model_copy(
         update={"eval_file": None, "eval_fraction": 0.0, "examples": 0, "dataset_test_split": None}
     )

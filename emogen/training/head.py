@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from peft import get_peft_model
@@ -90,7 +89,7 @@ def encode_rows(tokenizer: Any, rows: Rows, max_length: int | None) -> tuple[Dat
         A dataset of `input_ids` and `labels` (float, for the loss); and the number of texts that were shortened.
     """
     encoded = TextTokenizer.of(tokenizer).encode_texts(rows.texts, max_length)
-    columns = {"input_ids": encoded["input_ids"], "labels": rows.truth.astype(np.float32).tolist()}
+    columns = {"input_ids": encoded["input_ids"], "labels": rows.targets.tolist()}
     return Dataset.from_dict(columns), sum(n_cut > 0 for n_cut in encoded["n_cut"])
 
 

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -74,10 +76,42 @@ def test_a_label_is_0_or_1_in_several_spellings(value, gold):
     assert checked(read(record(joy=value))).gold.tolist() == [[gold, 0, 0]]
 
 
-@pytest.mark.parametrize(("value", "shown"), [("2", "2"), ("yes", "yes"), ("0.5", "0.5"), ("None", "none"), ("", "")])
+@pytest.mark.parametrize(("value", "shown"), [("2", "2"), ("yes", "yes"), ("-0.5", "-0.5"), ("None", "none"), ("", "")])
 def test_any_other_label_value_is_an_error(value, shown):
     (message,) = errors_in(read(record(joy=value)))
     assert message == f"d.csv:2: label 'joy' is {shown!r}; expected 0 or 1"
+
+
+@pytest.mark.parametrize("form", ["columns", "object", "text"])
+def test_soft_labels_are_probabilities(form):
+    """A teacher's probabilities: in label columns, or as `predict --jsonl` writes them."""
+    values = [{"joy": 0.75, "anger": "0.25", "surprise": 1}, {"joy": 0, "anger": 0.5, "surprise": 1e-06}]
+    if form == "columns":
+        records, options = [record(**row) for row in values], {}
+    else:
+        cells = values if form == "object" else [json.dumps(row) for row in values]
+        records = [{"id": "1", "text": "x", "labels": ["joy"], "prob": cell} for cell in cells]
+        options = {"labels_column": "prob"}
+    rows = checked(read(*records, soft_labels=True, **options))
+    np.testing.assert_allclose(rows.prob, [[0.75, 0.25, 1], [0, 0.5, 1e-6]])
+    assert rows.gold.tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert (rows.prob.dtype, rows.gold.dtype) == (np.float32, np.int8)
+    assert rows.take([1]).targets.tolist() == rows.prob[[1]].tolist()
+
+    (message,) = errors_in(read(*records, **options))
+    assert "label 'joy' is '0.75', label 'Anger' is '0.25'" in message
+    assert message.endswith("; expected 0 or 1 (probabilities to train on need soft_labels: true)")
+
+
+@pytest.mark.parametrize("value", ["1.5", "-0.1", "nan", "inf", "many"])
+def test_a_soft_label_outside_0_to_1_is_an_error(value):
+    expected = f"label 'joy' is {value!r}; expected a probability from 0 to 1"
+    (message,) = errors_in(read(record(joy=value), soft_labels=True))
+    assert message == f"d.csv:2: {expected}"
+    (message,) = errors_in(
+        read({"id": "1", "text": "x", "labels": {"joy": value, "anger": 0, "surprise": 0}}, soft_labels=True)
+    )
+    assert message == f"d.csv:2: {expected}"
 
 
 def test_one_mistake_in_many_rows_is_reported_once():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny import POSTS, write_posts
 
-from emogen.task.recipe import load_recipe
+from emogen.task.recipe import RecipeError, load_recipe
 from emogen.task.rows import DataError, Rows, normalise_text
 from emogen.task.splits import all_rows, hold_out, load_splits, make_folds, sample_rows
 
@@ -134,6 +134,35 @@ def test_all_rows_holds_out_none_and_logs_warnings(tmp_path, labels, caplog):
     (tmp_path / "train.csv").unlink()
     with pytest.raises(DataError, match="no such file"):
         all_rows(recipe, labels)
+
+
+def test_soft_labels_are_drawn_and_kept(tmp_path, labels):
+    text = "id,text," + ",".join(labels.names) + "\n"
+    text += "".join(
+        f"{k},post number {k},{','.join(['0.25', '0', '1'] + ['0'] * (len(labels) - 3))}\n" for k in range(2000)
+    )
+    recipe = recipe_of(tmp_path, labels)
+    recipe = recipe.model_copy(update={"soft_labels": True, "train_file": str(tmp_path / "soft.csv")})
+    (tmp_path / "soft.csv").write_text(text)
+    train = load_splits(recipe, labels)[0].train
+    assert train.targets[0].tolist()[:3] == [0.25, 0, 1]
+    assert train.truth.mean(axis=0)[:3] == pytest.approx([0.25, 0, 1], abs=0.03)
+    assert np.array_equal(train.truth, load_splits(recipe, labels)[0].train.truth)
+    with pytest.raises(DataError, match="soft_labels: rows with probabilities"):
+        all_rows(recipe, labels)
+
+
+@pytest.mark.parametrize("override", ["eval_fraction=0.1", "select_best={}"])
+def test_soft_labels_are_not_scored(tmp_path, labels, override):
+    with pytest.raises(RecipeError, match="cannot be combined with soft_labels"):
+        recipe_of(tmp_path, labels, POSTS, "soft_labels=true", override)
+
+
+def test_a_single_certain_label_is_not_soft(tmp_path, labels):
+    single = labels.model_copy(update={"exactly_one": True})
+    splits, problems = load_splits(recipe_of(tmp_path, labels, POSTS, "soft_labels=true"), single)
+    assert splits is None
+    assert "says exactly_one" in str(problems[-1])
 
 
 def test_the_splits_of_a_local_dataset_folder(tmp_path, labels, monkeypatch):

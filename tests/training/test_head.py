@@ -136,6 +136,21 @@ def test_a_head_memorises_its_posts_and_padding_changes_nothing(head_recipe, tmp
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_student_learns_the_probabilities_of_its_teacher(head_recipe, tmp_path, labels):
+    wanted = np.random.default_rng(0).choice([0.2, 0.8], (len(POSTS), len(labels)))
+    teacher = tmp_path / "teacher.jsonl"  # as predict --jsonl writes it
+    records = [
+        {"id": str(k), "text": text, "labels": [], "prob": dict(zip(labels.names, prob, strict=True))}
+        for k, ((text, _), prob) in enumerate(zip(POSTS, wanted.tolist(), strict=True))
+    ]
+    teacher.write_text("".join(json.dumps(record) + "\n" for record in records))
+    keys = {"train_file": str(teacher), "labels_column": "prob", "soft_labels": True, "max_steps": 150}
+    main([head_recipe("llama", learning_rate=1e-2, lora_r=8, **keys)])
+    learnt = load_run(tmp_path / "run").predict_proba([text for text, _ in POSTS])
+    assert np.abs(learnt - wanted).mean() < 0.05  # certain labels would be learnt as 0 and 1, 0.2 away
+
+
 def test_the_loss_is_binary_cross_entropy_with_weighted_positives():
     logits = torch.tensor([[0.0, 2.0], [-1.0, 1.0]])
     gold = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
