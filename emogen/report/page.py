@@ -198,6 +198,7 @@ def comparison_page(
         ),
         "references": references(compared[best][0].metrics),
         "best": best,
+        "best_titles": [_title_among(run, _decision_of(own, best)) for run, own in zip(runs, scores, strict=True)],
         "discordant": discordant(rows.gold, [_decision_of(own, best).pred for own in scores]).tolist(),
         "resources_of_runs": {title: [values.get(title, "") for values in measured] for title in titles},
         "recipe_differences": _recipe_differences(runs),
@@ -220,6 +221,11 @@ def _choice(compared: dict[str, list[System]], best: str) -> str:
         return ""
     values = ", ".join(f"{title} {_highest(systems):.3f}" for title, systems in compared.items())
     return f"Shown first: labels decided by {best}, with the highest macro-F1 of any run on these rows ({values})."
+
+
+def _title_among(run: Run, decision: Decision) -> str:
+    """The title of a decision among those of several runs."""
+    return f"{run.name}: {decision.title}"
 
 
 def _decision_of(scores: Scores, title: str) -> Decision:
@@ -275,7 +281,7 @@ def browser_data(
             decisions += [_decision_data(decision, decision.title, k, rows.folds) for decision in own.best_first]
         else:
             decisions += [
-                _decision_data(decision, f"{run.name}: {decision.title}", k, rows.folds)
+                _decision_data(decision, _title_among(run, decision), k, rows.folds)
                 for decision in sorted(own.decisions, key=lambda one: (one.thresholds is None) is nested_first)
             ]
     return {

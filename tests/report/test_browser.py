@@ -325,6 +325,8 @@ def test_rows_that_one_run_predicts_exactly_and_the_other_does_not(opened, repor
     shown(page, only_second.sum())
     cells = page.locator("#disagreement td").all_inner_texts()
     assert cells == ["–", str(only_first.sum()), str(only_second.sum()), "–"]
+    page.locator("#disagreement td a").first.click()
+    assert sorted(shown(page, only_first.sum())) == sorted(np.array(scored.ids)[only_first])
 
 
 @pytest.mark.parametrize("file", ["small/report.html", "both.html", "audited/report.html"])
