@@ -1,8 +1,10 @@
 """Rules of the house that nobody should have to remember."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -88,6 +90,19 @@ def test_light_rooms_load_no_heavy_library_and_reports_only_matplotlib():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "['matplotlib']"]
+
+
+def test_the_drawing_and_the_table_of_the_architecture_have_every_room_on_its_floor():
+    root = PACKAGE.parent
+    layers = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    floors = [layer.split(" | ") for layer in layers]
+    drawing = (root / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    drawn = drawing.partition("Data flow</text>")[0].split("<!-- floor ")[1:]
+    assert [sorted(re.findall(r'class="name"[^>]*>(\w+)<', floor)) for floor in drawn] == list(map(sorted, floors))
+    table = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| (.*?) \|", table, re.MULTILINE)
+    found = [(int(floor), room) for floor, rooms in rows for room in re.findall(r"`emogen/(\w+)", rooms)]
+    assert sorted(found) == sorted((8 - k, room) for k, floor in enumerate(floors) for room in floor)
 
 
 def test_the_public_face_is_lazy_and_complete():

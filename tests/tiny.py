@@ -21,6 +21,7 @@ from transformers import (
 
 from emogen import paths
 from emogen.evaluation import results, run_folder
+from emogen.evaluation.audit_file import AuditedRelation, AuditedRow, AuditFile, predictions_digest
 from emogen.evaluation.metrics import evaluate, tune_thresholds
 from emogen.evaluation.results import Prediction
 from emogen.task.labels import LabelSet
@@ -191,6 +192,27 @@ def write_run(folder: Path, labels: LabelSet, n: int = 40, *, posts=None, noise=
     (folder / "train_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in logs))
     (folder / "adapter").mkdir()
     return folder
+
+
+def audit_of(folder: Path, suspected: dict[int, dict[str, float]], twins: tuple[int, ...] = ()) -> AuditFile:
+    """What an audit may say about a run folder of `write_run`: rows with suspected labels, two twins, and a relation."""
+    rows = [
+        AuditedRow(
+            id=f"r{i}",
+            suspected=probs,
+            suggested=("anger",),
+            twins=(),
+            reasons=tuple(f"{k} <i>is</i> wrong" for k in probs),
+        )
+        for i, probs in suspected.items()
+    ]
+    for i, other in zip(twins, reversed(twins), strict=True):
+        reason = f"nearly the text of r{other}"
+        rows.append(AuditedRow(id=f"r{i}", suspected={}, suggested=(), twins=(f"r{other}",), reasons=(reason,)))
+    relation = AuditedRelation(sentence="joy nearly implies anger: 1 of 40 & more", exceptions=("r9",))
+    return AuditFile(
+        predictions=predictions_digest(folder), systems=(str(folder),), rows=tuple(rows), relations=(relation,)
+    )
 
 
 def kill_at(event: Callable[[], bool], command: Sequence, **options) -> None:

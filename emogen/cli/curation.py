@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from emogen.curation.audit import Audit
     from emogen.task.labels import LabelSet
+    from emogen.task.rows import Rows
 
 SHOWN = 5  # rows, rules
 
@@ -41,10 +42,12 @@ def audit(
     labels are doubted where models that did not see them are sure of something else. Several runs are stacked first.
     Near-duplicates with other labels, and rows that break what nearly all rows obey, are listed, too.
 
-    Correct the column `correct` of the list. --apply then writes all rows with the corrected labels to a new file.
+    Correct the column `correct` of the list. --apply then writes all rows with the corrected labels to a new file. The
+    report of the first run shows the list, too, when it is written again.
     """
-    from emogen.curation.audit import apply_corrections, audit, audit_csv
-    from emogen.evaluation.results import read_held_out, write_rows
+    from emogen.curation.audit import apply_corrections, audit, audit_csv, audit_file
+    from emogen.evaluation.audit_file import write_audit
+    from emogen.evaluation.results import held_out_rows, read_scored, write_rows
     from emogen.evaluation.run_folder import RUN, kind_of, label_set_of
 
     label_set = label_set_of(runs[0])
@@ -54,28 +57,57 @@ def audit(
             found = audit(runs, label_set)
         with paths.writing(target) as file:
             file.write(audit_csv(found))
+        write_audit(runs[0], audit_file(found, runs))
         _print_audit(found)
         command = f"emogen audit {shlex.join(map(str, runs))} --apply {shlex.quote(str(target))}"
         out.print(f"The list is {target}. Correct its column 'correct', then: {command}", soft_wrap=True)
+        out.print(f"To see these rows in the report: emogen report {shlex.quote(str(runs[0]))}", soft_wrap=True)
         return
     if kind_of(runs[0]) == RUN:
         raise InputError(
             f"{runs[0]}: a run is scored on its held-out rows alone, so the corrected file would lack the training "
             "rows; audit a cross-validation or a baseline"
         )
-    rows = read_held_out(runs[0], label_set)
+    scored = read_scored(runs[0], label_set)
+    rows = held_out_rows(scored)
     corrected = apply_corrections(rows, apply, label_set)
     write_rows(target, corrected, label_set)
-    changed = (rows.truth != corrected.truth).any(axis=1).sum()
-    before, after = rows.truth, corrected.truth
-    counts = {"rows": before, "added": after > before, "removed": after < before, "rows now": after}
-    _print_by_label(label_set, {heading: _counts(cells) for heading, cells in counts.items()})
-    out.print(f"{changed:,} of {len(rows):,} rows have other labels. All rows are in {target}", soft_wrap=True)
+    _print_changes(rows, corrected, label_set)
+    out.print(f"All rows, with the changes, are in {target}", soft_wrap=True)
     out.print(
-        "A new run trains on them and is scored by them, so its metrics cannot be compared with the old ones: "
-        f"emogen cv RECIPE train_file={shlex.quote(str(target))} eval_fraction=0 output_dir=NEW_FOLDER",
+        "To train again on them, on new folds that are stratified over the new labels: "
+        + shlex.join(_command_again(runs[0], target, len(set(scored.folds.tolist())))),
         soft_wrap=True,
     )
+    out.print(
+        "It is also scored by the new labels, so its metrics cannot be compared with the old ones.", soft_wrap=True
+    )
+
+
+def _print_changes(before: "Rows", after: "Rows", label_set: "LabelSet") -> None:
+    """Which rows and labels differ between the same rows before and after a correction."""
+    old, new = before.truth, after.truth
+    counts = {"rows": old, "added": new > old, "removed": new < old, "rows now": new}
+    _print_by_label(label_set, {heading: _counts(cells) for heading, cells in counts.items()})
+    changed = [i for i in range(len(before)) if (old[i] != new[i]).any()]
+    out.print(f"{len(changed):,} of {len(before):,} rows have other labels{':' if changed else '.'}")
+    for i in changed[:SHOWN]:
+        was, now = (label_set.cell(labels[i].tolist()) for labels in (old, new))
+        out.print(f"  {before.ids[i]}: {was} -> {now}", markup=False)
+    if len(changed) > SHOWN:
+        out.print(f"  and {len(changed) - SHOWN:,} more")
+
+
+def _command_again(run: Path, file: Path, n_folds: int) -> list[str]:
+    """The command that cross-validates a folder's recipe again, on a file that `write_rows` has written."""
+    from emogen.evaluation.run_folder import BASELINE, LABELS, PROMPT, RECIPE, kind_of
+
+    columns = ["id_column=id", "text_column=text", "labels_column=labels"]
+    return [
+        *("emogen", "baseline" if kind_of(run) == BASELINE else "cv", str(run / RECIPE), "--folds", str(n_folds)),
+        *(f"train_file={file}", *columns, f"prompt={PROMPT}", f"labels={LABELS}"),
+        f"output_dir={run.parent / f'{run.resolve().name}-corrected'}",
+    ]
 
 
 def _print_audit(found: "Audit") -> None:

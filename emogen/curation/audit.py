@@ -19,6 +19,7 @@ import numpy as np
 from emogen.distribution import install_hint
 from emogen.errors import InputError
 from emogen.evaluation import results
+from emogen.evaluation.audit_file import AuditedRelation, AuditedRow, AuditFile, predictions_digest
 from emogen.evaluation.run_folder import PROMPTED, kind_of
 from emogen.evaluation.stack import cross_fit
 from emogen.task.labels import LabelSet
@@ -68,10 +69,8 @@ class Relation:
         first, second = names[self.first], names[self.second]
         if self.implies:
             return f"{first} nearly implies {second}: {len(self.exceptions):,} of {self.n:,} rows do not have it"
-        return (
-            f"{first} and {second} nearly exclude each other: {len(self.exceptions):,} rows have both; by chance "
-            f"{self.n:,}"
-        )
+        both = f"{len(self.exceptions):,} {'row has' if len(self.exceptions) == 1 else 'rows have'} both"
+        return f"{first} and {second} nearly exclude each other: {both}; by chance {self.n:,}"
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class Audit:
         remarks = defaultdict(list)
         for twin in self.twins:
             for i, other in ((twin.first, twin.second), (twin.second, twin.first)):
-                labels = _cell(self.label_set, gold[other])
+                labels = self.label_set.cell(gold[other].tolist())
                 remarks[i].append(f"nearly the text of {self.rows.ids[other]}, which has {labels}")
         for relation in self.relations:
             link = "without" if relation.implies else "with"
@@ -259,28 +258,60 @@ def find_relations(gold: np.ndarray) -> list[Relation]:
     return relations
 
 
+def audit_file(found: Audit, runs: Sequence[Path]) -> AuditFile:
+    """What was found, as the report shows it. `runs` are those of `audit`; the report is that of the first."""
+    ids, names = found.rows.ids, found.label_set.names
+    twins = defaultdict(list)
+    for twin in found.twins:
+        twins[twin.first].append(ids[twin.second])
+        twins[twin.second].append(ids[twin.first])
+    rows = [
+        AuditedRow(
+            id=ids[i],
+            suspected={names[k]: round(float(found.prob[i, k]), 6) for k in np.flatnonzero(found.suspected[i])},
+            suggested=found.label_set.names_of(found.suggested[i].tolist()),
+            twins=tuple(twins[i]),
+            reasons=tuple(found.reasons(i)),
+        )
+        for i in found.worst_first
+    ]
+    relations = [
+        AuditedRelation(sentence=relation.sentence(names), exceptions=tuple(ids[i] for i in relation.exceptions))
+        for relation in found.relations
+    ]
+    return AuditFile(
+        predictions=predictions_digest(runs[0]),
+        systems=tuple(map(str, runs)),
+        rows=tuple(rows),
+        relations=tuple(relations),
+    )
+
+
 def audit_csv(found: Audit) -> str:
     """The rows that something is said about, the worst first, as a CSV file.
 
     Returns:
         Its columns are the id, the text, `correct`, `given`, `suggested`, `quality` (of the worst label) and `why`.
-        `correct` holds the given labels until somebody changes it.
+        `correct` holds the given labels until somebody changes it. The list is made for a spreadsheet, so other cells
+        are those of `spreadsheet_cell`.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([ID, TEXT, CORRECT, "given", "suggested", "quality", "why"])
     rows, suggested = found.rows, found.suggested
     for i in found.worst_first:
-        given = _cell(found.label_set, rows.truth[i])
+        given = found.label_set.cell(rows.truth[i].tolist())
         quality = f"{found.quality[i].min():.3f}"
-        suggestion = _cell(found.label_set, suggested[i])
+        suggestion = found.label_set.cell(suggested[i].tolist())
         why = "; ".join(found.reasons(i))
-        writer.writerow([rows.ids[i], rows.texts[i], given, given, suggestion, quality, why])
+        row_id, row_text, *others = map(spreadsheet_cell, (rows.ids[i], rows.texts[i], given, suggestion, quality, why))
+        writer.writerow([row_id, row_text, given, *others])
     return text.getvalue()
 
 
-def _cell(label_set: LabelSet, vector: np.ndarray) -> str:
-    return ", ".join(label_set.names_of(vector.tolist())) or label_set.empty
+def spreadsheet_cell(text: str) -> str:
+    """A text that a spreadsheet does not take for a formula: an apostrophe stands before what would be one."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def apply_corrections(rows: Rows, file: str | Path, label_set: LabelSet) -> Rows:
@@ -295,14 +326,16 @@ def apply_corrections(rows: Rows, file: str | Path, label_set: LabelSet) -> Rows
         read_rows(file, label_set, id_column=ID, text_column=TEXT, labels_column=CORRECT, need_labels=True)
     )
     checked((corrected, repeated_ids(corrected)))
-    position = {row_id: i for i, row_id in enumerate(rows.ids)}
+    position = {spreadsheet_cell(row_id): i for i, row_id in enumerate(rows.ids)}
+    position |= {row_id: i for i, row_id in enumerate(rows.ids)}
     gold = rows.truth.copy()
     for row_id, text, line, labels in zip(
         corrected.ids, corrected.texts, corrected.lines, corrected.truth, strict=True
     ):
         if row_id not in position:
             raise InputError(f"{file}:{line}: no row of {rows.path} has the id {row_id!r}")
-        if normalise_text(rows.texts[position[row_id]]) != normalise_text(text):
+        own = rows.texts[position[row_id]]
+        if normalise_text(text) not in (normalise_text(own), normalise_text(spreadsheet_cell(own))):
             raise InputError(f"{file}:{line}: another text than that of {row_id!r} in {rows.path}")
         gold[position[row_id]] = labels
     return replace(rows, gold=gold)

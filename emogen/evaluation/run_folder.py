@@ -24,6 +24,7 @@ RECIPE, PROMPT, LABELS, ADAPTER, MODEL = "recipe.yaml", "prompt.jinja", "labels.
 PREDICTIONS, THRESHOLDS, METRICS = "predictions.jsonl", "thresholds.json", "metrics.json"
 FOLDS, DATA = "folds.csv", "data"  # cross-validations only: the fold of each id; the rows of each fold
 LOG = "train_log.jsonl"  # the log entries of the trainer, one JSON object per line
+AUDIT = "audit.json"  # what emogen audit says about the rows
 PAGE, CARD = "report.html", "README.md"
 MANIFEST = "manifest.json"
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_plus
 
 import jinja2
 import numpy as np
@@ -35,6 +36,7 @@ from emogen.report.compare import (
     rows_of,
     share,
 )
+from emogen.report.label_errors import label_errors
 from emogen.report.pictures import Picture, draw_run
 from emogen.report.runs import Decision, Run, Scores, fold_table, notes, read_run, resources
 
@@ -133,6 +135,7 @@ def run_page(run: Run, published: Sequence[ComparisonRow] = ()) -> tuple[dict[st
         "files": run.files,
     }
     if scores:
+        found = label_errors(run)
         context |= {
             "aggregates": {"precision_macro": "macro precision", "recall_macro": "macro recall"} | AGGREGATES,
             "gain": _gain(scores.decisions),
@@ -140,7 +143,8 @@ def run_page(run: Run, published: Sequence[ComparisonRow] = ()) -> tuple[dict[st
             "calibration_caveats": calibration_caveats(scores.calibration, len(scores.rows.ids)),
             "thresholds": read_json(run.folder / THRESHOLDS),
             "is_narrow": len(run.label_set) <= figures.MAX_WRITTEN,
-            "data": browser_data([run], [scores]),
+            "label_errors": found,
+            "data": browser_data([run], [scores], audit=found.data if found else None),
         }
     return context, draw_run(run, published)
 
@@ -194,6 +198,7 @@ def comparison_page(
         ),
         "references": references(compared[best][0].metrics),
         "best": best,
+        "best_titles": [_title_among(run, _decision_of(own, best)) for run, own in zip(runs, scores, strict=True)],
         "discordant": discordant(rows.gold, [_decision_of(own, best).pred for own in scores]).tolist(),
         "resources_of_runs": {title: [values.get(title, "") for values in measured] for title in titles},
         "recipe_differences": _recipe_differences(runs),
@@ -216,6 +221,11 @@ def _choice(compared: dict[str, list[System]], best: str) -> str:
         return ""
     values = ", ".join(f"{title} {_highest(systems):.3f}" for title, systems in compared.items())
     return f"Shown first: labels decided by {best}, with the highest macro-F1 of any run on these rows ({values})."
+
+
+def _title_among(run: Run, decision: Decision) -> str:
+    """The title of a decision among those of several runs."""
+    return f"{run.name}: {decision.title}"
 
 
 def _decision_of(scores: Scores, title: str) -> Decision:
@@ -244,17 +254,25 @@ def _recipe_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {key: of_runs for key, of_runs in values.items() if len({str(value) for value in of_runs}) > 1}
 
 
-def browser_data(runs: Sequence[Run], scores: Sequence[Scores], *, nested_first: bool = True) -> dict[str, Any]:
+def browser_data(
+    runs: Sequence[Run],
+    scores: Sequence[Scores],
+    *,
+    nested_first: bool = True,
+    audit: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """The data of the row browser, as lists over the n rows. The script in the template reads it.
 
     Args:
         runs: one run, or several that are compared.
         scores: the scores of each run, with the rows in the same order.
         nested_first: of each of several runs, nested thresholds come first. Of a single run the best decision does.
+        audit: what `emogen audit` said about the rows of a single run.
 
     Returns:
-        `names` of the labels; `ids`, `texts`, `gold` (strings of 0 and 1), `folds` (None if there are none) of the
-        rows; `runs` (see `_run_data`); and `decisions` (see `_decision_data`), which are the ways to decide labels.
+        `names` of the labels, and the `empty` answer; `ids`, `texts`, `gold` (strings of 0 and 1) and `folds` (None if
+        there are none) of the rows; `runs` (see `_run_data`); `decisions` (see `_decision_data`), which are the ways to
+        decide labels; and `audit`.
     """
     rows = scores[0].rows
     decisions = []
@@ -263,11 +281,12 @@ def browser_data(runs: Sequence[Run], scores: Sequence[Scores], *, nested_first:
             decisions += [_decision_data(decision, decision.title, k, rows.folds) for decision in own.best_first]
         else:
             decisions += [
-                _decision_data(decision, f"{run.name}: {decision.title}", k, rows.folds)
+                _decision_data(decision, _title_among(run, decision), k, rows.folds)
                 for decision in sorted(own.decisions, key=lambda one: (one.thresholds is None) is nested_first)
             ]
     return {
         "names": list(runs[0].label_set.names),
+        "empty": runs[0].label_set.empty,
         "ids": [str(row_id) for row_id in rows.ids],
         "texts": [record["text"] for record in scores[0].records],
         "gold": _as_strings(rows.gold),
@@ -275,6 +294,7 @@ def browser_data(runs: Sequence[Run], scores: Sequence[Scores], *, nested_first:
         "trained_in_folds": runs[0].kind != RUN,
         "runs": [_run_data(run, own) for run, own in zip(runs, scores, strict=True)],
         "decisions": decisions,
+        "audit": audit,
     }
 
 
@@ -322,6 +342,7 @@ def render(context: dict[str, Any], pictures: Sequence[Picture]) -> str:
         "percent": lambda value: f"{value:.1%}",
         "n": lambda value: f"{value:,}",
         "share": share,
+        "encoded": quote_plus,
         "ends": lambda ends: f"{ends[0]:.3f}–{ends[1]:.3f}" if ends else "no interval",
         "signed_ends": lambda ends: f"{ends[0]:+z.3f} to {ends[1]:+z.3f}" if ends else "no interval",
     }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from emogen.evaluation import results, run_folder
+from emogen.evaluation.audit_file import AuditFile, read_audit
 from emogen.evaluation.caveats import caveats, fold_caveats
 from emogen.evaluation.metrics import (
     Interval,
@@ -158,6 +159,7 @@ class Run:
         n_folds: the number of folds; 0 for a run.
         logs: the log of the trainer, or of each fold's trainer.
         scores: None if no rows were scored.
+        audit: what `emogen audit` said about these rows; None if nobody has asked.
     """
 
     name: str
@@ -174,6 +176,7 @@ class Run:
     n_folds: int
     logs: list[list[dict[str, Any]]]
     scores: Scores | None
+    audit: AuditFile | None
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,7 @@ def read_run(folder: Path) -> Run:
         n_folds=_n_folds(folder),
         logs=[entries for trained in fold_folders or [folder] if (entries := results.read_log(trained))],
         scores=_score(folder, label_set, generates, tuned_for(folder)) if has_predictions else None,
+        audit=read_audit(folder),
     )
 
 

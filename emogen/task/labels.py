@@ -135,6 +135,10 @@ class LabelSet(BaseModel):
             raise ValueError(f"a vector of {len(vector)} values for {len(self.labels)} labels")
         return tuple(name for name, value in zip(self.names, vector, strict=True) if value)
 
+    def cell(self, vector: Sequence[int]) -> str:
+        """The names of a 0/1 vector in one cell of a table: with commas, or the empty answer."""
+        return ", ".join(self.names_of(vector)) or self.empty
+
     def to_yaml(self) -> str:
         """The text of a file that `load_label_set` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

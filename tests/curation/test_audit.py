@@ -2,15 +2,18 @@
 
 import csv
 import io
+import shlex
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from emogen import paths
-from emogen.curation.audit import apply_corrections, audit, audit_csv, find_issues, find_relations, find_twins
+from emogen.curation.audit import Audit, apply_corrections, audit, audit_csv, find_issues, find_relations, find_twins
 from emogen.errors import InputError
 from emogen.evaluation import results
+from emogen.evaluation.audit_file import read_audit
+from emogen.evaluation.run_folder import label_set_of
 from emogen.prediction.baseline import fit_baseline
 from emogen.task.labels import Label, LabelSet
 from emogen.task.readers import read_rows
@@ -120,7 +123,7 @@ def test_relations_that_nearly_all_rows_obey():
     )
     assert implied.sentence("abc") == "a nearly implies b: 2 of 100 rows do not have it"
     assert (exclusive.first, exclusive.second, exclusive.implies, exclusive.exceptions) == (0, 2, False, (99,))
-    assert exclusive.sentence("abc") == "a and c nearly exclude each other: 1 rows have both; by chance 38"
+    assert exclusive.sentence("abc") == "a and c nearly exclude each other: 1 row has both; by chance 38"
 
 
 def test_a_corrected_list_changes_its_rows_alone(doubted, emogen):
@@ -130,11 +133,61 @@ def test_a_corrected_list_changes_its_rows_alone(doubted, emogen):
     file = doubted / "audit.csv"
     file.write_text(file.read_text().replace(",joy,joy,none,", ",none,joy,none,"))
     said = emogen("audit", doubted, "--apply", file).out
-    assert "1 of 100 rows have other labels" in said
+    assert "1 of 100 rows have other labels:\n  r8: joy -> none\n" in said
     before = results.read_held_out(doubted, TWO)
     after = checked(read_rows(doubted / "corrected.jsonl", TWO, need_labels=True))
     assert after.texts == before.texts
     assert np.argwhere(after.gold != before.gold).tolist() == [[8, 0]]
+
+
+def test_the_command_that_trains_again_runs_as_it_is_printed(tmp_path, emogen, tiny_recipe, monkeypatch):
+    """Also where the recipe names columns and a prompt that the new file and the folder do not have under these names."""
+    monkeypatch.chdir(tmp_path)
+    names = paths.shipped("sample/train.csv").read_text(encoding="utf-8").splitlines()[:61]
+    (tmp_path / "mine.csv").write_text("\n".join(names).replace("Tweet", "review", 1), encoding="utf-8")
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "mine.jinja").write_text(paths.shipped("prompts/list.jinja").read_text())
+    emogen("baseline", tiny_recipe(), "train_file=mine.csv", "text_column=review", "prompt=words/mine.jinja",
+           "--folds", 3, "output_dir=runs/base")  # fmt: skip
+    emogen("audit", "runs/base")
+    said = emogen("audit", "runs/base", "--apply", "runs/base/audit.csv").out
+    assert "0 of 60 rows have other labels." in said
+    command = shlex.split(
+        next(line for line in said.splitlines() if "emogen baseline" in line).partition(": emogen ")[2]
+    )
+    emogen(*command)
+    before, after = (results.read_scored(tmp_path / "runs" / name, label_set_of(tmp_path / "runs" / name))
+                     for name in ("base", "base-corrected"))  # fmt: skip
+    assert after.ids == before.ids
+    assert (after.prob == before.prob).all()  # nothing was corrected, so nothing changes
+
+
+def test_the_list_is_harmless_in_a_spreadsheet_and_is_read_back(tmp_path):
+    """Where the spreadsheet keeps the apostrophe, and where it drops it."""
+    texts = ["=1+1", "+49 30 555", "-5 degrees", "@you are here", "plain"]
+    rows = Rows("x", ["=a", "b", "c", "d", "e"], texts, np.eye(5, 2, dtype=np.int8), list(range(5)))
+    everything = np.ones((5, 2), dtype=bool)
+    found = Audit(rows, TWO, np.full((5, 2), 0.5), np.full((5, 2), 0.5), everything, [], [])
+    listed = audit_csv(found)
+    cells = [cell for line in csv.reader(io.StringIO(listed)) for cell in line]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    assert {"'=a", "'=1+1", "'@you are here", "plain"} <= set(cells)
+    for text in (listed, listed.replace("'", "")):
+        (tmp_path / "list.csv").write_text(text)
+        assert (apply_corrections(rows, tmp_path / "list.csv", TWO).gold == rows.gold).all()
+
+
+def test_the_file_for_the_report_says_what_the_list_says(doubted, emogen):
+    said = emogen("audit", doubted).out
+    assert f"emogen report {doubted}" in said
+    file = read_audit(doubted)
+    assert file.is_of(doubted)
+    assert file.systems == (str(doubted),)
+    assert [(row.id, dict(row.suspected), row.suggested) for row in file.rows] == [
+        ("r3", {"joy": 0.875}, ("joy", "anger")),
+        ("r8", {"joy": 0.125}, ()),
+    ]
+    assert file.rows[0].reasons == ("joy is missing but probable (0.88)",)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Report pages in a real browser: opened from disk, filtered and searched."""
 
+import csv
+import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,6 +155,162 @@ def test_five_thousand_rows_are_listed_page_by_page(opened):
     assert page.locator("#list .row").count() == len(expected)
 
 
+def test_filters_search_order_page_and_section_are_in_the_address_and_back_undoes_them(opened):
+    page = opened("large/report.html")
+    page.select_option("#label", label="joy")
+    of_joy = page.locator("#count").inner_text()
+    page.select_option("#sort", "file")
+    page.click("#next")
+    page.locator("#search").press_sequentially("sea")
+    page.locator("nav a", has_text="Calibration").click()
+    page.wait_for_url("**&section=calibration")
+    found, ids = page.locator("#count").inner_text(), ids_on(page)
+    assert page.url.partition("#")[2] == "label=joy&sort=file&search=sea&section=calibration"
+
+    sent = opened("large/report.html", f"#{page.url.partition('#')[2]}")  # to a colleague
+    assert sent.locator("#count").inner_text() == found
+    assert ids_on(sent) == ids
+    assert sent.input_value("#search") == "sea"
+    assert -5 <= sent.locator("#calibration").bounding_box()["y"] < 300
+
+    for address, where in (
+        ("label=joy&sort=file&search=sea", "page 1"),  # the letters of a search are one step
+        ("label=joy&sort=file&page=2", "page 2"),
+        ("label=joy&sort=file", "page 1"),
+        ("label=joy", "page 1"),
+    ):
+        page.go_back()
+        page.wait_for_url(f"**#{address}")
+        assert page.locator("#where").inner_text().startswith(where)
+    assert page.locator("#count").inner_text() == of_joy
+    page.go_back()
+    page.wait_for_url("**/report.html")
+    shown(page, 5000, n=5000)
+    page.go_forward()
+    assert page.locator("#label").input_value() == "joy"
+    page.reload()
+    assert page.locator("#count").inner_text() == of_joy
+
+
+def test_a_link_to_a_section_or_a_row_keeps_the_filters(opened):
+    page = opened("small/report.html")
+    page.select_option("#kind", "wrong")
+    count = page.locator("#count").inner_text()
+    row_id = ids_on(page)[0]
+    page.locator("#list .meta a").first.click()
+    page.wait_for_url(f"**#kind=wrong&row={row_id}")
+    page.locator("nav a", has_text="Folds" if page.locator("#folds").count() else "Labels").first.click()
+    page.wait_for_url(f"**#kind=wrong&row={row_id}&section=labels")
+    assert page.locator("#count").inner_text() == count
+    assert page.locator("#linked .row").count() == 1
+
+
+def test_the_address_names_a_decision_and_what_it_is_compared_with(opened):
+    page = opened("both.html")
+    page.select_option("#decision", label="other: nested thresholds")
+    page.select_option("#other", label="exact where “small: answer” is wrong")
+    count = page.locator("#count").inner_text()
+    sent = opened("both.html", f"#{page.url.partition('#')[2]}")
+    assert sent.locator("#count").inner_text() == count != "40 of 40 rows"
+
+
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ("label=jooy", "label=jooy"),
+        ("label=joy&nothing=%3Cb%3E1", "nothing=<b>1"),
+        ("page=2", "page=2"),
+        ("page=x&row=r40", "row=r40, page=x"),
+        ("low=sure&kind=wrong", "low=sure"),
+        ("nowhere", "section=nowhere"),
+    ],
+)
+def test_what_an_address_names_and_the_report_does_not_have_is_said(opened, address, named):
+    page = opened("small/report.html", f"#{address}")
+    assert page.locator("#unknown").inner_text().endswith(f"ignored: {named}")
+    assert "unknown" not in page.url
+    page.click("button[type=reset]")
+    page.select_option("#kind", "wrong")
+    page.go_back()
+
+
+def saved(page, button):
+    with page.expect_download() as download:
+        page.click(button)
+    return Path(download.value.path()).read_bytes().decode()
+
+
+def test_the_rows_that_are_found_are_saved_as_jsonl(opened, reports):
+    page = opened("audited/report.html")
+    page.select_option("#decision", label="answer")
+    page.select_option("#label", label="joy")
+    page.select_option("#sort", "file")
+    rows = [json.loads(line) for line in saved(page, "#jsonl").split("\n")[:-1]]
+    assert [row["id"] for row in rows] == ids_on(page)
+    own = {record["id"]: record for record in results.read_records(reports / "audited" / "predictions.jsonl")}
+    for row in rows:
+        record = own[row["id"]]
+        assert {key: row[key] for key in record if key not in ("prob", "unknown", "tokens_cut")} == {
+            key: value for key, value in record.items() if key not in ("prob", "unknown", "tokens_cut")
+        }
+        assert row["prob"] == pytest.approx(record["prob"], abs=6e-4)
+    assert rows[0]["doubts"] == ["joy <i>is</i> wrong"]
+
+
+def test_the_rows_that_are_found_are_saved_as_a_csv_file_that_is_harmless_in_a_spreadsheet(opened, reports, two_labels):
+    page = opened("audited/report.html")
+    page.select_option("#decision", label="answer")
+    page.select_option("#sort", "file")
+    text = saved(page, "#csv")
+    assert text.startswith("\ufeffid,text,gold,labels,")
+    rows = list(csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline="")))
+    assert len(rows) == 40
+    texts = [record["text"] for record in results.read_records(reports / "audited" / "predictions.jsonl")]
+    assert [row["text"] for row in rows] == [*(f"'{text}" for text in texts[:5]), *texts[5:]]
+    assert not [cell for row in rows for cell in row.values() if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
+    assert [rows[k]["gold"] for k in range(3)] == ["joy", "none", "anger"]
+    scored = results.read_scored(reports / "audited", two_labels)
+    assert [float(row["prob anger"]) for row in rows] == pytest.approx(scored.prob[:, 1], abs=6e-4)
+    page.fill("#search", "nothing has this")
+    assert page.locator("#csv").is_disabled()
+
+
+def test_what_an_audit_said_leads_to_its_rows(opened):
+    page = opened("audited/report.html")
+    cells = page.locator("#label-errors tbody tr, #label-errors table > tr").all_inner_texts()
+    assert [cell.split("\t")[2:4] for cell in cells] == [["1", "2"], ["1", "0"]]
+    page.locator("#label-errors td a").nth(1).click()  # joy, missing but probable
+    assert shown(page, 2) == ["r4", "r2"]
+    assert "label=joy&state=probable&sort=doubt" in page.url
+    assert page.locator("#list .reasons li").first.inner_text() == "joy <i>is</i> wrong"
+    assert page.locator("#list .reasons", has_text="suggested: anger").count() == 2
+    page.go_back()
+    shown(page, 40)
+    page.locator("#label-errors li a").nth(1).click()
+    assert sorted(shown(page, 2)) == ["r7", "r8"]
+    page.locator("#list .reasons a").first.click()
+    assert page.locator("#linked .meta a").inner_text() in ("r7", "r8")
+    page.locator("#label-errors li a").nth(2).click()
+    assert shown(page, 1) == ["r9"]
+    page.select_option("#doubts", label="a label is probably wrong")
+    page.select_option("#sort", "doubt")
+    assert shown(page, 3) == ["r4", "r2", "r0"]
+
+
+def test_the_filters_and_the_saving_of_rows_are_reached_by_keyboard(opened):
+    page = opened("audited/report.html")
+    page.keyboard.press("/")
+    page.keyboard.type("=1")
+    assert shown(page, 1) == ["r0"]
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "csv":
+            break
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    assert download.value.suggested_filename == "rows.csv"
+
+
 def test_rows_that_one_run_predicts_exactly_and_the_other_does_not(opened, reports, scored, labels):
     page = opened("both.html")
     other = results.read_scored(reports / "other", labels)
@@ -166,9 +325,11 @@ def test_rows_that_one_run_predicts_exactly_and_the_other_does_not(opened, repor
     shown(page, only_second.sum())
     cells = page.locator("#disagreement td").all_inner_texts()
     assert cells == ["–", str(only_first.sum()), str(only_second.sum()), "–"]
+    page.locator("#disagreement td a").first.click()
+    assert sorted(shown(page, only_first.sum())) == sorted(np.array(scored.ids)[only_first])
 
 
-@pytest.mark.parametrize("file", ["small/report.html", "both.html"])
+@pytest.mark.parametrize("file", ["small/report.html", "both.html", "audited/report.html"])
 def test_a_page_fits_a_phone_and_follows_the_colour_scheme(opened, file):
     phone = opened(file, viewport={"width": 390, "height": 844}, color_scheme="dark")
     assert phone.evaluate("document.documentElement.scrollWidth") == 390

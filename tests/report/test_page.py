@@ -116,6 +116,23 @@ def test_the_page_shows_what_the_folder_contains(small_page, text):
     assert text in small_page.shown
 
 
+@pytest.mark.parametrize("better", ["answer", "nested thresholds"])
+def test_the_better_decision_is_shown_first_everywhere(tmp_path, write_small, better):
+    run = write_small(tmp_path / "run")
+    if better == "answer":
+        write_lines(run, [line | {"labels": line["gold"]} for line in lines_of(run)])
+    else:
+        write_lines(run, [line | {"labels": []} for line in lines_of(run)])
+    report([run])
+    page = Page(run / "report.html")
+    (other,) = {"answer", "nested thresholds"} - {better}
+    assert [decision["title"] for decision in page.data["decisions"]] == [better, other]
+    assert f"Shown first: {better}" in page.shown
+    assert page.shown.index(f"macro-F1, {better}") < page.shown.index(f"macro-F1, {other}")
+    card = (run / "README.md").read_text()
+    assert card.index(f"By label, {better}") < card.index(f"By label, {other}")
+
+
 def test_published_systems_are_shown_on_request(small_page, reports, tmp_path):
     assert "(published)" not in small_page.shown
     page, *_ = report([reports / "small"], tmp_path / "page.html", published=True)
