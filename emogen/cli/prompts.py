@@ -69,14 +69,8 @@ def compare(
     Scores are kept in runs/<recipe name>-prompts, and not computed again.
     """
     from emogen.evaluation.tables import print_notes
-    from emogen.experiments.prompts import (
-        load_generator,
-        load_templates,
-        open_benchmark,
-        ranking_table,
-        score_template,
-        tune_templates,
-    )
+    from emogen.experiments.prompts import load_generator, load_templates, open_benchmark, tune_templates
+    from emogen.experiments.scores import ranking_table, score_template
 
     if by not in ("thresholds", "answer"):
         raise typer.BadParameter(f"--by is thresholds or answer, not {by}")

@@ -20,7 +20,8 @@ from emogen.errors import InputError
 from emogen.evaluation.caveats import caveats, reference_line
 from emogen.evaluation.run_folder import METRICS, PROMPT
 from emogen.experiments.guard import Guard
-from emogen.experiments.prompts import PromptBenchmark, Template, load_generator, prepare, read_metrics, score_template
+from emogen.experiments.prompts import PromptBenchmark, Template, load_generator, prepare
+from emogen.experiments.scores import read_metrics, score_template
 from emogen.prediction.generator import GenerativeClassifier
 from emogen.task.parse import parse_answer
 from emogen.task.prompt import parse_prompt, read_template
