@@ -12,8 +12,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from rich.table import Table
 
 from emogen import paths
 from emogen.claims import claim_folder
-from emogen.console import Bar
+from emogen.console import Bar, no_bar
 from emogen.errors import InputError, ModelError
 from emogen.evaluation import results
 from emogen.evaluation.caveats import caveats, reference_line
@@ -159,7 +158,9 @@ def score_template(
     return read_metrics(template.folder)
 
 
-def score_rows(benchmark: PromptBenchmark, template: Template, generator: GenerativeClassifier | None) -> Iterator[int]:
+def score_rows(
+    benchmark: PromptBenchmark, template: Template, generator: GenerativeClassifier | None
+) -> Generator[int, None, None]:
     """Score the rows of a benchmark that are not in the store yet, part by part, and keep each part at once.
 
     The rows come in a random order that is the same for all templates: what is interrupted leaves a fair sample, and
@@ -206,7 +207,7 @@ def _score_part(classifier: Classifier, rows: Rows, name: str) -> list[RowScore]
     seconds = (time.perf_counter() - started) / len(rows)
     likelihoods: list[float] | list[None] = [None] * len(rows)
     if isinstance(classifier, GenerativeClassifier):
-        prob = prob_of(classifier, rows.texts, predictions, lambda *_: nullcontext(lambda n: None), "")
+        prob = prob_of(classifier, rows.texts, predictions, no_bar, "")
         likelihoods = _likelihood(classifier, rows, name)
     else:
         prob = pred_matrix(predictions).astype(np.float32)
@@ -341,3 +342,25 @@ def ranking_table(templates: Sequence[Template], folders: Sequence[Path], by: st
         view.add_row(templates[k].name, *cells)
     notes = caveats([(templates[k].name, system.metrics) for k, system in zip(order, systems, strict=True)])
     return view, [reference_line(systems[0].metrics), *notes]
+
+
+def difference_in_words(folders: Sequence[Path], names: Sequence[str], by: str) -> str:
+    """Whether the second of two templates is better than the first one, for people who do not know intervals.
+
+    Args:
+        folders: of the two templates, scored on the same rows.
+        by: see `ranking`.
+    """
+    first, second = compare(folders, label_set_of(folders[0]), by=by)
+    n, ends, change = first.metrics["n"], second.difference_interval, second.difference
+    decided = "nested thresholds" if by == "thresholds" else "answer"
+    found = (
+        f"On the same {n:,} rows, by {decided}: macro-F1 {first.metrics['f1_macro']:.3f} of {names[0]}, "
+        f"{second.metrics['f1_macro']:.3f} of {names[1]}, a difference of {change:+z.3f}. "
+    )
+    if ends is None:
+        return found + "That is too few rows, or too few answers that differ, to tell it from chance."
+    found += f"With other rows of this kind it would be {ends[0]:+z.3f} to {ends[1]:+z.3f} (95 %, paired bootstrap). "
+    if ends[0] <= 0 <= ends[1]:
+        return found + "The difference may be chance: more rows would tell."
+    return found + f"The difference is real: {names[1]} is {'better' if change > 0 else 'worse'}."
