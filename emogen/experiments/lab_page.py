@@ -118,8 +118,8 @@ def make_page(lab: Lab) -> "gr.Blocks":
     first_seen = _see_or_error(lab, prompt.source, loaded, rows.texts[0])
     with gr.Blocks(title="emogen lab", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(
-            f"<h2>emogen lab</h2><p>{escape(title)}. "
-            '<a href="/grid" target="_blank">Rows × templates</a>: all answers side by side, in a tab of its own.</p>'
+            f"<h2>emogen lab</h2><p>{escape(title)}. All answers side by side, in a tab of its own: "
+            '<a href="/grid" target="_blank">Rows × templates</a></p>'
         )
         with gr.Row():
             with gr.Column():
