@@ -5,7 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -41,6 +41,11 @@ class PlainConsole(Console):
 out = PlainConsole()  # standard output: results
 err = PlainConsole(stderr=True)  # standard error: progress and messages
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]  # (title, total) -> a bar, as `progress_bar`
+
+
+def no_bar(title: str, total: int) -> AbstractContextManager[Callable[[int], Any]]:
+    """A bar, as `progress_bar`, that shows nothing."""
+    return nullcontext(lambda n: None)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import common
 import decode_speed
 import gpu
+import grid_page
 import large_file
 import oof
 import pytest
@@ -73,6 +74,7 @@ def test_every_script_is_tested_here():
         common,
         decode_speed,
         gpu,
+        grid_page,
         large_file,
         oof,
         serving,
@@ -320,6 +322,16 @@ def test_startup_times_commands_with_an_empty_cache_and_after_that(tiny_recipe, 
     assert "emogen check" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match=r"emogen check no\.yaml failed:\n.*no such recipe"):
         startup.run(["check", "no.yaml"], tmp_path, tmp_path / "cache")
+
+
+def test_the_grid_is_opened_and_filtered(chromium, tmp_path, capsys):
+    file = tmp_path / "grid.json"
+    command = ["--rows", "60", "--templates", "2", "--repeats", "1", "--json", str(file)]
+    grid_page.main(command, chromium)
+    result = json.loads(file.read_text())
+    assert list(result["milliseconds"]) == ["open", *grid_page.CHANGES]
+    assert all(time > 0 for times in result["milliseconds"].values() for time in times)
+    assert "60 rows × 2 templates" in capsys.readouterr().out
 
 
 def test_a_failed_prediction_is_reported(tmp_path):

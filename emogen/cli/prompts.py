@@ -66,17 +66,13 @@ def compare(
     interval. "tokens": those of the instruction, which all rows share, + the mean of the rest. "ln P": the mean
     log-likelihood of the true answers, which varies less than F1 on few rows.
 
-    Scores are kept in runs/<recipe name>-prompts, and not computed again.
+    Scores are kept in runs/<recipe name>-prompts, where the lab finds them, too: a row is scored once with a template.
+    A page there, grid.html, shows what each template answers for each row.
     """
     from emogen.evaluation.tables import print_notes
-    from emogen.experiments.prompts import (
-        load_generator,
-        load_templates,
-        open_benchmark,
-        ranking_table,
-        score_template,
-        tune_templates,
-    )
+    from emogen.experiments.grid import write_grid
+    from emogen.experiments.prompts import load_generator, load_templates, open_benchmark, tune_templates
+    from emogen.experiments.scores import ranking_table, score_template
 
     if by not in ("thresholds", "answer"):
         raise typer.BadParameter(f"--by is thresholds or answer, not {by}")
@@ -101,7 +97,8 @@ def compare(
     out.print(table)
     print_notes(notes)
     decided = "nested thresholds" if by == "thresholds" else "answer"
-    out.print(f"{len(benchmark.rows):,} rows; labels decided by {decided}. Kept in {benchmark.folder}", soft_wrap=True)
+    grid = write_grid(benchmark, [template.name for template in accepted], folders)
+    out.print(f"{len(benchmark.rows):,} rows; labels decided by {decided}. Row by row: {grid}", soft_wrap=True)
 
 
 def lab(
@@ -117,7 +114,7 @@ def lab(
     needs Gradio; without it, the command says
     how to install it.
     """
-    from emogen.experiments.lab import serve
+    from emogen.experiments.lab_page import serve
     from emogen.experiments.prompts import open_benchmark
 
     with err.status("Loading the tokenizer ..."):

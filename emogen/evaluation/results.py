@@ -75,6 +75,11 @@ def pred_matrix(predictions: Sequence[Prediction]) -> np.ndarray:
     return np.array([prediction.parsed.vector for prediction in predictions], dtype=np.int8)
 
 
+def as_strings(matrix: np.ndarray) -> list[str]:
+    """A 0/1 matrix [n, L] as n strings of L digits, for pages."""
+    return ["".join(map(str, row)) for row in matrix.tolist()]
+
+
 def parse_audit(predictions: Sequence[Prediction]) -> dict[str, float]:
     """The share of answers with each parse status, and the share of parse failures (`parse_failure`)."""
     statuses = [prediction.parsed.status for prediction in predictions]

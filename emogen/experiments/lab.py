@@ -1,89 +1,69 @@
-"""A local page to work on a prompt template: edit it, see what the model sees, try a text, score it, save it.
+"""What the lab does: see, ask, score and save prompt templates, and compare their versions. `lab_page` is its page.
 
-Gradio serves the page on 127.0.0.1. Nothing is sent anywhere: no sharing, no analytics, no fonts from other servers.
-Scores are kept where `emogen prompts compare` keeps them; they are the history of the page.
+Scores are kept where `emogen prompts compare` keeps them; they are the history of the lab.
 """
 
-import os
+import difflib
 import re
-import secrets
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emogen import paths
-from emogen.console import progress_bar
-from emogen.distribution import install_hint
-from emogen.errors import InputError
+from emogen.console import no_bar
+from emogen.errors import InputError, ModelError
 from emogen.evaluation.caveats import caveats, reference_line
-from emogen.evaluation.run_folder import METRICS, PROMPT
-from emogen.experiments.guard import Guard
-from emogen.experiments.prompts import PromptBenchmark, Template, load_generator, prepare, read_metrics, score_template
+from emogen.evaluation.run_folder import PROMPT, read_text
+from emogen.experiments import grid
+from emogen.experiments.prompts import PromptBenchmark, Template, prepare
+from emogen.experiments.scores import (
+    KeptScores,
+    difference_in_words,
+    ranking,
+    read_metrics,
+    row_keys,
+    score_rows,
+    score_template,
+)
 from emogen.prediction.generator import GenerativeClassifier
+from emogen.report.compare import with_interval
+from emogen.task.label_cells import LabelCells
 from emogen.task.parse import parse_answer
-from emogen.task.prompt import parse_prompt, read_template
-
-if TYPE_CHECKING:
-    import gradio as gr
+from emogen.task.prompt import parse_prompt
+from emogen.task.rows import Mistakes
 
 PROMPTS = Path("prompts")  # in the current folder: where templates are saved
-HISTORY = ("template", "macro-F1, thresholds", "macro-F1, answer", "ln P", "instruction tokens", "folder")
-CSS = """
-.seen { font: 13px/1.7 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
-.seen span { border-radius: 3px; box-shadow: inset 0 0 0 .5px #8885; color: inherit }
-.seen .shared { opacity: .6 }
-.seen .text { background: #3b82f640 }
-.seen .answer { background: #22c55e59; font-weight: 600 }
-.error, .warning { color: #dc2626; white-space: pre-wrap }
-.warning { color: #b45309 }
-"""
-
-
-def serve(benchmark: PromptBenchmark, port: int) -> tuple["gr.Blocks", str]:
-    """Serve the page in a thread, to nobody but who knows its address; see `guard`.
-
-    Returns:
-        The page, whose `block_thread` waits for Ctrl-C; and its address, which has a secret token.
-
-    Raises:
-        InputError: Gradio is not installed, or the port is taken.
-    """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when it is imported
-    try:
-        import gradio as gr
-        from starlette.middleware import Middleware
-    except ImportError:
-        raise InputError(f"the lab needs Gradio: {install_hint('lab')}") from None
-    token = secrets.token_urlsafe(16)
-    generator = load_generator(benchmark)
-    assert generator is not None  # see `lab` of the command line
-    blocks = make_page(Lab(benchmark, generator))
-    try:
-        blocks.launch(
-            prevent_thread_lock=True,
-            server_name="127.0.0.1",
-            server_port=port,
-            share=False,
-            quiet=True,
-            ssr_mode=False,
-            mcp_server=False,
-            footer_links=[],
-            app_kwargs={"middleware": [Middleware(Guard, port=port, token=token)]},
-            css=CSS,
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        )
-    except OSError as error:
-        raise InputError(f"--port {port}: {error}") from None
-    return blocks, f"http://127.0.0.1:{port}/?token={token}"
+NOTE = "note.txt"  # in the folder of a template in the store
+EDITOR = "the editor"  # a version that may be compared with those of the history
+MAX_PASTED = 200  # texts
+TERMS = {  # the words of the page, in the order in which it shows them
+    "rows": "of the rows of this lab, those that are scored with the template; there are no figures before all are",
+    "macro-F1": "the mean of the F1 of all labels, with its 95 % interval over the rows (none for fewer than 30 rows)",
+    "thresholds": "labels decided by the probability of each, with thresholds tuned on other rows (nested)",
+    "answer": "labels as the model has written them",
+    "ln P": "mean log-likelihood of the true answers: 0 is certainty; it tells templates apart on fewer rows than F1",
+    "tokens": "of the instruction, which is computed once for all rows",
+}
+HISTORY = ("template", "rows", "macro-F1, thresholds", "macro-F1, answer", "ln P", "tokens", "note", "folder")
 
 
 class Lab:
-    """What the page does. Methods take the source and the name of the template from the editor."""
+    """What the page does. Methods take the source and the name of the template from the editor.
+
+    Attributes:
+        progress: of the template that is being scored, as the grid shows it: `title`, `done` and `total`; or None.
+    """
 
     def __init__(self, benchmark: PromptBenchmark, generator: GenerativeClassifier):
         self.benchmark, self.generator = benchmark, generator
+        self.progress: dict[str, Any] | None = None
+        self._grid = grid.GrowingGrid(benchmark)
+        self._grid_lock, self._model_lock, self._scoring = threading.Lock(), threading.Lock(), threading.Lock()
+        self._stopping = threading.Event()
 
     def template(self, source: str, name: str) -> Template:
         """Check and encode a template.
@@ -131,44 +111,215 @@ class Lab:
         encoder = self.template(source, name).encoder
         assert encoder is not None
         generator = replace(self.generator, encoder=encoder)
-        (prediction,) = generator.predict([text])
-        prob = generator.predict_proba([text])[0]
+        with self._model_lock:
+            (prediction,) = generator.predict([text])
+            prob = generator.predict_proba([text])[0]
         parsed = parse_answer(prediction.raw, encoder.label_set, style=encoder.style)
         by_label = dict(zip(encoder.label_set.names, map(float, prob), strict=True))
         return f"{prediction.raw}  ({parsed.status})", by_label
 
-    def score(self, source: str, name: str) -> str:
-        """Score a template on the rows of the benchmark, and report its macro-F1 with what a reader has to know."""
-        metrics = score_template(self.benchmark, self.template(source, name), self.generator, progress_bar)
+    def table(self, source: str, name: str, pasted: str) -> str:
+        """Ask the model about several texts, and mark its answers against gold where that is known.
+
+        Args:
+            pasted: a text per line, as a spreadsheet copies them; after a tab, its true labels.
+
+        Returns:
+            A table, as HTML.
+
+        Raises:
+            InputError: there is no text or there are too many, or a label is not in the label set.
+        """
+        encoder = self.template(source, name).encoder
+        assert encoder is not None
+        label_set, mistakes = encoder.label_set, Mistakes()
+        lines = [line.partition("\t") for line in pasted.splitlines() if line.strip()]
+        if not 0 < len(lines) <= MAX_PASTED:
+            raise InputError(f"{len(lines)} texts: paste 1 to {MAX_PASTED}, one per line")
+        cells = LabelCells(label_set)
+        golds = [cells.read(labels, number, mistakes) for number, (_, _, labels) in enumerate(lines, start=1)]
+        if problems := mistakes.take("the pasted texts"):
+            raise InputError("\n".join(map(str, problems)))
+        texts = [text for text, _, _ in lines]
+        with self._model_lock:
+            predictions = replace(self.generator, encoder=encoder).predict(texts)
+        rows = [
+            f"<tr><td>{escape(text)}</td><td>{_chips(label_set.names, gold, prediction.parsed.vector, label_set.empty)}"
+            f"</td><td>{escape(prediction.raw)} ({prediction.parsed.status})</td></tr>"
+            for text, gold, prediction in zip(texts, golds, predictions, strict=True)
+        ]
+        known = [
+            (gold, prediction.parsed.vector)
+            for gold, prediction in zip(golds, predictions, strict=True)
+            if gold is not None
+        ]
+        n_exact = sum(tuple(gold) == vector for gold, vector in known)
+        count = f"<p>{n_exact} of {len(known)} answers are exactly right.</p>" if known else ""
+        head = "<tr><th>text</th><th>labels: ✓ right, ○ missed, ✕ falsely given</th><th>answer</th></tr>"
+        return f'{count}<table class="pasted">{head}{"".join(rows)}</table>'
+
+    def score(self, source: str, name: str) -> Iterator[str]:
+        """Score a template on the rows of the benchmark, in a thread that goes on if nobody listens.
+
+        Yields:
+            How far it is; at last its macro-F1 with what a reader has to know.
+
+        Raises:
+            InputError: another template is being scored; or see `template`.
+            ModelError: the model computes no valid output.
+        """
+        template = self.template(source, name)
+        if not self._scoring.acquire(blocking=False):
+            raise InputError(f"{self.progress['title'] if self.progress else 'a template'}: wait, or stop it first")
+        ended, failures = threading.Event(), []
+
+        def work() -> None:
+            try:
+                self._score(template)
+            except (InputError, ModelError, OSError) as error:
+                failures.append(error)
+            finally:
+                self.progress = None
+                self._scoring.release()
+                ended.set()
+
+        self._stopping.clear()
+        self.progress = {"title": f"{name} is scored", "done": 0, "total": len(self.benchmark.rows)}
+        threading.Thread(target=work, daemon=True).start()
+        while not ended.wait(0.5):
+            if progress := self.progress:
+                yield f"{progress['title']}: {progress['done']} of {progress['total']} rows"
+        if failures:
+            raise failures[0]
+        yield self._result(template)
+
+    def _score(self, template: Template) -> None:
+        with closing(score_rows(self.benchmark, template, self.generator)) as parts:
+            while not self._stopping.is_set():
+                with self._model_lock:
+                    n_rows = next(parts, None)
+                if n_rows is None:
+                    return
+                assert self.progress is not None
+                self.progress = self.progress | {"done": self.progress["done"] + n_rows}
+
+    def _result(self, template: Template) -> str:
+        n_done = self._n_done(template.store)
+        if n_done < len(self.benchmark.rows):
+            return f"{template.name}: stopped after {n_done} of {len(self.benchmark.rows)} rows, which are kept"
+        metrics = score_template(self.benchmark, template, None, no_bar)
         nested = metrics.get("by_thresholds")
         by_thresholds = f", {nested['f1_macro']:.3f} by nested thresholds" if nested else ""
-        found = f"{name}: macro-F1 {metrics['f1_macro']:.3f} by answer{by_thresholds}, on {metrics['n']} rows"
+        found = f"{template.name}: macro-F1 {metrics['f1_macro']:.3f} by answer{by_thresholds}, on {metrics['n']} rows"
         decided = [("answer", metrics), ("nested thresholds", nested)] if nested else [("", metrics)]
         return "\n".join([found, reference_line(metrics), *caveats(decided)])
 
-    def history(self) -> list[list[Any]]:
-        """A line for each template that was scored on these rows, the best first; see HISTORY for the columns."""
-        lines = []
-        for folder in self.benchmark.folder.glob("*/"):
-            metrics = read_metrics(folder) if (folder / METRICS).is_file() else {}
-            if "log_likelihood" not in metrics:
-                continue  # not finished, or the run of a tuned model
-            nested = metrics.get("by_thresholds", {}).get("f1_macro")
-            lines.append(
-                [
-                    folder.name.rpartition("-")[0],
-                    None if nested is None else round(nested, 3),
-                    round(metrics["f1_macro"], 3),
-                    round(metrics["log_likelihood"], 2),
-                    metrics["tokens"]["shared"],
-                    folder.name,
-                ]
-            )
-        return sorted(lines, key=lambda line: -(line[2] if line[1] is None else line[1]))
+    def stop(self) -> None:
+        """Stop the scoring after the rows that the model is at."""
+        self._stopping.set()
 
-    def source_of(self, folder: str) -> str:
-        """The template of a folder in the history."""
-        return (self.benchmark.folder / Path(folder).name / PROMPT).read_text(encoding="utf-8")
+    def _n_done(self, store: Path) -> int:
+        of_row = KeptScores(store).read().of_row
+        return sum(key in of_row for key in row_keys(self.benchmark.rows))
+
+    def versions(self) -> list[str]:
+        """The versions of templates in the store, by their folders: each was scored, at least on some rows."""
+        return sorted(folder.name for folder in self.benchmark.store.glob("*/") if (folder / PROMPT).is_file())
+
+    def history(self) -> list[list[Any]]:
+        """A line for each version, the best first, and then those without figures; see HISTORY for the columns."""
+        rows, done, unfinished = self.benchmark.rows, {}, []
+        for version in self.versions():
+            name, n_done = version.rpartition("-")[0], self._n_done(self.benchmark.store / version)
+            line = [name, f"{n_done} of {len(rows)}", "", "", None, None, self.note(version), version]
+            if n_done < len(rows):
+                unfinished.append(line)
+                continue
+            try:
+                template = self.template(self.source_of(version), name)
+                metrics = score_template(self.benchmark, template, None, no_bar)
+            except InputError:
+                unfinished.append(line)  # its prompt has the text of a row, or other examples than today
+                continue
+            line[4:6] = round(metrics["log_likelihood"], 2), metrics["tokens"]["shared"]
+            done[template.folder] = line
+        order: list[Path] = []
+        for column, by in ((3, "answer"), (2, "thresholds")):
+            if done and (by == "answer" or self._has_thresholds(next(iter(done)))):
+                folders = list(done)
+                ranked, systems = ranking(folders, by)
+                order = [folders[k] for k in ranked]
+                for folder, system in zip(order, systems, strict=True):
+                    done[folder][column] = with_interval(system.metrics["f1_macro"], system.interval)
+        return [*(done[folder] for folder in order), *unfinished]
+
+    def _has_thresholds(self, folder: Path) -> bool:
+        return "by_thresholds" in read_metrics(folder)
+
+    def source_of(self, version: str) -> str:
+        """The template of a version in the history."""
+        return read_text(self._of(version) / PROMPT) or ""
+
+    def note(self, version: str) -> str:
+        """What somebody noted about a version."""
+        return read_text(self._of(version) / NOTE) or ""
+
+    def keep_note(self, version: str, note: str) -> None:
+        """Keep a note about a version."""
+        with paths.writing(self._of(version) / NOTE) as file:
+            file.write(note.strip())
+
+    def _of(self, version: str) -> Path:
+        if version not in self.versions():
+            raise InputError(f"{version!r}: choose a version of the history")
+        return self.benchmark.store / version
+
+    def differences(self, first: str, second: str, source: str, name: str, text: str) -> str:
+        """How two versions differ, as HTML: what the model sees of a text, word by word, and what they score.
+
+        Args:
+            first, second: versions of the history, or EDITOR for the template in the editor.
+
+        Raises:
+            InputError: a version is not valid.
+        """
+        templates = [
+            self.template(source, name)
+            if version == EDITOR
+            else self.template(self.source_of(version), version.rpartition("-")[0])
+            for version in (first, second)
+        ]
+        chats = [self._chat(template, text) for template in templates]
+        return f"<p>{escape(self._difference(templates, (first, second)))}</p>" + word_diff(*chats)
+
+    def _difference(self, templates: Sequence[Template], versions: Sequence[str]) -> str:
+        for template, version in zip(templates, versions, strict=True):
+            if (n_done := self._n_done(template.store)) < len(self.benchmark.rows):
+                return (
+                    f"Which one is better is not known: {version} is scored on {n_done} of {len(self.benchmark.rows)} "
+                    "rows. Score it first."
+                )
+            score_template(self.benchmark, template, None, no_bar)
+        folders = [template.folder for template in templates]
+        if folders[0] == folders[1]:
+            return "These are the same template."
+        by = "thresholds" if self._has_thresholds(folders[0]) else "answer"
+        return difference_in_words(folders, versions, by)
+
+    def _chat(self, template: Template, text: str) -> str:
+        encoder = template.encoder
+        assert encoder is not None
+        row = encoder.rows(text, None)[0]
+        return encoder.tokenizer.decode([*encoder.prefix_ids, *row.suffix_ids])
+
+    def grid_page(self) -> str:
+        """The page of rows × templates, which asks for news."""
+        return grid.render(self.benchmark, self.grid_news({}), live=True)
+
+    def grid_news(self, have: Mapping[str, int]) -> list[dict[str, Any]]:
+        """What is new in the grid; see `GrowingGrid.news`."""
+        with self._grid_lock:
+            return self._grid.news(have)
 
     def save(self, source: str, name: str) -> Path:
         """Save a template as prompts/NAME.jinja.
@@ -185,6 +336,33 @@ class Lab:
         return path
 
 
+def word_diff(first: str, second: str) -> str:
+    """Two texts in one, as HTML: words of the first alone are <del>, and words of the second alone are <ins>."""
+    old, new = (re.findall(r"\s|[^\W_]+|.", text) for text in (first, second))
+    parts = []
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if kind == "equal":
+            parts.append(escape("".join(old[a:b])))
+            continue
+        for tag, part in (("del", old[a:b]), ("ins", new[c:d])):
+            if part:
+                shown = escape("".join(part)).replace("\n", "↵\n")
+                parts.append(f"<{tag}>{shown}</{tag}>")
+    return f'<div class="seen diff">{"".join(parts)}</div>'
+
+
+def _chips(names: Sequence[str], gold: Sequence[int] | None, vector: Sequence[int], empty: str) -> str:
+    """The labels of an answer, marked against gold by a sign and a class; without a mark if gold is not known."""
+    chips = []
+    for name, is_gold, is_given in zip(names, vector if gold is None else gold, vector, strict=True):
+        if is_gold or is_given:
+            kind, sign = ("right", "✓") if is_gold and is_given else ("missed", "○") if is_gold else ("false", "✕")
+            chips.append((kind, f"{sign} {name}") if gold is not None else ("", name))
+    if not chips:
+        chips = [("right", f"✓ {empty}") if gold is not None else ("", empty)]
+    return " ".join(f'<span class="chip {kind}">{escape(word)}</span>' for kind, word in chips)
+
+
 def _whole(source: str) -> str:
     """A template with the newline at its end, which the editor drops."""
     return source if source.endswith("\n") else f"{source}\n"
@@ -194,82 +372,3 @@ def available_templates() -> dict[str, Path]:
     """The shipped templates and those of the current folder, by name. A template of the current folder comes first."""
     files = [*sorted(paths.shipped("prompts").glob("*.jinja")), *sorted(PROMPTS.glob("*.jinja"))]
     return {file.stem: file for file in files}
-
-
-def make_page(lab: Lab) -> "gr.Blocks":
-    """Lay out the page of a lab, and connect it to the lab's methods."""
-    import gradio as gr
-
-    rows, prompt = lab.benchmark.rows, lab.benchmark.task.prompt
-    title = f"{lab.benchmark.recipe.model_name}, {len(rows)} rows of {Path(rows.path).name}"
-    first_seen = _see_or_error(lab, prompt.source, Path(prompt.path).stem, rows.texts[0])
-    with gr.Blocks(title="emogen lab", analytics_enabled=False, fill_width=True) as blocks:
-        gr.HTML(f"<h2>emogen lab</h2><p>{escape(title)}</p>")
-        with gr.Row():
-            with gr.Column():
-                start_from = gr.Dropdown(sorted(available_templates()), value=None, label="Start from")
-                source = gr.Code(
-                    prompt.source, language="jinja2", label="Template", lines=6, max_lines=24, wrap_lines=True
-                )
-                name = gr.Textbox(Path(prompt.path).stem, label="Name")
-                with gr.Row():
-                    score = gr.Button(f"Score on {len(rows)} rows", variant="primary")
-                    save = gr.Button("Save to prompts/")
-                result = gr.Textbox(label="Result", interactive=False)
-            with gr.Column():
-                text = gr.Textbox(rows.texts[0], label="Text", lines=2)
-                ask = gr.Button("Ask the model")
-                answer = gr.Textbox(label="Answer", interactive=False)
-                prob = gr.Label(
-                    label="Probability of each label",
-                    num_top_classes=len(lab.benchmark.task.label_set),
-                    show_heading=False,
-                )
-        gr.Markdown("### What the model sees")
-        seen = gr.HTML(first_seen, elem_id="seen")
-        gr.Markdown("### History\nSelect a line to edit its template.")
-        history = gr.Dataframe(lab.history, headers=list(HISTORY), type="array", interactive=False, elem_id="history")
-
-        def pick(table: list[list[Any]], event: gr.SelectData) -> tuple[str, str]:
-            line = table[event.index[0]]
-            return lab.source_of(line[-1]), line[0]
-
-        gr.on(
-            [source.change, text.change],
-            lambda *values: _see_or_error(lab, *values),
-            [source, name, text],
-            seen,
-            show_progress="hidden",
-            trigger_mode="always_last",
-        )
-        open_template = _with_toast(lambda chosen: (read_template(available_templates()[chosen]), chosen))
-        start_from.input(open_template, start_from, [source, name])
-        one_at_a_time: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-        gr.on([ask.click, text.submit], _with_toast(lab.answer), [source, name, text], [answer, prob], **one_at_a_time)
-        scored = score.click(_with_toast(lab.score), [source, name], result, **one_at_a_time)
-        scored.success(lab.history, None, history)
-        save.click(_with_toast(lambda source, name: f"Saved as {lab.save(source, name)}"), [source, name], result)
-        history.select(pick, history, [source, name])
-    return blocks
-
-
-def _see_or_error(lab: Lab, source: str, name: str, text: str) -> str:
-    """`Lab.see`, or the error in its place: while somebody types, most templates are not valid."""
-    try:
-        return lab.see(source, name, text)
-    except InputError as error:
-        return f'<p class="error">{escape(str(error))}</p>'
-
-
-def _with_toast(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler that shows errors of the input in the page."""
-
-    def handler(*values: Any) -> Any:
-        import gradio as gr
-
-        try:
-            return method(*values)
-        except InputError as error:
-            raise gr.Error(str(error), duration=None, print_exception=False) from None
-
-    return handler

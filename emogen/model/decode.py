@@ -23,7 +23,7 @@ from emogen.model.shared_prefix import shares_prefix
 
 FREE_TOKENS = 48  # tokens that a free answer may be longer than the longest valid one
 Progress = Callable[[int], Any]  # called with the number of rows done since the last call
-KeptPrefix = list[shared_prefix.PrefixLayout]  # empty, or the computed prefix
+KeptPrefix = dict[tuple[int, ...], shared_prefix.PrefixLayout]  # empty, or the ids of the last prefix, computed
 Reachable = Callable[[torch.Tensor], torch.Tensor]  # the logits of a model -> those of the tokens of the grammar
 
 
@@ -185,14 +185,17 @@ def compute_prefix(
     """Run a model on the prefix of an encoder and keep its keys and values.
 
     Args:
-        kept: where the result is kept between calls, for a model that does not change.
+        kept: where the result is kept between calls, for a model that does not change. It holds one prefix: that of
+            another encoder takes its place.
     """
-    if kept:
-        return kept[0]
-    layout = shared_prefix.PrefixLayout(len(encoder.prefix_ids))
-    shared_prefix.forward(model, layout, torch.tensor(encoder.prefix_ids, device=model.device), logits_to_keep=1)
+    ids = tuple(encoder.prefix_ids)
+    if kept and (layout := kept.get(ids)):
+        return layout
+    layout = shared_prefix.PrefixLayout(len(ids))
+    shared_prefix.forward(model, layout, torch.tensor(ids, device=model.device), logits_to_keep=1)
     if kept is not None:
-        kept.append(layout)
+        kept.clear()
+        kept[ids] = layout
     return layout
 
 

@@ -33,7 +33,7 @@ def predict_texts(
     decode: str = "constrained",
     batch_size: int = 32,
     progress: Callable[[int], Any] | None = None,
-    kept: list[Any] | None = None,
+    kept: dict[Any, Any] | None = None,
 ) -> list[Prediction]:
     """Generate and parse an answer for each text.
 
@@ -82,7 +82,7 @@ def predict_prob(
     how: str = "marginal",
     batch_size: int = 32,
     progress: Callable[[int], Any] | None = None,
-    kept: list[Any] | None = None,
+    kept: dict[Any, Any] | None = None,
 ) -> np.ndarray:
     """Compute the probability of each label for n texts.
 
@@ -119,7 +119,7 @@ class GenerativeClassifier:
     label_set: LabelSet
     encoder: Encoder
     model: "PreTrainedModel"
-    kept: list[Any] | None = None
+    kept: dict[Any, Any] | None = None
 
     @property
     def n_questions(self) -> int:
@@ -173,7 +173,7 @@ class GeneratorLoader:
         check_weights(run, None if (run / MODEL).is_dir() else location, force=self._force)
         encoder = load_encoder(task, str(adapter or location))
         model = self._load_model(recipe, location, adapter)
-        return GenerativeClassifier(recipe, task.label_set, encoder, model, kept=[])
+        return GenerativeClassifier(recipe, task.label_set, encoder, model, kept={})
 
     def _load_model(self, recipe: Recipe, location: str, adapter: Path | None) -> "PreTrainedModel":
         from emogen.model.loading import load_adapter, load_model, to_device

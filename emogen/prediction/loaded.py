@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from emogen import processes
-from emogen.console import progress_bar, quiet_libraries
+from emogen.console import no_bar, progress_bar, quiet_libraries
 from emogen.errors import InputError
 from emogen.evaluation.run_folder import CROSS_VALIDATION, THRESHOLDS, UNTUNED, kind_of
 from emogen.prediction.ensemble import BatchPrediction, Ensemble
@@ -75,7 +74,7 @@ class LoadedClassifier:
         if not len(rows):
             empty = np.zeros((0, len(self.labels)), dtype=np.int8)
             return BatchPrediction(empty, empty.astype(np.float32), None)
-        bar = progress_bar if progress else _no_bar
+        bar = progress_bar if progress else no_bar
         return self._ensemble.predict(rows, with_prob=with_prob, batch_size=batch_size, bar=bar)
 
 
@@ -119,7 +118,3 @@ def _as_rows(texts: Sequence[str]) -> Rows:
             raise TypeError(f"text {k}: expected a string, got {type(text).__name__}: {text!r:.80}")
     numbers = list(range(len(texts)))
     return Rows("texts", [str(k) for k in numbers], texts, None, numbers)
-
-
-def _no_bar(title: str, total: int) -> AbstractContextManager[Any]:
-    return nullcontext(lambda n: None)

@@ -1,10 +1,10 @@
 """Prediction on a Ray cluster: Ray Data maps the rows of Parquet files over workers, each with its own model."""
 
 import os
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emogen.console import no_bar
 from emogen.distribution import install_hint
 from emogen.errors import InputError
 from emogen.prediction.ensemble import Ensemble
@@ -84,7 +84,7 @@ class Worker:
             rows,
             with_prob=True,
             batch_size=self.batch_size,
-            bar=lambda title, n_rows: nullcontext(lambda n_done: None),
+            bar=no_bar,
         )
         assert batch.prob is not None
         added: dict[str, Any] = {name: batch.pred[:, k] for k, name in enumerate(label_set.names)}

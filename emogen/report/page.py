@@ -21,7 +21,7 @@ from emogen.distribution import __version__
 from emogen.errors import InputError
 from emogen.evaluation.caveats import calibration_caveats, caveats, references
 from emogen.evaluation.metrics import Interval, discordant, interval_of, row_log_loss
-from emogen.evaluation.results import align_scored
+from emogen.evaluation.results import align_scored, as_strings
 from emogen.evaluation.run_folder import BASELINE, CARD, PAGE, RUN, THRESHOLDS, label_set_of, read_json
 from emogen.evaluation.tables import AGGREGATES
 from emogen.report import figures
@@ -289,7 +289,7 @@ def browser_data(
         "empty": runs[0].label_set.empty,
         "ids": [str(row_id) for row_id in rows.ids],
         "texts": [record["text"] for record in scores[0].records],
-        "gold": _as_strings(rows.gold),
+        "gold": as_strings(rows.gold),
         "folds": rows.folds.tolist() if len(np.unique(rows.folds)) > 1 else None,
         "trained_in_folds": runs[0].kind != RUN,
         "runs": [_run_data(run, own) for run, own in zip(runs, scores, strict=True)],
@@ -317,12 +317,7 @@ def _decision_data(decision: Decision, title: str, run: int, folds: np.ndarray) 
         numbers, first_rows = np.unique(folds, return_index=True)
         of_folds = _per_mille(decision.thresholds[first_rows])
         thresholds = dict(zip(numbers.tolist(), of_folds, strict=True))
-    return {"title": title, "run": run, "pred": _as_strings(decision.pred), "thresholds": thresholds}
-
-
-def _as_strings(matrix: np.ndarray) -> list[str]:
-    """A 0/1 matrix [n, L] as n strings of L digits."""
-    return ["".join(map(str, row)) for row in matrix.tolist()]
+    return {"title": title, "run": run, "pred": as_strings(decision.pred), "thresholds": thresholds}
 
 
 def _per_mille(values: np.ndarray) -> list[list[int]]:

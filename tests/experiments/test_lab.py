@@ -1,16 +1,23 @@
+import re
 import socket
 import urllib.error
 import urllib.request
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from tiny import POSTS, write_posts, write_recipe
 from typer.testing import CliRunner
 
 from emogen.cli.__main__ import app
-from emogen.errors import InputError
-from emogen.experiments.lab import Lab, serve
+from emogen.errors import InputError, ModelError
+from emogen.evaluation.results import Prediction
+from emogen.experiments import scores
+from emogen.experiments.lab import EDITOR, Lab, word_diff
+from emogen.experiments.lab_page import serve
 from emogen.experiments.prompts import load_generator, open_benchmark
+from emogen.prediction.generator import GenerativeClassifier
+from emogen.task.parse import parse_answer
 
 MANY = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
 SOURCE = "{% user %}\nFeelings ({{ names | join(' ') }})?\n{{ text }}\n"
@@ -39,7 +46,7 @@ def generator(benchmark):
 def lab(benchmark, generator, tmp_path, monkeypatch):
     """A lab in an empty folder, without a history."""
     monkeypatch.chdir(tmp_path)
-    return Lab(replace(benchmark, folder=tmp_path / "scores"), generator)
+    return Lab(replace(benchmark, folder=tmp_path / "scores", store=tmp_path / "store"), generator)
 
 
 def test_every_token_is_shown_with_its_part(lab):
@@ -76,20 +83,113 @@ def test_an_answer_comes_with_the_probability_of_each_label(lab):
     assert all(0 <= value <= 1 for value in prob.values())
 
 
+def scored(lab, source, name):
+    """Score a template to its end. Returns the result."""
+    *_, result = lab.score(source, name)
+    return result
+
+
 def test_scored_templates_are_the_history_and_saved_templates_are_files(lab, tmp_path):
+    n = len(lab.benchmark.rows)
     assert lab.history() == []
-    assert "macro-F1" in lab.score(SOURCE, "mine")
-    lab.score(SOURCE + "Answer:", "mine")
+    assert "macro-F1" in scored(lab, SOURCE, "mine")
+    scored(lab, SOURCE + "Answer:", "mine")
     history = lab.history()
-    assert [line[0] for line in history] == ["mine", "mine"]
+    assert [line[:2] for line in history] == [["mine", f"{n} of {n}"]] * 2
+    assert all(line[2].endswith("(no interval)") for line in history)  # 20 rows are too few
     assert {lab.source_of(line[-1]) for line in history} == {
         SOURCE,
         SOURCE + "Answer:\n",
     }  # the editor drops the newline
+    version = history[1][-1]
+    lab.keep_note(version, "asks <b>for</b> an answer\n")
+    assert [line[-2] for line in lab.history()] == ["", "asks <b>for</b> an answer"]
+    with pytest.raises(InputError, match="choose a version of the history"):
+        lab.keep_note("../evil", "x")
     assert lab.save(SOURCE, "mine").resolve() == tmp_path / "prompts" / "mine.jinja"
     assert (tmp_path / "prompts" / "mine.jinja").read_text() == SOURCE
     with pytest.raises(InputError, match="exists, with another template"):
         lab.save(SOURCE + "x", "mine")
+
+
+def test_scoring_is_stopped_and_goes_on(lab, monkeypatch):
+    n = len(lab.benchmark.rows)
+    monkeypatch.setattr(scores, "PART", 8)
+    answer = GenerativeClassifier.predict
+    calls = []
+
+    def predict(*args, **options):
+        calls.append(lab.progress["done"])
+        if len(calls) == 2:  # while the second part is computed
+            with pytest.raises(InputError, match="mine is scored: wait, or stop it first"):
+                next(lab.score(SOURCE + "other", "other"))
+            lab.stop()
+        return answer(*args, **options)
+
+    monkeypatch.setattr(GenerativeClassifier, "predict", predict)
+    assert scored(lab, SOURCE, "mine") == f"mine: stopped after 16 of {n} rows, which are kept"
+    assert calls == [0, 8]
+    assert lab.progress is None
+    (line,) = lab.history()
+    assert line[:4] == ["mine", f"16 of {n}", "", ""]
+    (column,) = lab.grid_news({})
+    assert len(column["rows"]) == 16
+    said = lab.differences(EDITOR, line[-1], SOURCE, "mine", "so happy")
+    assert f"is scored on 16 of {n} rows. Score it first." in said
+    assert "macro-F1" in scored(lab, SOURCE, "mine")
+    assert calls == [0, 8, 16]
+    (column,) = lab.grid_news({line[-1]: 16})
+    assert len(column["rows"]) == n - 16
+
+
+def test_an_error_while_scoring_is_told(lab, monkeypatch):
+    monkeypatch.setattr(GenerativeClassifier, "predict_proba", lambda *args, **options: np.full((8, 11), np.nan))
+    with pytest.raises(ModelError, match="not numbers from 0 to 1"):
+        scored(lab, SOURCE, "mine")
+    monkeypatch.undo()
+    assert "macro-F1" in scored(lab, SOURCE, "mine")
+
+
+def test_versions_are_compared_as_the_model_sees_them(lab):
+    scored(lab, SOURCE, "mine")
+    scored(lab, SOURCE.replace("Feelings", "<i>Moods</i>"), "mine")
+    first, second = sorted(lab.versions(), key=lambda version: "Moods" in lab.source_of(version))
+    said = lab.differences(first, second, SOURCE, "mine", "so <b>happy</b>")
+    assert said.startswith(f"<p>On the same {len(lab.benchmark.rows)} rows, by ")
+    assert "too few rows" in said
+    assert "<del>Feelings</del><ins>&lt;i&gt;Moods&lt;/i&gt;</ins> (anger" in said
+    assert "so &lt;b&gt;happy&lt;/b&gt;" in said
+    assert lab.differences(EDITOR, first, SOURCE, "mine", "x").startswith("<p>These are the same template.")
+
+
+def test_words_that_differ_are_marked():
+    assert word_diff("a b\nc", "a <x>\nc") == '<div class="seen diff">a <del>b</del><ins>&lt;x&gt;</ins>\nc</div>'
+    assert word_diff("a", "a\nb") == '<div class="seen diff">a<ins>↵\nb</ins></div>'
+
+
+def test_several_texts_are_answered_and_marked_against_gold(lab, monkeypatch):
+    raws = iter([["joy, love", "none", "<b>joy</b>"], []])
+    labels = lab.benchmark.task.label_set
+
+    def predict(self, texts):
+        return [Prediction(raw, parse_answer(raw, labels), 0) for raw in next(raws)]
+
+    monkeypatch.setattr(GenerativeClassifier, "predict", predict)
+    shown = lab.table(SOURCE, "mine", "<script>one</script>\tjoy, anger\n\ntwo\tnone\nthree")
+    assert shown.startswith("<p>1 of 2 answers are exactly right.</p>")
+    assert re.findall(r'class="chip (\w*)">([^<]+)<', shown) == [
+        ("missed", "○ anger"),
+        ("right", "✓ joy"),
+        ("false", "✕ love"),
+        ("right", "✓ none"),
+        ("", "joy"),
+    ]
+    assert "&lt;script&gt;one&lt;/script&gt;" in shown
+    assert "&lt;b&gt;joy&lt;/b&gt;" in shown
+    with pytest.raises(InputError, match=r"the pasted texts:2: .*glee"):
+        lab.table(SOURCE, "mine", "one\tjoy\ntwo\tglee")
+    with pytest.raises(InputError, match="0 texts: paste 1 to 200"):
+        lab.table(SOURCE, "mine", " \n")
 
 
 @pytest.mark.parametrize(
@@ -143,11 +243,14 @@ def test_the_page_in_a_browser(recipe, visit, tmp_path, monkeypatch):
         assert [status("/"), status("/config"), status("/gradio_api/info")] == [401, 401, 401]
         cookie = f"emogen_lab_{port}=t0ken"
         assert status("/config", Cookie=cookie) == 200
+        assert [status("/grid"), status("/grid/news"), status("/grid/stop", "POST")] == [401, 401, 401]
+        assert status("/grid/stop", "POST", Cookie=cookie, Origin="http://evil.example") == 403
         assert status("/config", Cookie=cookie, Host="evil.example") == 403
         assert status("/gradio_api/queue/join", "POST", Cookie=cookie, Origin="http://evil.example") == 403
         assert status("/gradio_api/upload", "POST", Cookie=cookie) == 404
         page = visit(address)
         use_page(page, tmp_path)
+        use_grid(page)
         page.close()  # before the server is: a page reports that its server is gone
 
     monkeypatch.setattr(gr.Blocks, "block_thread", use)
@@ -181,9 +284,9 @@ def use_page(page, folder):
     page.keyboard.insert_text(SOURCE)
     seen.get_by_text("Feelings").or_(seen.locator("span", has_text="Feel")).first.wait_for()
     page.get_by_role("button", name="Score on").click()
-    history = page.locator("#history")
-    history.scroll_into_view_if_needed()
-    line = history.get_by_test_id("cell-0-0")
+    page.wait_for_function("[...document.querySelectorAll('textarea')].some(e => e.value.startsWith('list: macro-F1'))")
+    page.get_by_role("tab", name="History and differences").click()
+    line = page.locator("#history").get_by_test_id("cell-0-0")
     line.get_by_text("list").wait_for()
 
     page.get_by_label("Name").fill("kept")
@@ -191,8 +294,37 @@ def use_page(page, folder):
     page.wait_for_function("[...document.querySelectorAll('textarea')].some(e => e.value.startsWith('Saved as'))")
     assert (folder / "prompts" / "kept.jinja").read_text() == SOURCE
 
+    assert page.get_by_label("Start from").input_value() == "list"
     page.get_by_label("Start from").click()
     page.get_by_role("option", name="definitions").click()
     editor.get_by_text("The labels with their definitions").wait_for()
     line.click()  # the template that was scored comes back
     editor.get_by_text("Feelings").wait_for()
+
+    page.get_by_label("Version B").click()
+    page.get_by_role("option", name="list-").click()
+    page.get_by_role("button", name="Compare A with B").click()
+    page.locator("#compared").get_by_text("These are the same template.").wait_for()
+    page.get_by_role("tab", name="Several texts").click()
+    page.locator("#pasted textarea").fill("<img src=x onerror=alert(1)>\tjoy")
+    page.get_by_role("button", name="Ask about all of them").click()
+    page.locator("#marked td", has_text="<img src=x onerror=alert(1)>").wait_for()
+    assert page.locator("#marked .chip", has_text="joy").count() == 1
+
+
+def use_grid(page):
+    """In a tab of its own, which sends a text to the editor, and grows while a template is scored."""
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="Rows × templates").click()
+    grid = opened.value
+    grid.locator("#heads th", has_text="list").wait_for()
+    text = grid.locator("#rows .text > p").nth(3).text_content()
+    grid.get_by_role("button", name="to the editor").nth(3).click()
+    page.wait_for_function("text => document.querySelector('#text textarea').value === text", arg=text)
+    page.locator(".cm-content").first.click()
+    page.keyboard.press("Control+A")
+    page.keyboard.insert_text(SOURCE + "Which?")
+    page.get_by_role("button", name="Score on").click()
+    grid.locator("#heads th").nth(3).get_by_text("macro-F1").wait_for()
+    assert grid.locator("#heads th").nth(3).inner_text().startswith("list (")  # another template of that name
+    grid.close()

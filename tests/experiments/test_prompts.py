@@ -15,10 +15,8 @@ from emogen.experiments.prompts import (
     load_templates,
     open_benchmark,
     prepare,
-    ranking,
-    ranking_table,
-    score_template,
 )
+from emogen.experiments.scores import ranking, ranking_table, score_template
 from emogen.task.prompt import load_prompt
 from emogen.train import main as train
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny import POSTS, make_model, write_recipe
@@ -6,7 +8,7 @@ from emogen.model.encode import make_encoder
 from emogen.model.tokenizer import TextTokenizer
 from emogen.prediction.ensemble import load_run
 from emogen.prediction.generator import GenerativeClassifier, predict_prob, predict_texts
-from emogen.task.prompt import load_prompt
+from emogen.task.prompt import load_prompt, parse_prompt
 from emogen.task.recipe import load_recipe
 
 TEXTS = [text for text, _ in POSTS[:3]]
@@ -89,3 +91,15 @@ def test_a_recipe_file_loads_its_untuned_model(recipe_file, labels):
     assert classifier.label_set == labels
     assert not hasattr(classifier.model, "peft_config")
     assert classifier.predict_proba(TEXTS).shape == (len(TEXTS), len(labels))
+
+
+def test_a_kept_prefix_is_that_of_its_own_prompt(recipe_file, tokenizer, labels):
+    """Templates are compared with one loaded model."""
+    listed = load_run(recipe_file)
+    other = parse_prompt("{% user %}\nFeelings ({{ names | join(' ') }})?\n{{ text }}\n")
+    encoder = make_encoder(TextTokenizer.of(tokenizer), other, labels, "list", (), 1024)
+    alone, after = replace(listed, encoder=encoder, kept=None), replace(listed, encoder=encoder)
+    listed.predict(TEXTS)
+    assert after.predict(TEXTS) == alone.predict(TEXTS)
+    assert (after.predict_proba(TEXTS) == alone.predict_proba(TEXTS)).all()
+    assert len(listed.kept) == 1  # the keys and values of a prefix are large
