@@ -23,7 +23,7 @@ from emogen.model.shared_prefix import shares_prefix
 
 FREE_TOKENS = 48  # tokens that a free answer may be longer than the longest valid one
 Progress = Callable[[int], Any]  # called with the number of rows done since the last call
-KeptPrefix = list[shared_prefix.PrefixLayout]  # empty, or the computed prefix
+KeptPrefix = list[tuple[list[int], shared_prefix.PrefixLayout]]  # empty, or the last prefix with its token ids
 Reachable = Callable[[torch.Tensor], torch.Tensor]  # the logits of a model -> those of the tokens of the grammar
 
 
@@ -187,12 +187,12 @@ def compute_prefix(
     Args:
         kept: where the result is kept between calls, for a model that does not change.
     """
-    if kept:
-        return kept[0]
+    if kept and kept[0][0] == encoder.prefix_ids:
+        return kept[0][1]
     layout = shared_prefix.PrefixLayout(len(encoder.prefix_ids))
     shared_prefix.forward(model, layout, torch.tensor(encoder.prefix_ids, device=model.device), logits_to_keep=1)
     if kept is not None:
-        kept.append(layout)
+        kept[:] = [(encoder.prefix_ids, layout)]
     return layout
 
 

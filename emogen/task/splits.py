@@ -161,16 +161,18 @@ def make_folds(rows: Rows, n_folds: int, seed: int) -> np.ndarray:
 
 
 def sample_rows(rows: Rows, n: int, seed: int) -> Rows:
-    """About n rows, stratified by label if the rows have labels and are enough; all rows if there are no more than n.
+    """Draw n rows, stratified by label if the rows have labels and are enough; all rows if there are no more than n.
 
     The same rows, n and seed give the same sample.
     """
     if n >= len(rows):
         return rows
+    order = np.random.default_rng(seed).permutation(len(rows))
     if rows.gold is not None:
         with suppress(DataError):  # a handful of rows cannot be split
-            return rows.take(hold_out(rows, n / len(rows), seed)[1])
-    return rows.take(np.sort(np.random.default_rng(seed).permutation(len(rows))[:n]))
+            # Iterative stratification misses n by some rows. Random ones are added, or left out.
+            order = order[np.argsort(~np.isin(order, hold_out(rows, n / len(rows), seed)[1]), kind="stable")]
+    return rows.take(np.sort(order[:n]))
 
 
 def _group_by_text(rows: Rows) -> tuple[list[list[int]], np.ndarray]:
