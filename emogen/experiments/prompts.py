@@ -47,7 +47,7 @@ from emogen.model.tokenizer import TextTokenizer, read_chat_tokenizer
 from emogen.prediction.classifier import Classifier, prob_of
 from emogen.prediction.ensemble import load_run
 from emogen.prediction.generator import GenerativeClassifier
-from emogen.prediction.remote import RemoteClassifier
+from emogen.prediction.remote import Endpoint, RemoteClassifier
 from emogen.report.compare import System, compare, with_interval
 from emogen.task.prompt import Prompt, PromptError, fill, load_prompt, make_examples, render
 from emogen.task.recipe import Recipe, load_recipe
@@ -72,6 +72,7 @@ class PromptBenchmark:
         folder: where the scores of templates are kept.
         source: the recipe, or the run folder whose adapter is used.
         overrides: `key=value`, for the recipe.
+        endpoint: where the model is, if it is behind one. All templates share what it may cost.
     """
 
     task: Task
@@ -81,11 +82,17 @@ class PromptBenchmark:
     folder: Path
     source: Path
     overrides: tuple[str, ...]
+    endpoint: Endpoint | None = None
 
     @property
     def recipe(self) -> Recipe:
         """The recipe, or that of the tuned run."""
         return self.task.recipe
+
+    def on(self, rows: Rows) -> "PromptBenchmark":
+        """The same on other rows, whose scores have a folder of their own."""
+        folder = self.folder.with_name(f"{len(rows)}-rows-{_digest_of_benchmark(self.task, rows, self.source)}")
+        return replace(self, rows=rows, folder=folder)
 
 
 def open_benchmark(
@@ -123,9 +130,9 @@ def open_benchmark(
     in_prompt = {normalise_text(example.text) for example in task.examples}
     rows = rows.take([i for i, text in enumerate(rows.texts) if normalise_text(text) not in in_prompt])
     tokenizer = None if recipe.api_base else read_chat_tokenizer(recipe, str(tuned / ADAPTER) if tuned else None)
-    rows = sample_rows(rows, limit, recipe.seed)
-    folder = folder / f"{len(rows)}-rows-{_digest_of_benchmark(task, rows, source)}"
-    return PromptBenchmark(task, rows, train_rows, tokenizer, folder, source, tuple(overrides))
+    endpoint = Endpoint(recipe) if recipe.api_base else None
+    everything = PromptBenchmark(task, rows, train_rows, tokenizer, folder / "rows", source, tuple(overrides), endpoint)
+    return everything.on(sample_rows(rows, limit, recipe.seed))
 
 
 def _digest_of_benchmark(task: Task, rows: Rows, source: Path) -> str:
@@ -286,7 +293,7 @@ def _score(
     rows, label_set = benchmark.rows, benchmark.task.label_set
     classifier: Classifier
     if template.encoder is None:
-        classifier = RemoteClassifier(template.task, benchmark.train_rows)
+        classifier = RemoteClassifier(template.task, benchmark.train_rows, benchmark.endpoint)
     else:
         assert generator is not None
         classifier = generator = replace(generator, encoder=template.encoder)
@@ -309,7 +316,8 @@ def _score(
         "parse": parse_audit(predictions),
     }
     if generator is not None:
-        metrics |= _likelihood(benchmark, template, generator, bar)
+        found, tokens = likelihood(rows, template, generator, bar)
+        metrics |= {"log_likelihood": float(found.sum() / len(rows)), "tokens": tokens}
     for name, text in {PROMPT: template.prompt.source, LABELS: label_set.to_yaml()}.items():
         with paths.writing(template.folder / name) as file:
             file.write(text)
@@ -319,25 +327,33 @@ def _score(
     return metrics
 
 
-def _likelihood(
-    benchmark: PromptBenchmark, template: Template, generator: GenerativeClassifier, bar: Bar
-) -> dict[str, Any]:
-    """The log-likelihood of the true answers and the numbers of tokens, as metrics."""
+def likelihood(
+    rows: Rows, template: Template, generator: GenerativeClassifier, bar: Bar
+) -> tuple[np.ndarray, dict[str, float]]:
+    """The log-likelihood of the true answers to n rows, and the numbers of tokens.
+
+    Returns:
+        float32 [n], in nats (with `yes_no` the sum of all questions of a text); and the `tokens` of `score_template`.
+
+    Raises:
+        ModelError: a likelihood is not a number.
+    """
     from emogen.model.probabilities import log_likelihood
 
-    rows, label_set, encoder = benchmark.rows, benchmark.task.label_set, generator.encoder
+    encoder = template.encoder
+    assert encoder is not None
     true_answers = [  # one per question
         row
         for text, truth in zip(rows.texts, rows.truth, strict=True)
-        for row in encoder.rows(text, label_set.names_of(truth))
+        for row in encoder.rows(text, encoder.label_set.names_of(truth))
     ]
-    with bar(f"{template.name}: likelihood", len(rows) * generator.n_questions) as advance:
+    with bar(f"{template.name}: likelihood", len(true_answers)) as advance:
         found = log_likelihood(generator.model, encoder, true_answers, progress=advance)
     if not np.isfinite(found).all():
         n_wrong = (~np.isfinite(found)).sum()
         raise ModelError(f"{template.name}: the likelihood of {n_wrong} true answers is not a number")
     tokens = {"shared": len(encoder.prefix_ids), "row": float(np.mean([len(row) for row in true_answers]))}
-    return {"log_likelihood": float(found.sum() / len(rows)), "tokens": tokens}
+    return found.reshape(len(rows), -1).sum(axis=1), tokens
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

@@ -93,6 +93,23 @@ def test_examples_and_held_out_rows_are_not_training_rows(tmp_path, labels):
     assert [again.train.ids, again.examples.ids] == [splits.train.ids, splits.examples.ids]
 
 
+def test_examples_by_coverage_show_each_label_before_one_is_shown_again(tmp_path, labels):
+    posts = [(f"a {i}", ("joy",)) for i in range(40)] + [("b", ("anger", "fear")), ("c", ("joy", "fear")), ("d", ())]
+
+    def examples(*overrides):
+        keys = [f"{key}={value}" for key, value in (("examples", 4), ("examples_by", "coverage"))]
+        splits, _ = load_splits(recipe_of(tmp_path, labels, posts, *keys, *overrides), labels)
+        assert len(splits.train) == 39
+        return sorted(splits.examples.texts)
+
+    first = examples()
+    assert {"b", "d"} < set(first)
+    assert "c" not in first  # its labels are shown by then, and 40 rows with joy alone come before it
+    assert len([text for text in first if text.startswith("a ")]) == 2
+    assert examples() == first
+    assert len({tuple(examples(f"seed={k}")) for k in range(5)}) > 1
+
+
 def test_an_evaluation_file_is_checked_against_the_training_file(tmp_path, labels):
     held_out = write_posts(tmp_path / "eval.csv", labels, [("new", ()), POSTS[0], ("new", ("joy",))])
     splits, problems = load_splits(recipe_of(tmp_path, labels, POSTS, f"eval_file={held_out}"), labels)
