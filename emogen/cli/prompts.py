@@ -27,6 +27,12 @@ TemplatesAndRecipe = Annotated[
         metavar="RECIPE TEMPLATE.jinja... [KEY=VALUE]...", help="A recipe, templates and overrides, in any order."
     ),
 ]
+TemplateAndRecipe = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE TEMPLATE.jinja [KEY=VALUE]...", help="A recipe, a template and overrides, in any order."
+    ),
+]
 ByOption = Annotated[str, typer.Option(help="How labels are decided: thresholds (nested) or answer.")]
 TunedOption = Annotated[Path | None, typer.Option(help="Use the adapter of this run folder, on its held-out rows.")]
 
@@ -114,7 +120,7 @@ def compare(
 
 @app.command("improve")
 def improve(
-    words: TemplatesAndRecipe,
+    words: TemplateAndRecipe,
     limit: Annotated[int, typer.Option(min=20, help="Number of rows of the search.")] = 200,
     unseen: Annotated[int, typer.Option(min=20, help="Number of rows of the final score, at most.")] = 1000,
     minutes: Annotated[float | None, typer.Option(min=0, help="End the search after this time.")] = None,
@@ -145,15 +151,14 @@ def improve(
         recipe, templates[0], overrides, limit=limit, unseen=unseen, tuned=tuned, minutes=minutes, rewriter=rewriter,
         by=by, bar=progress_bar,
     )  # fmt: skip
-    _print_improvement(found, recipe, templates[0], overrides, tuned)
+    _print_improvement(found, recipe, overrides, tuned)
 
 
-def _print_improvement(
-    found: "Improvement", recipe: str, template: str, overrides: Sequence[str], tuned: Path | None
-) -> None:
+def _print_improvement(found: "Improvement", recipe: str, overrides: Sequence[str], tuned: Path | None) -> None:
     """Print what a search found: the candidates, the final score, and how to use the best one."""
     from emogen.evaluation.tables import print_notes
     from emogen.report.compare import with_interval
+    from emogen.task.recipe import load_recipe
 
     tried = [candidate for candidate in found.tried if not candidate.refused]
     view = Table(box=None, pad_edge=False)
@@ -187,11 +192,11 @@ def _print_improvement(
     out.print(f"  difference {difference}: {_verdict(best.difference_interval)}")
     if found.n_looks > 1:
         print_notes([f"{found.n_looks} prompts were scored on these rows so far; the best of them looks too good."])
-    if tuned:
-        next_words = ["prompts", "compare", recipe, template, str(found.template), *overrides, "--tuned", str(tuned)]
-    else:
-        next_words = ["train", recipe, f"prompt={found.template}", *overrides, *found.overrides]
-    out.print(f"Next: {shlex.join(['emogen', *next_words])}", soft_wrap=True)
+    command = ["train", recipe]
+    if not tuned and load_recipe(recipe, overrides).api_base:
+        command = ["predict", recipe, "YOUR.csv", "-o", "OUT.csv"]
+    command += [f"prompt={found.template}", *overrides, *found.overrides]
+    out.print(f"Next: {shlex.join(['emogen', *command])}", soft_wrap=True)
 
 
 def _verdict(difference: "Interval") -> str:

@@ -237,8 +237,6 @@ def improve(
     searched = {keys: replace(each, endpoint=asked).on(search_rows) for keys, each in benchmarks.items()}
     final = {keys: replace(each, endpoint=asked_last).on(unseen_rows) for keys, each in benchmarks.items()}
     start = prepare(final[()], prompt)  # refuses a template that shows a row which the search does not see
-    for warning in start.warnings:
-        log.warning(warning)
     folder = final[()].folder.with_name(f"improve-{final[()].folder.name}")
     with claim_folder(folder):
         deadline = None if minutes is None else time.monotonic() + 60 * minutes
@@ -247,6 +245,8 @@ def improve(
         best, tried = search.best(), search.tried()
         _write_tried(folder / f"{start.name}-tried.csv", tried, search.figure)
         template, found = search.templates[best], Path(prompt.path)
+        for warning in template.warnings:
+            log.warning(warning)
         folders: list[Path] = []
         seen = read_json(folder / UNSEEN) if (folder / UNSEEN).is_file() else {}
         if best != search.start:
