@@ -219,7 +219,8 @@ def improve(
     """
     base = open_benchmark(path, overrides, limit=sys.maxsize, tuned=tuned)
     recipe = base.recipe
-    if not tuned and not (recipe.eval_file or recipe.eval_fraction or recipe.dataset_test_split):
+    held_out = base.rows if tuned else load_task_with_rows(recipe)[1].eval
+    if held_out is None:
         raise InputError(
             f"{path}: no rows for the final score: set eval_file or eval_fraction, as in eval_fraction=0.3"
         )
@@ -233,7 +234,11 @@ def improve(
             "write other wordings into it as {# or: TEXT #}"
         )
     benchmarks = {keys: _with_keys(base, path, [*overrides, *keys]) for keys in space.all_overrides()}
-    search_rows, unseen_rows = _divide(base, list(benchmarks.values()), limit, unseen)
+    search_rows, unseen_rows = _divide(held_out, list(benchmarks.values()), limit, unseen)
+    if not len(search_rows) or not len(unseen_rows):
+        raise InputError(
+            f"{path}: too few rows: {len(search_rows)} for the search, {len(unseen_rows)} for the final score"
+        )
     searched = {keys: replace(each, endpoint=asked).on(search_rows) for keys, each in benchmarks.items()}
     final = {keys: replace(each, endpoint=asked_last).on(unseen_rows) for keys, each in benchmarks.items()}
     start = prepare(final[()], prompt)  # refuses a template that shows a row which the search does not see
@@ -329,19 +334,19 @@ def _with_keys(base: PromptBenchmark, path: str | Path, overrides: Sequence[str]
     return replace(base, task=task, train_rows=splits.train)
 
 
-def _divide(base: PromptBenchmark, benchmarks: Sequence[PromptBenchmark], limit: int, unseen: int) -> tuple[Rows, Rows]:
+def _divide(held_out: Rows, benchmarks: Sequence[PromptBenchmark], limit: int, unseen: int) -> tuple[Rows, Rows]:
     """The rows of the search, in random order, and those of the final score. No candidate shows one as an example.
 
     The search has training rows; with a tuned model, one half of the rows that it was not trained on.
     """
-    seed = base.recipe.seed
+    seed, train_rows = benchmarks[0].recipe.seed, benchmarks[0].train_rows
     shown = {normalise_text(example.text) for benchmark in benchmarks for example in benchmark.task.examples}
-    final = _without(base.rows, shown)
-    if base.train_rows is None:
-        rest, held_out = hold_out(final, 0.5, seed)
-        rows, final = final.take(rest), final.take(held_out)
+    final = _without(held_out, shown)
+    if train_rows is None:
+        rest, last = hold_out(final, 0.5, seed)
+        rows, final = final.take(rest), final.take(last)
     else:
-        rows = _without(base.train_rows, shown | set(map(normalise_text, final.texts)))
+        rows = _without(train_rows, shown | set(map(normalise_text, final.texts)))
     rows = sample_rows(rows, limit, seed)
     return rows.take(np.random.default_rng(seed).permutation(len(rows))), sample_rows(final, unseen, seed)
 

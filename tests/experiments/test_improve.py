@@ -294,6 +294,14 @@ def test_examples_are_those_that_the_recipe_draws_and_are_no_rows_of_the_search(
     assert not searched & {text for text, _ in EVAL}
 
 
+def test_a_held_out_fraction_is_for_the_final_score_alone(endpoint, remote, template):
+    endpoint.proposals = list(NO_PROPOSAL)
+    found = search(template, [*remote, "eval_file=null", "eval_fraction=0.3"], limit=100)
+    n_unseen = found.unseen[0].metrics["n"]
+    assert n_unseen == pytest.approx(0.3 * 73, abs=3)
+    assert found.n_rows == 73 - n_unseen
+
+
 @pytest.mark.slow
 def test_the_held_out_rows_of_a_tuned_run_are_divided(recipe, tmp_path):
     train([str(recipe), f"output_dir={tmp_path / 'run'}", "max_steps=1", "prompt=prompts/few_shot.jinja", "examples=2"])
