@@ -14,11 +14,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from fake_endpoint import fake_endpoint
 from tiny import CONFIGS, make_model, make_tokenizer, write_recipe
 from transformers import PreTrainedTokenizerFast
 
 from emogen.cli.__main__ import app
 from emogen.console import run_command
+from emogen.prediction import remote
 from emogen.task.labels import LabelSet, load_label_set
 
 CHROMIUM = Path("/usr/bin/chromium")  # Debian's
@@ -53,6 +55,15 @@ def model(request):
 def tiny_recipe(tmp_path: Path, labels: LabelSet):
     """Writes a recipe for a tiny model and twelve posts; returns its path. Arguments as for `tiny.write_recipe`."""
     return partial(write_recipe, tmp_path, labels)
+
+
+@pytest.fixture
+def endpoint(monkeypatch, tmp_path):
+    """A chat endpoint; see `fake_endpoint`. Nobody waits for it."""
+    monkeypatch.setenv("EMOGEN_CACHE", str(tmp_path / "cache"))
+    with fake_endpoint() as served:
+        monkeypatch.setattr(remote, "_sleep", served.waited.append)
+        yield served
 
 
 @pytest.fixture(scope="session")

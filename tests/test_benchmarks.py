@@ -24,7 +24,8 @@ import settings
 import startup
 import train_speed
 import worth_of_curation
-from tiny import write_recipe, write_run
+import worth_of_improve
+from tiny import POSTS, write_recipe, write_run
 
 from emogen import paths
 from emogen.errors import InputError
@@ -83,6 +84,7 @@ def test_every_script_is_tested_here():
         startup,
         train_speed,
         worth_of_curation,
+        worth_of_improve,
     }
     names = {module.__name__ for module in scripts} | {"llama_cpp_worker"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == names
@@ -466,3 +468,20 @@ def test_the_worth_of_curation_is_measured(tmp_path, monkeypatch, capsys):
     assert [len(curve) for curve in random + select] == [1, 1, 1, 1]  # 100 rows are all that there are
     assert random == select
     assert "Turned labels" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------- worth_of_improve
+
+
+def test_the_prompt_that_was_found_is_compared_with_shipped_ones(tmp_path, labels, capsys, monkeypatch):
+    monkeypatch.setattr("emogen.experiments.improve.FIRST_ROUND", 6)
+    posts = [(f"{text} {k}", names) for k in range(5) for text, names in POSTS]
+    recipe = write_recipe(tmp_path, labels, posts=posts, eval_fraction=0.5, max_length=None)
+    file, own = tmp_path / "worth.json", ["order=canonical", "examples=2", f"output_dir={tmp_path / 'out'}"]
+    options = ["--limit", "20", "--by", "answer", "--shipped", "list", "few_shot", "--json", str(file)]
+    worth_of_improve.main([str(recipe), *own, *options])
+    result, shown = json.loads(file.read_text()), capsys.readouterr().out
+    assert result["search rows"] == 20
+    assert result["systems"].keys() == {"the start", "found", "list", "few_shot"}
+    assert result["systems"][result["best shipped"]]["difference"] == 0
+    assert "to the best shipped" in shown

@@ -1,17 +1,25 @@
-"""Commands for work on prompt templates: prompts show, prompts compare, lab."""
+"""Commands for work on prompt templates: prompts show, prompts compare, prompts improve, lab."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.live import Live
+from rich.table import Table
 
 from emogen.cli.shared import Overrides, RecipeArgument, runs_table, split_overrides
 from emogen.console import err, message, out, progress_bar
 from emogen.errors import InputError
 
-app = typer.Typer(help="Show and compare prompt templates.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from emogen.evaluation.metrics import Interval
+    from emogen.experiments.improve import Improvement
+
+SHOWN_CANDIDATES = 12
+
+app = typer.Typer(help="Show, compare and improve prompt templates.", no_args_is_help=True)
 
 TemplatesAndRecipe = Annotated[
     list[str],
@@ -19,6 +27,13 @@ TemplatesAndRecipe = Annotated[
         metavar="RECIPE TEMPLATE.jinja... [KEY=VALUE]...", help="A recipe, templates and overrides, in any order."
     ),
 ]
+TemplateAndRecipe = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE TEMPLATE.jinja [KEY=VALUE]...", help="A recipe, a template and overrides, in any order."
+    ),
+]
+ByOption = Annotated[str, typer.Option(help="How labels are decided: thresholds (nested) or answer.")]
 TunedOption = Annotated[Path | None, typer.Option(help="Use the adapter of this run folder, on its held-out rows.")]
 
 
@@ -55,7 +70,7 @@ def compare(
     train_steps: Annotated[
         int | None, typer.Option(min=1, help="Tune the model with each template for this many steps first.")
     ] = None,
-    by: Annotated[str, typer.Option(help="How labels are decided: thresholds (nested) or answer.")] = "thresholds",
+    by: ByOption = "thresholds",
 ) -> None:
     """Score templates on the same rows.
 
@@ -74,8 +89,7 @@ def compare(
     from emogen.experiments.prompts import load_generator, load_templates, open_benchmark, tune_templates
     from emogen.experiments.scores import ranking_table, score_template
 
-    if by not in ("thresholds", "answer"):
-        raise typer.BadParameter(f"--by is thresholds or answer, not {by}")
+    _check_by(by)
     if tuned and train_steps:
         raise typer.BadParameter("--tuned and --train-steps exclude each other; give one of them")
     recipe, templates, overrides = _split_words(words)
@@ -99,6 +113,100 @@ def compare(
     decided = "nested thresholds" if by == "thresholds" else "answer"
     grid = write_grid(benchmark, [template.name for template in accepted], folders)
     out.print(f"{len(benchmark.rows):,} rows; labels decided by {decided}. Row by row: {grid}", soft_wrap=True)
+
+
+@app.command("improve")
+def improve(
+    words: TemplateAndRecipe,
+    limit: Annotated[int, typer.Option(min=20, help="Number of rows of the search.")] = 200,
+    unseen: Annotated[int, typer.Option(min=20, help="Number of rows of the final score, at most.")] = 1000,
+    minutes: Annotated[float | None, typer.Option(min=0, help="End the search after this time.")] = None,
+    tuned: Annotated[Path | None, typer.Option(help="Use the adapter of this run folder.")] = None,
+    rewriter: Annotated[
+        str | None, typer.Option(help="A recipe with an endpoint (api_base) that proposes wordings.")
+    ] = None,
+    by: ByOption = "thresholds",
+) -> None:
+    """Search for a better wording of a template.
+
+    It tries other wordings of the blocks that the template marks, and the keys order, examples and examples_by of the
+    recipe, unless KEY=VALUE sets them. With an endpoint (api_base, or --rewriter), its model proposes wordings for rows
+    that are wrong. Candidates are dropped by the log-likelihood of the true answers on ever more rows of the training
+    data (of half of the held-out rows of the run with --tuned), and the last ones by macro-F1.
+
+    The best one is scored once on rows that the search never saw. It is a new file: no template is changed.
+
+    The same command continues an interrupted search. max_dollars=N limits what an endpoint may cost.
+    """
+    from emogen.experiments.improve import improve as search
+
+    _check_by(by)
+    recipe, templates, overrides = _split_words(words)
+    if len(templates) > 1:
+        raise typer.BadParameter("name one template to start from")
+    found = search(
+        recipe, templates[0], overrides, limit=limit, unseen=unseen, tuned=tuned, minutes=minutes, rewriter=rewriter,
+        by=by, bar=progress_bar,
+    )  # fmt: skip
+    _print_improvement(found, recipe, overrides, tuned)
+
+
+def _print_improvement(found: "Improvement", recipe: str, overrides: Sequence[str], tuned: Path | None) -> None:
+    """Print what a search found: the candidates, the final score, and how to use the best one."""
+    from emogen.evaluation.tables import print_notes
+    from emogen.report.compare import with_interval
+    from emogen.task.recipe import load_recipe
+
+    tried = [candidate for candidate in found.tried if not candidate.refused]
+    view = Table(box=None, pad_edge=False)
+    view.add_column("candidate", overflow="fold")
+    for heading in ("rows", f"{found.figure}, 95 %", "macro-F1, 95 %"):
+        view.add_column(heading, justify="right")
+    for candidate in tried[:SHOWN_CANDIDATES]:
+        gain = "" if candidate.gain is None else with_interval(candidate.gain, candidate.gain_interval, "+z")
+        system = candidate.system
+        f1 = with_interval(system.metrics["f1_macro"], system.interval) if system else ""
+        view.add_row(candidate.name, str(candidate.rows), gain, f1)
+    out.print(view)
+    n_refused = len(found.tried) - len(tried)
+    refused = f", {n_refused} refused" if n_refused else ""
+    out.print(
+        f"{len(tried)} candidates{refused}; {found.n_rows:,} rows. {found.figure}: the difference to the template as "
+        f"it is, on the rows that both were tried on. Kept in {found.folder}",
+        soft_wrap=True,
+    )
+    if found.stopped:
+        print_notes([f"The search was stopped: {found.stopped}"])
+    if not found.unseen:
+        out.print("Nothing better was found. The rows for the final score were not looked at.")
+        return
+    start, best = found.unseen
+    n_rows = best.metrics["n"]
+    out.print(f"\nThe best one is: {found.best}. On {n_rows:,} rows that the search never saw:", soft_wrap=True)
+    for title, system in (("as it is", start), ("best", best)):
+        out.print(f"  {title:<10} macro-F1 {with_interval(system.metrics['f1_macro'], system.interval)}")
+    difference = with_interval(best.difference, best.difference_interval, "+z")
+    out.print(f"  difference {difference}: {_verdict(best.difference_interval)}")
+    if found.n_looks > 1:
+        print_notes([f"{found.n_looks} prompts were scored on these rows so far; the best of them looks too good."])
+    command = ["train", recipe]
+    if not tuned and load_recipe(recipe, overrides).api_base:
+        command = ["predict", recipe, "YOUR.csv", "-o", "OUT.csv"]
+    command += [f"prompt={found.template}", *overrides, *found.overrides]
+    out.print(f"Next: {shlex.join(['emogen', *command])}", soft_wrap=True)
+
+
+def _verdict(difference: "Interval") -> str:
+    """What the 95 % interval of a difference says."""
+    if difference is None:
+        return "too few rows to tell it from chance"
+    low, high = difference
+    return "better" if low > 0 else "worse" if high < 0 else "it may be chance"
+
+
+def _check_by(by: str) -> None:
+    if by not in ("thresholds", "answer"):
+        raise typer.BadParameter(f"--by is thresholds or answer, not {by}")
 
 
 def lab(

@@ -47,7 +47,7 @@ def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Metrics:
         "f1_micro": float(_ratio(2 * hits.sum(), support.sum() + predicted.sum(), 0.0)),
         "precision_macro": float(precision.mean()),
         "recall_macro": float(recall.mean()),
-        "jaccard_samples": float(_ratio((gold & pred).sum(1), (gold | pred).sum(1), 1.0).mean()),
+        "jaccard_samples": float(row_jaccard(gold, pred).mean()),
         "exact_match": float((gold == pred).all(axis=1).mean()),
         "hamming_loss": float((gold != pred).mean()),
         "per_label": {
@@ -62,6 +62,11 @@ def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Metrics:
         },
         "no_positives": [name for name, n in zip(names, support, strict=True) if not n],
     }
+
+
+def row_jaccard(gold: np.ndarray, pred: np.ndarray) -> np.ndarray:
+    """The Jaccard index of each row, 1.0 for one with neither gold nor predicted labels: gold, pred [n, L] -> [n]."""
+    return _ratio((gold & pred).sum(1), (gold | pred).sum(1), 1.0)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray, undefined: float) -> np.ndarray:

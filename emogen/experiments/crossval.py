@@ -64,14 +64,14 @@ from emogen.evaluation.run_folder import (
 from emogen.experiments.jobs import LOCAL, RunProcess, overrides_of, own_folder, run_all
 from emogen.prediction.baseline import cross_fit_baseline
 from emogen.prediction.classifier import labels_from_prob
-from emogen.prediction.remote import RemoteClassifier
+from emogen.prediction.remote import Endpoint, RemoteClassifier
 from emogen.report.figures import draw_reliability, save
 from emogen.report.page import report_finished
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.prompt import load_prompt
 from emogen.task.recipe import Recipe, load_recipe
 from emogen.task.rows import Rows
-from emogen.task.splits import all_rows, draw_rows, make_folds, n_drawn
+from emogen.task.splits import all_rows, draw_rows, make_folds
 from emogen.task.task import make_task, prompt_warnings
 from emogen.task.yaml_files import read_value, read_yaml
 
@@ -184,15 +184,16 @@ def cross_validate_prompted(
     with claim_folder(folder):
         folds = begin(folder, PROMPTED, recipe, label_set, rows, n_folds)
         found: dict[str, Prediction] = {}
+        endpoint = Endpoint(recipe)  # one for all folds, which share its limit
         with bar(f"Answers of {recipe.api_model}", len(rows)) as advance:
             for fold in range(n_folds):
                 held, others = (rows.take(np.flatnonzero(chosen)) for chosen in (folds == fold, folds != fold))
-                examples, others = draw_rows(others, n_drawn(recipe), recipe.seed)
+                examples, others = draw_rows(others, recipe)
                 task = make_task(recipe, label_set, prompt, others, examples)
                 if fold == 0:
                     for warning in prompt_warnings(task):
                         log.warning(str(warning))
-                answers = RemoteClassifier(task, others).predict(held.texts, progress=advance)
+                answers = RemoteClassifier(task, others, endpoint).predict(held.texts, progress=advance)
                 found |= zip(held.ids, answers, strict=True)
         predictions = [found[row_id] for row_id in rows.ids]
         pred = pred_matrix(predictions)

@@ -351,7 +351,7 @@ def word_diff(first: str, second: str) -> str:
     return f'<div class="seen diff">{"".join(parts)}</div>'
 
 
-def _chips(names: Sequence[str], gold: Sequence[int] | None, vector: Sequence[int], empty: str) -> str:
+def _chips(names: Sequence[str], gold: Sequence[float] | None, vector: Sequence[int], empty: str) -> str:
     """The labels of an answer, marked against gold by a sign and a class; without a mark if gold is not known."""
     chips = []
     for name, is_gold, is_given in zip(names, vector if gold is None else gold, vector, strict=True):

@@ -29,6 +29,7 @@ from emogen.model.encode import Encoder, make_task_encoder
 from emogen.model.tokenizer import TextTokenizer, read_chat_tokenizer
 from emogen.prediction.ensemble import load_run
 from emogen.prediction.generator import GenerativeClassifier
+from emogen.prediction.remote import Endpoint
 from emogen.task.prompt import Prompt, PromptError, fill, load_prompt, make_examples, render
 from emogen.task.recipe import Recipe, load_recipe
 from emogen.task.rows import Rows, normalise_text
@@ -53,6 +54,7 @@ class PromptBenchmark:
         store: where the scores of single rows are kept; see `scores`.
         source: the recipe, or the run folder whose adapter is used.
         overrides: `key=value`, for the recipe.
+        endpoint: where the model is, if it is behind one. All templates share what it may cost.
     """
 
     task: Task
@@ -63,11 +65,19 @@ class PromptBenchmark:
     store: Path
     source: Path
     overrides: tuple[str, ...]
+    endpoint: Endpoint | None = None
 
     @property
     def recipe(self) -> Recipe:
         """The recipe, or that of the tuned run."""
         return self.task.recipe
+
+    def on(self, rows: Rows) -> "PromptBenchmark":
+        """The same on other rows, whose scores have a folder of their own."""
+        model = _digest_of_model(self.task, self.source, self.train_rows)
+        digest = _digest(model, rows.ids, rows.texts, rows.truth.tolist())
+        named = self.folder.with_name
+        return replace(self, rows=rows, folder=named(f"{len(rows)}-rows-{digest}"), store=named(f"scores-{model}"))
 
 
 def open_benchmark(
@@ -105,11 +115,11 @@ def open_benchmark(
     in_prompt = {normalise_text(example.text) for example in task.examples}
     rows = rows.take([i for i, text in enumerate(rows.texts) if normalise_text(text) not in in_prompt])
     tokenizer = None if recipe.api_base else read_chat_tokenizer(recipe, str(tuned / ADAPTER) if tuned else None)
-    rows = sample_rows(rows, limit, recipe.seed)
-    model = _digest_of_model(task, source, train_rows)
-    digest = _digest(model, rows.ids, rows.texts, rows.truth.tolist())
-    of_rows, store = folder / f"{len(rows)}-rows-{digest}", folder / f"scores-{model}"
-    return PromptBenchmark(task, rows, train_rows, tokenizer, of_rows, store, source, tuple(overrides))
+    endpoint = Endpoint(recipe) if recipe.api_base else None
+    everything = PromptBenchmark(
+        task, rows, train_rows, tokenizer, folder / "rows", folder / "scores", source, tuple(overrides), endpoint
+    )
+    return everything.on(sample_rows(rows, limit, recipe.seed))
 
 
 def _digest_of_model(task: Task, source: Path, train_rows: Rows | None) -> str:

@@ -190,7 +190,10 @@ def score_rows(
             return
         classifier: Classifier
         if template.encoder is None:
-            classifier, size = RemoteClassifier(template.task, benchmark.train_rows), len(rows)  # keeps answers itself
+            classifier, size = (
+                RemoteClassifier(template.task, benchmark.train_rows, benchmark.endpoint),
+                len(rows),
+            )  # keeps answers itself
         else:
             assert generator is not None
             classifier, size = replace(generator, encoder=template.encoder), PART
@@ -208,7 +211,7 @@ def _score_part(classifier: Classifier, rows: Rows, name: str) -> list[RowScore]
     likelihoods: list[float] | list[None] = [None] * len(rows)
     if isinstance(classifier, GenerativeClassifier):
         prob = prob_of(classifier, rows.texts, predictions, no_bar, "")
-        likelihoods = _likelihood(classifier, rows, name)
+        likelihoods = likelihood(classifier, rows, name).tolist()
     else:
         prob = pred_matrix(predictions).astype(np.float32)
     check_prob(prob)
@@ -220,8 +223,15 @@ def _score_part(classifier: Classifier, rows: Rows, name: str) -> list[RowScore]
     ]
 
 
-def _likelihood(generator: GenerativeClassifier, rows: Rows, name: str) -> list[float]:
-    """The log-likelihood of the true answer of each row."""
+def likelihood(generator: GenerativeClassifier, rows: Rows, name: str) -> np.ndarray:
+    """The log-likelihood of the true answers to n rows, float64 [n], in nats; of `yes_no`, of all questions of a text.
+
+    Args:
+        name: of the template, for messages.
+
+    Raises:
+        ModelError: a likelihood is not a number.
+    """
     from emogen.model.probabilities import log_likelihood
 
     true_answers = _true_answers(generator.encoder, rows)
@@ -229,7 +239,7 @@ def _likelihood(generator: GenerativeClassifier, rows: Rows, name: str) -> list[
     if not np.isfinite(found).all():
         n_wrong = (~np.isfinite(found)).sum()
         raise ModelError(f"{name}: the likelihood of {n_wrong} true answers is not a number")
-    return found.sum(axis=1, dtype=np.float64).tolist()
+    return found.sum(axis=1, dtype=np.float64)
 
 
 def _true_answers(encoder: Encoder, rows: Rows) -> list[Row]:

@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from emogen.task.parse import parse_answer
 from emogen.task.prompt import Message, fill, load_prompt, render
 from emogen.task.recipe import Recipe
 from emogen.task.rows import Rows
-from emogen.task.splits import draw_rows, n_drawn
+from emogen.task.splits import draw_rows
 from emogen.task.task import Task, draw_examples, load_task, load_task_with_rows, make_task
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ log = logging.getLogger(__name__)
 KEYS = ("EMOGEN_REMOTE_KEY", "OPENAI_API_KEY")  # environment variables; the first that is set is sent
 TRIES = 6  # of a request that the server cannot answer now
 MAX_TOKENS = 128  # of an answer that nothing constrains
+
+
+class BudgetError(ModelError):
+    """`max_dollars` is reached."""
 
 
 def load_remote(run: Path, recipe: Recipe, label_set: LabelSet) -> "RemoteClassifier":
@@ -62,7 +66,7 @@ def load_remote(run: Path, recipe: Recipe, label_set: LabelSet) -> "RemoteClassi
     """
     if run.is_dir():
         rows = read_held_out(run, label_set)
-        examples, others = draw_rows(rows, n_drawn(recipe), recipe.seed)
+        examples, others = draw_rows(rows, recipe)
         task = make_task(recipe, label_set, load_prompt(recipe.find(recipe.prompt)), others, examples)
         return RemoteClassifier(task, others)
     if recipe.examples_by == "nearest":
@@ -79,11 +83,12 @@ class RemoteClassifier:
 
     n_questions = 1
 
-    def __init__(self, task: Task, labelled: Rows | None = None):
+    def __init__(self, task: Task, labelled: Rows | None = None, endpoint: "Endpoint | None" = None):
         """Prepare the prompt; nothing is asked yet.
 
         Args:
             labelled: the rows that `examples_by: nearest` chooses from; it needs them.
+            endpoint: that of the recipe, where several classifiers share what they may spend.
         """
         self.recipe: Recipe = task.recipe
         self.label_set: LabelSet = task.label_set
@@ -91,8 +96,7 @@ class RemoteClassifier:
         self._neighbours = Neighbours(labelled) if self.recipe.examples_by == "nearest" and labelled else None
         self._messages = render(task.prompt, task.label_set, task.examples)
         self._shown = [example.text for example in task.examples]
-        self._store = _Answers()
-        self._budget = _Budget(self.recipe.api_prices, self.recipe.max_dollars)
+        self._endpoint = endpoint or Endpoint(task.recipe)
 
     def predict(
         self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
@@ -113,7 +117,7 @@ class RemoteClassifier:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        if spent := self._budget.summary():
+        if spent := self._endpoint.summary():
             log.info(spent)
         style = self.recipe.answer
         return [Prediction(raw, parse_answer(raw, self.label_set, style=style), 0) for raw in answers]
@@ -122,47 +126,51 @@ class RemoteClassifier:
         """The labels of the answers as float32 [n, L]: 1 or 0."""
         return pred_matrix(self.predict(texts, progress=progress)).astype(np.float32)
 
-    @cached_property
-    def _client(self) -> "httpx.Client":
-        try:
-            import httpx
-        except ImportError:
-            raise InputError(f"api_base needs httpx: {install_hint('remote')}") from None
-        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=str(self.recipe.api_base).rstrip("/") + "/", headers=headers, timeout=120)
+    def _answer(self, text: str) -> str:
+        constraint = {} if self.recipe.decode == "free" else self._constraint
+        return self._endpoint.answer(self._prompt_of(text), MAX_TOKENS, constraint)
 
     @cached_property
     def _constraint(self) -> dict[str, Any]:
         """What the server takes to constrain an answer; nothing if it is not known to take anything."""
-        if self.recipe.decode == "free":
-            return {}
-        root = str(self._client.base_url).removesuffix("v1/")
-        style = self.recipe.answer
-        if self._answers_at(f"{root}props"):
-            log.info("The server is llama.cpp: answers are constrained by a grammar.")
-            return {"grammar": answer_gbnf(self.label_set, style)}
-        if self._answers_at(f"{root}version"):
-            log.info("The server is vLLM: answers are constrained by a regular expression.")
-            return {"structured_outputs": {"regex": answer_regex(self.label_set, style)}}
-        log.warning("The server is not known to constrain answers: the model writes what it likes, and it is parsed.")
+        if self._endpoint.kind == "llama.cpp":
+            return {"grammar": answer_gbnf(self.label_set, self.recipe.answer)}
+        if self._endpoint.kind == "vLLM":
+            return {"structured_outputs": {"regex": answer_regex(self.label_set, self.recipe.answer)}}
         return {}
 
-    def _answers_at(self, address: str) -> bool:
-        import httpx
+    def _prompt_of(self, text: str) -> list[Message]:
+        if self._neighbours is None:
+            return fill(self._messages, [text, *self._shown])
+        near = self._neighbours.nearest(text, self.recipe.examples)
+        examples = draw_examples(near, self.label_set, self.recipe.answer)
+        return fill(render(self._task.prompt, self.label_set, examples), [text, *near.texts])
 
-        try:
-            return self._client.get(address).status_code == 200
-        except httpx.HTTPError:
-            return False
 
-    def _answer(self, text: str) -> str:
+class Endpoint:
+    """The endpoint of a recipe: it is asked, its answers are kept on disk, and what they cost is counted."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self._store = _Answers()
+        self._budget = _Budget(recipe.api_prices, recipe.max_dollars)
+
+    def answer(self, messages: Sequence[Message], max_tokens: int, constraint: Mapping[str, Any] | None = None) -> str:
+        """The most probable answer of the model to a chat, from the disk if it was given before.
+
+        Args:
+            constraint: what the server takes to constrain the answer.
+
+        Raises:
+            BudgetError: `max_dollars` is reached.
+            ModelError: the server refuses, or does not answer.
+        """
         body = {
             "model": self.recipe.api_model,
-            "messages": self._prompt_of(text),
+            "messages": messages,
             "temperature": 0,
-            "max_tokens": MAX_TOKENS,
-            **self._constraint,
+            "max_tokens": max_tokens,
+            **(constraint or {}),
         }
         key = hashlib.sha256(json.dumps([str(self._client.base_url), body]).encode()).hexdigest()
         if (kept := self._store.get(key)) is not None:
@@ -179,12 +187,40 @@ class RemoteClassifier:
         self._store.put(key, answer)
         return answer
 
-    def _prompt_of(self, text: str) -> list[Message]:
-        if self._neighbours is None:
-            return fill(self._messages, [text, *self._shown])
-        near = self._neighbours.nearest(text, self.recipe.examples)
-        examples = draw_examples(near, self.label_set, self.recipe.answer)
-        return fill(render(self._task.prompt, self.label_set, examples), [text, *near.texts])
+    def summary(self) -> str:
+        """Tokens and dollars so far; empty if nothing was counted."""
+        return self._budget.summary()
+
+    @cached_property
+    def kind(self) -> str | None:
+        """The program that serves the model, if it is known to constrain answers: `llama.cpp` or `vLLM`."""
+        root = str(self._client.base_url).removesuffix("v1/")
+        if self._answers_at(f"{root}props"):
+            log.info("The server is llama.cpp: answers are constrained by a grammar.")
+            return "llama.cpp"
+        if self._answers_at(f"{root}version"):
+            log.info("The server is vLLM: answers are constrained by a regular expression.")
+            return "vLLM"
+        log.warning("The server is not known to constrain answers: the model writes what it likes, and it is parsed.")
+        return None
+
+    @cached_property
+    def _client(self) -> "httpx.Client":
+        try:
+            import httpx
+        except ImportError:
+            raise InputError(f"api_base needs httpx: {install_hint('remote')}") from None
+        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(base_url=str(self.recipe.api_base).rstrip("/") + "/", headers=headers, timeout=120)
+
+    def _answers_at(self, address: str) -> bool:
+        import httpx
+
+        try:
+            return self._client.get(address).status_code == 200
+        except httpx.HTTPError:
+            return False
 
     def _ask(self, body: dict[str, Any]) -> Any:
         """Send a request, again if the server is busy or fails.
@@ -239,12 +275,13 @@ class _Budget:
         Each of the requests that are under way is taken to cost as much as the dearest one so far.
 
         Raises:
-            ModelError: the limit is reached, or the server counts no tokens, so that no limit can be kept.
+            BudgetError: the limit is reached.
+            ModelError: the server counts no tokens, so that no limit can be kept.
         """
         with self._lock:
             expected = self._dollars + (self._under_way + 1) * self._dearest
             if self._limit is not None and expected > self._limit:
-                raise ModelError(
+                raise BudgetError(
                     f"max_dollars: ${self._dollars:.4f} of ${self._limit:g} are spent, and another answer could exceed "
                     "the limit; all answers are kept, and the same command with a higher limit goes on from here"
                 )

@@ -119,10 +119,11 @@ class Recipe(BaseModel):
     labels: str = Field("semeval2018", description="label set: name of a shipped one, or path of a YAML file")
     prompt: str = Field("prompts/list.jinja", description="path of the prompt template")
     examples: int = Field(0, ge=0, description="number of few-shot examples to draw from the training rows")
-    examples_by: Literal["drawn", "nearest"] = Field(
+    examples_by: Literal["drawn", "coverage", "nearest"] = Field(
         "drawn",
-        description="few-shot examples: drawn: the same for all texts; nearest: for each text the training rows that "
-        "resemble it most, for the model of an endpoint",
+        description="few-shot examples: drawn: the same for all texts, at random; coverage: the same for all texts, "
+        "each label once before one is shown again; nearest: for each text the training rows that resemble it most, "
+        "for the model of an endpoint",
     )
     answer: Literal["list", "count", "json", "yes_no", "head"] = Field(
         "list", description="style of the answer; head: train a classification head instead of generating answers"
@@ -455,8 +456,9 @@ def _conflicts(recipe: Recipe, where: dict[str, str]) -> Iterator[str]:
         yield f"{where['api_base']}: api_base: cannot be combined with answer: {recipe.answer}; use list, json or count"
     if recipe.examples_by == "nearest" and not recipe.api_base:
         yield f"{where['examples_by']}: examples_by: nearest is for the model of an endpoint; others share one prompt"
-    if recipe.examples_by == "nearest" and not recipe.examples:
-        yield f"{where['examples_by']}: examples_by: nearest needs `examples`, the number of rows to show, such as 8"
+    if recipe.examples_by != "drawn" and not recipe.examples:
+        by = recipe.examples_by
+        yield f"{where['examples_by']}: examples_by: {by} needs `examples`, the number of rows to show, such as 8"
     if recipe.max_dollars is not None and recipe.api_prices is None:
         yield f"{where['max_dollars']}: max_dollars: needs api_prices, the prices of the endpoint: [0.15, 0.6]"
     if recipe.api_prices and min(recipe.api_prices) < 0:

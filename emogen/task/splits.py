@@ -75,15 +75,10 @@ def load_splits(recipe: Recipe, label_set: LabelSet) -> tuple[Splits | None, lis
         train, eval_rows = train.take(kept), train.take(held_out)
     if train.prob is not None:
         train = draw_labels(train, recipe.seed)
-    examples, train = draw_rows(train, n_drawn(recipe), recipe.seed)
+    examples, train = draw_rows(train, recipe)
     if not len(train):
         return None, [*problems, Problem("error", train.path, "no training rows are left")]
     return Splits(train, eval_rows, examples), problems
-
-
-def n_drawn(recipe: Recipe) -> int:
-    """The number of few-shot examples that all texts share; none if each text has its nearest rows."""
-    return recipe.examples if recipe.examples_by == "drawn" else 0
 
 
 def draw_labels(rows: Rows, seed: int) -> Rows:
@@ -93,10 +88,44 @@ def draw_labels(rows: Rows, seed: int) -> Rows:
     return replace(rows, gold=drawn.astype(np.int8))
 
 
-def draw_rows(rows: Rows, n: int, seed: int) -> tuple[Rows, Rows]:
-    """Draw n rows at random, as few-shot examples; returns them and the others, both in their order."""
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[:n])
+def draw_rows(rows: Rows, recipe: Recipe) -> tuple[Rows, Rows]:
+    """Draw the few-shot examples that all texts share; none if each text has its nearest rows.
+
+    Returns:
+        The examples and the other rows, both in their order.
+    """
+    order = np.random.default_rng(recipe.seed).permutation(len(rows))
+    if recipe.examples_by == "coverage":
+        order = order[_cover(rows.truth[order], recipe.examples)]
+    drawn = np.sort(order[: 0 if recipe.examples_by == "nearest" else recipe.examples])
     return rows.take(drawn), rows.take(np.setdiff1d(np.arange(len(rows)), drawn))
+
+
+def _cover(gold: np.ndarray, n: int) -> list[int]:
+    """Choose n rows that show every label, and a row without labels, before one is shown again.
+
+    Each next row is the first one with the largest share of labels that were not shown yet. (A row with many labels is
+    not preferred: examples with more labels than usual would teach the model to name too many.)
+
+    Args:
+        gold: [rows, L].
+
+    Returns:
+        Their positions, at most n.
+    """
+    shows = np.hstack([gold, ~gold.any(axis=1, keepdims=True)]).astype(bool)  # [rows, L + 1]
+    missing = np.ones(shows.shape[1], dtype=bool)
+    chosen: list[int] = []
+    while len(chosen) < min(n, len(gold)):
+        share = (shows & missing).sum(axis=1) / shows.sum(axis=1)
+        share[chosen] = -1
+        best = int(share.argmax())
+        if share[best] == 0:
+            missing[:] = True  # everything that can be shown was
+            continue
+        chosen.append(best)
+        missing &= ~shows[best]
+    return chosen
 
 
 def all_rows(recipe: Recipe, label_set: LabelSet) -> Rows:
@@ -178,16 +207,18 @@ def make_folds(rows: Rows, n_folds: int, seed: int) -> np.ndarray:
 
 
 def sample_rows(rows: Rows, n: int, seed: int) -> Rows:
-    """About n rows, stratified by label if the rows have labels and are enough; all rows if there are no more than n.
+    """Draw n rows, stratified by label if the rows have labels and are enough; all rows if there are no more than n.
 
     The same rows, n and seed give the same sample.
     """
     if n >= len(rows):
         return rows
+    order = np.random.default_rng(seed).permutation(len(rows))
     if rows.gold is not None:
         with suppress(DataError):  # a handful of rows cannot be split
-            return rows.take(hold_out(rows, n / len(rows), seed)[1])
-    return rows.take(np.sort(np.random.default_rng(seed).permutation(len(rows))[:n]))
+            # Iterative stratification misses n by some rows. Random ones are added, or left out.
+            order = order[np.argsort(~np.isin(order, hold_out(rows, n / len(rows), seed)[1]), kind="stable")]
+    return rows.take(np.sort(order[:n]))
 
 
 def _group_by_text(rows: Rows) -> tuple[list[list[int]], np.ndarray]:

@@ -60,7 +60,7 @@ def run(monkeypatch):
 def test_the_rows_are_a_fixed_stratified_sample(benchmark, recipe):
     again = open_benchmark(recipe, limit=20)
     assert benchmark.rows.ids == again.rows.ids
-    assert 18 <= len(set(benchmark.rows.ids)) <= 22
+    assert len(set(benchmark.rows.ids)) == 20
     assert benchmark.rows.gold.sum(0).min() >= 1  # stratified: each label occurs
 
 
@@ -134,6 +134,16 @@ def test_scores_are_kept_until_something_changes(benchmark, recipe, generator, t
     assert prepare(benchmark, load_prompt(short)).done
 
 
+def test_a_template_scores_the_same_whatever_was_scored_before_it(benchmark, recipe, tmp_path, short):
+    alone = score_template(benchmark, prepare(benchmark, load_prompt(short)), load_generator(benchmark), progress_bar)
+    again = open_benchmark(recipe, [f"output_dir={tmp_path / 'again'}"], limit=20)
+    model = load_generator(again)
+    score_template(again, prepare(again, load_prompt("prompts/definitions.jinja")), model, progress_bar)
+    second = score_template(again, prepare(again, load_prompt(short)), model, progress_bar)
+    assert second["calibration"] == alone["calibration"]
+    assert second["log_likelihood"] == alone["log_likelihood"]
+
+
 def test_compare_ranks_templates_and_tests_their_differences(recipe, tmp_path, short, run):
     (tmp_path / "bad.jinja").write_text("{% user %}\n{{ label.name }}: {{ text }}")
     words = ["compare", recipe, short, "prompts/list.jinja", tmp_path / "bad.jinja", f"output_dir={tmp_path / 'out'}"]
@@ -142,7 +152,7 @@ def test_compare_ranks_templates_and_tests_their_differences(recipe, tmp_path, s
     assert "bad.jinja:2: {{ label }} is available only with `answer: yes_no`" in done.stderr
     for word in ("short", "list", "ln P", "real", "rows; labels decided by nested thresholds"):
         assert word in done.stdout
-    folders = sorted((tmp_path / "out").glob("*-rows-*/*"))
+    folders = sorted((tmp_path / "out").glob("*-rows-*/*/"))
     assert [folder.name.rpartition("-")[0] for folder in folders] == ["list", "short"]
     metrics = folders[0] / "metrics.json"
     before = metrics.stat().st_mtime_ns

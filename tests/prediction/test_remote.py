@@ -1,9 +1,6 @@
 """A prompted model behind an endpoint: a fake that fails in every way."""
 
-import json
-import threading
 from contextlib import nullcontext
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from tiny import invented_posts, write_posts
@@ -16,69 +13,12 @@ from emogen.evaluation.results import read_records
 from emogen.prediction import remote
 from emogen.prediction.ensemble import load_run
 from emogen.prediction.files import predict_file
+from emogen.prediction.remote import BudgetError
 from emogen.task.recipe import RecipeError, load_recipe
 from emogen.train import main as train
 from emogen.training.check import check
 
 TEXTS = ["so happy", "so sad", "nothing"]
-
-
-@pytest.fixture
-def endpoint(monkeypatch, tmp_path):
-    """A chat endpoint. `replies` are (status, headers, body) that come before the usual answer; `kind` is the server."""
-    monkeypatch.setenv("EMOGEN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "_sleep", lambda seconds: Endpoint.waited.append(seconds))
-
-    class Endpoint(BaseHTTPRequestHandler):
-        kind = "llama.cpp"
-        replies: list = []  # noqa: RUF012
-        asked: list = []  # noqa: RUF012
-        waited: list = []  # noqa: RUF012
-        keys: set = set()  # noqa: RUF012
-        lock = threading.Lock()
-
-        def do_GET(self):
-            known = {"/props": "llama.cpp", "/version": "vllm"}.get(self.path)
-            self.reply(200 if known == Endpoint.kind else 404, {}, {})
-
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            with Endpoint.lock:
-                Endpoint.asked.append(body)
-                Endpoint.keys.add(self.headers.get("authorization"))
-                early = Endpoint.replies.pop(0) if Endpoint.replies else None
-            if early:
-                self.reply(*early)
-                return
-            text = body["messages"][-1]["content"]
-            words = {"happy": "joy, love", "sad": "sadness"}
-            answer = next((labels for word, labels in words.items() if word in text), "none")
-            self.reply(
-                200,
-                {},
-                {
-                    "choices": [{"message": {"content": answer}}],
-                    "usage": {"prompt_tokens": 6, "completion_tokens": 1, "total_tokens": 7},
-                },
-            )
-
-        def reply(self, status, headers, value):
-            body = value if isinstance(value, bytes) else json.dumps(value).encode()
-            self.send_response(status)
-            for name, content in headers.items():
-                self.send_header(name, content)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    Endpoint.base = f"http://127.0.0.1:{server.server_port}/v1"
-    yield Endpoint
-    server.shutdown()
 
 
 def label_file(folder, labels):
@@ -293,9 +233,9 @@ def test_a_cross_validated_endpoint_labels_new_texts_with_examples_from_all_its_
 
 def test_an_interrupted_cross_validation_goes_on_with_a_higher_limit(endpoint, prompted):
     limits = ["api_prices=[0, 1000000]", "api_requests=1"]  # a dollar for a token, of which each answer has one
-    with pytest.raises(ModelError, match=r"max_dollars: \$7\.0000 of \$7 are spent"):
-        prompted(*limits, "max_dollars=7")
-    assert len(endpoint.asked) == 7
+    with pytest.raises(ModelError, match=r"max_dollars: \$27\.0000 of \$27 are spent"):
+        prompted(*limits, "max_dollars=27")  # a fold has ten rows: the limit is that of all folds together
+    assert len(endpoint.asked) == 27
     prompted(*limits, "max_dollars=100")
     assert len(endpoint.asked) == 40
 
@@ -316,6 +256,9 @@ def test_templates_are_compared_for_an_endpoint(endpoint, tmp_path, labels):
     assert "few_shot" in result.output
     assert len(endpoint.asked) == 80
     assert {len(shown(body)) for body in endpoint.asked} == {0, 2}
+    words += ["prompts/count.jinja", "prompts/json.jinja", "api_prices=[0, 1000000]", "max_dollars=50"]
+    result = CliRunner().invoke(app, ["prompts", "compare", "recipes/remote.yaml", *words])
+    assert isinstance(result.exception, BudgetError)  # of both further templates together
 
 
 @pytest.mark.parametrize("options", [["--jobs", "2"], ["--pods"], ["--on", "ray"]])

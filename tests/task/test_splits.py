@@ -64,7 +64,7 @@ def test_rows_without_labels_or_different_texts_cannot_be_split(labels):
 def test_a_sample_is_stratified_and_never_larger_than_the_rows(labels):
     rows = make_rows(labels, MANY)
     sample = sample_rows(rows, 60, 1)
-    assert len(sample) == pytest.approx(60, abs=5)
+    assert [len(sample_rows(rows, n, 1)) for n in (10, 37, 60, 101, 263)] == [10, 37, 60, 101, 263]
     np.testing.assert_allclose(sample.gold.mean(0), rows.gold.mean(0), atol=0.05)
     assert sample.ids == sample_rows(rows, 60, 1).ids
     assert sample_rows(rows, 264, 1) is rows
@@ -91,6 +91,23 @@ def test_examples_and_held_out_rows_are_not_training_rows(tmp_path, labels):
     assert sum(map(len, parts)) == len(set.union(*parts)) == 12
     again, _ = load_splits(recipe_of(tmp_path, labels, POSTS, "examples=3", "eval_fraction=0.25"), labels)
     assert [again.train.ids, again.examples.ids] == [splits.train.ids, splits.examples.ids]
+
+
+def test_examples_by_coverage_show_each_label_before_one_is_shown_again(tmp_path, labels):
+    posts = [(f"a {i}", ("joy",)) for i in range(40)] + [("b", ("anger", "fear")), ("c", ("joy", "fear")), ("d", ())]
+
+    def examples(*overrides):
+        keys = [f"{key}={value}" for key, value in (("examples", 4), ("examples_by", "coverage"))]
+        splits, _ = load_splits(recipe_of(tmp_path, labels, posts, *keys, *overrides), labels)
+        assert len(splits.train) == 39
+        return sorted(splits.examples.texts)
+
+    first = examples()
+    assert {"b", "d"} < set(first)
+    assert "c" not in first  # its labels are shown by then, and 40 rows with joy alone come before it
+    assert len([text for text in first if text.startswith("a ")]) == 2
+    assert examples() == first
+    assert len({tuple(examples(f"seed={k}")) for k in range(5)}) > 1
 
 
 def test_an_evaluation_file_is_checked_against_the_training_file(tmp_path, labels):
