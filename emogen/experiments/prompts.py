@@ -328,9 +328,12 @@ def _score(
 
 
 def likelihood(
-    rows: Rows, template: Template, generator: GenerativeClassifier, bar: Bar
+    rows: Rows, template: Template, generator: GenerativeClassifier, bar: Bar, *, among_valid: bool = False
 ) -> tuple[np.ndarray, dict[str, float]]:
     """The log-likelihood of the true answers to n rows, and the numbers of tokens.
+
+    Args:
+        among_valid: see `model.probabilities.log_likelihood`.
 
     Returns:
         float32 [n], in nats (with `yes_no` the sum of all questions of a text); and the `tokens` of `score_template`.
@@ -348,7 +351,7 @@ def likelihood(
         for row in encoder.rows(text, encoder.label_set.names_of(truth))
     ]
     with bar(f"{template.name}: likelihood", len(true_answers)) as advance:
-        found = log_likelihood(generator.model, encoder, true_answers, progress=advance)
+        found = log_likelihood(generator.model, encoder, true_answers, among_valid=among_valid, progress=advance)
     if not np.isfinite(found).all():
         n_wrong = (~np.isfinite(found)).sum()
         raise ModelError(f"{template.name}: the likelihood of {n_wrong} true answers is not a number")
