@@ -131,8 +131,9 @@ def improve(
 
     It tries other wordings of the blocks that the template marks, and the keys order, examples and examples_by of the
     recipe, unless KEY=VALUE sets them. With an endpoint (api_base, or --rewriter), its model proposes wordings for rows
-    that are wrong. Candidates are dropped by the log-likelihood of the true answers on ever more rows of the training
-    data (of half of the held-out rows of the run with --tuned), and the last ones by macro-F1.
+    that are wrong. Candidates are dropped on ever more rows of the training data (of half of the held-out rows of the
+    run with --tuned), by "ln P", the log-likelihood of the true answer among all valid ones, and the last ones by
+    macro-F1.
 
     The best one is scored once on rows that the search never saw. It is a new file: no template is changed.
 

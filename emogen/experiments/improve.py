@@ -23,7 +23,6 @@ import logging
 import re
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -66,7 +65,7 @@ ORDERS = ("canonical", "frequent_first", "rare_first")
 EXAMPLES = (0, 2, 4, 8)  # numbers of few-shot examples
 FIRST_ROUND = 48  # candidates
 MIN_RUNG = 20  # rows of the first halving, at least
-FINALISTS = 2  # candidates of each answer style that are scored in full in each round
+FINALISTS = 3  # candidates that are scored in full in each round
 REWRITES = 4  # wordings that the endpoint is asked for in each round
 SHOWN_ROWS = 8  # wrong rows that it sees for each
 REWRITE_TOKENS = 1024
@@ -135,8 +134,7 @@ class Tried:
     Attributes:
         name: what differs from the start.
         rows: the number of rows that it was tried on before it was dropped.
-        gain: the mean figure of these rows minus that of the start, with its 95 % interval; None for another answer
-            style, whose figures mean something else.
+        gain: the mean figure of these rows minus that of the start, with its 95 % interval.
         system: its macro-F1 on all rows, and the difference to that of the start; None if it was dropped before.
         refused: why it could not be tried, or None.
     """
@@ -387,7 +385,12 @@ class _Search:
 
     @property
     def figure(self) -> str:
-        """The figure by which candidates are dropped. The model of an endpoint gives no likelihood."""
+        """The figure by which candidates are dropped.
+
+        It is the log-likelihood of the true answer among all valid ones. Over the whole vocabulary it would mostly tell
+        whether a prompt shows the form of an answer, which constrained decoding sees to. The model of an endpoint gives
+        no likelihood, but answers.
+        """
         return "ln P" if self.generator else "Jaccard"
 
     def run(self) -> None:
@@ -424,7 +427,7 @@ class _Search:
         found = []
         for choice in self.templates:
             n = len(self._figures.get(choice, ()))
-            gain, ends = self._gain(choice, n) if n and self._style(choice) == self._style(self.start) else (None, None)
+            gain, ends = self._gain(choice, n) if n else (None, None)
             found.append(Tried(self.space.name(choice), n, gain, ends, systems.get(choice)))
         found.sort(key=lambda each: (-each.system.metrics["f1_macro"] if each.system else 1, -each.rows))
         return [*found, *(Tried(self.space.name(choice), refused=why) for choice, why in self.refused.items())]
@@ -437,9 +440,6 @@ class _Search:
             return mean, None
         half = 1.96 * float(gains.std(ddof=1)) / n**0.5
         return mean, (mean - half, mean + half)
-
-    def _style(self, choice: Choice) -> str:
-        return self.templates[choice].task.recipe.answer
 
     def _systems(self) -> list[System]:
         folders = [self.templates[choice].folder for choice in self._scored]
@@ -530,28 +530,22 @@ class _Search:
     def _halve(self, choices: Sequence[Choice]) -> list[Choice]:
         """Drop the worse half of the candidates again and again, on twice as many rows each time.
 
-        Answers of different styles have different likelihoods, so candidates are compared with those of their style.
-
         Returns:
-            The best `FINALISTS` of each answer style.
+            The best `FINALISTS`.
         """
-        groups: dict[str, list[Choice]] = defaultdict(list)
-        for choice in choices:
-            groups[self._style(choice)].append(choice)
+        left = list(choices)
         n = len(self._rows)
-        rungs = sorted({n, *(m for m in (n // 8, n // 4, n // 2) if m >= MIN_RUNG)})
-        for m in rungs:
-            with self.bar(f"{m} rows", sum(map(len, groups.values()))) as advance:
-                for choice in [choice for group in groups.values() for choice in group]:
+        for m in sorted({n, *(m for m in (n // 8, n // 4, n // 2) if m >= MIN_RUNG)}):
+            with self.bar(f"{m} rows", len(left)) as advance:
+                for choice in left:
                     self._check_time()
                     self._look_at(choice, m)
                     advance(1)
-            for group in groups.values():
-                group.sort(key=lambda choice: -self._figures[choice][:m].mean())
-                del group[FINALISTS if m == n else max(FINALISTS, ceil(len(group) / 2)) :]
-            self._leader = groups[self._style(choices[0])][0]  # of the style of the best so far
+            left.sort(key=lambda choice: -self._figures[choice][:m].mean())
+            del left[FINALISTS if m == n else max(FINALISTS, ceil(len(left) / 2)) :]
+            self._leader = left[0]
         self._leader = None
-        return [choice for group in groups.values() for choice in group]
+        return left
 
     def _look_at(self, choice: Choice, m: int) -> None:
         """Compute the figure of a candidate for the first m rows, and keep it."""
@@ -565,7 +559,7 @@ class _Search:
         rows = self._rows.take(range(done, m))
         if self.generator:
             assert template.encoder is not None
-            more = likelihood(replace(self.generator, encoder=template.encoder), rows, template.name)
+            more = likelihood(replace(self.generator, encoder=template.encoder), rows, template.name, among_valid=True)
         else:
             benchmark = self.benchmarks[self.space.overrides(choice)]
             classifier = RemoteClassifier(template.task, benchmark.train_rows, benchmark.endpoint)

@@ -223,11 +223,12 @@ def _score_part(classifier: Classifier, rows: Rows, name: str) -> list[RowScore]
     ]
 
 
-def likelihood(generator: GenerativeClassifier, rows: Rows, name: str) -> np.ndarray:
+def likelihood(generator: GenerativeClassifier, rows: Rows, name: str, *, among_valid: bool = False) -> np.ndarray:
     """The log-likelihood of the true answers to n rows, float64 [n], in nats; of `yes_no`, of all questions of a text.
 
     Args:
         name: of the template, for messages.
+        among_valid: see `model.probabilities.log_likelihood`.
 
     Raises:
         ModelError: a likelihood is not a number.
@@ -235,7 +236,9 @@ def likelihood(generator: GenerativeClassifier, rows: Rows, name: str) -> np.nda
     from emogen.model.probabilities import log_likelihood
 
     true_answers = _true_answers(generator.encoder, rows)
-    found = log_likelihood(generator.model, generator.encoder, true_answers).reshape(len(rows), -1)
+    found = log_likelihood(generator.model, generator.encoder, true_answers, among_valid=among_valid).reshape(
+        len(rows), -1
+    )
     if not np.isfinite(found).all():
         n_wrong = (~np.isfinite(found)).sum()
         raise ModelError(f"{name}: the likelihood of {n_wrong} true answers is not a number")

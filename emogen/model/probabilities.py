@@ -13,7 +13,7 @@ from emogen.errors import ModelError
 from emogen.model import shared_prefix
 from emogen.model.decode import KeptPrefix, Progress, Reachable, compute_prefix, in_batches, reachable_logits
 from emogen.model.encode import Encoder, Row
-from emogen.model.grammar import find_jumps
+from emogen.model.grammar import Grammar, find_jumps
 from emogen.model.plain_rows import evaluating, last_logits, logits_at, pads, require_length
 from emogen.model.shared_prefix import shares_prefix
 
@@ -86,47 +86,77 @@ def log_likelihood(
     encoder: Encoder,
     rows: Sequence[Row],
     *,
+    among_valid: bool = False,
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """The log-likelihood of given answers over the whole vocabulary: ln P(answer and its end | prompt).
+    """The log-likelihood of given answers: ln P(answer and its end | prompt).
 
     Args:
         rows: n rows with their answers.
+        among_valid: among the answers of the grammar alone, whose probabilities sum to 1, instead of over the whole
+            vocabulary. What a prompt tells the model of the form of an answer then makes no difference.
 
     Returns:
         float32 [n], in nats; 0 is certainty.
     """
     longest = len(encoder.prefix_ids) + max(map(len, rows), default=0)
     require_length(model, longest)
+    grammar = encoder.grammar if among_valid else None
     with evaluating(model):
         if rows and shares_prefix(model, encoder.prefix_ids, longest):
             prefix = compute_prefix(model, encoder)
-            step = partial(_packed_log_likelihood, model, prefix)
+            step = partial(_packed_log_likelihood, model, prefix, grammar)
         else:
-            step = partial(_plain_log_likelihood, model, encoder)
+            step = partial(_plain_log_likelihood, model, encoder, grammar)
         return np.array(in_batches(step, rows, batch_size, progress), dtype=np.float32)
 
 
-def _packed_log_likelihood(model: PreTrainedModel, prefix: shared_prefix.PrefixLayout, rows: list[Row]) -> list[float]:
+def _packed_log_likelihood(
+    model: PreTrainedModel, prefix: shared_prefix.PrefixLayout, grammar: Grammar | None, rows: list[Row]
+) -> list[float]:
     ids = torch.tensor([i for row in rows for i in row.suffix_ids], device=model.device)
     ends = torch.tensor([len(row) for row in rows]).cumsum(0).tolist()
     answers = torch.cat([torch.arange(end - row.n_answer, end) for row, end in zip(rows, ends, strict=True)])
     layout = shared_prefix.DecodingLayout(prefix, [len(row) for row in rows])
     logits = shared_prefix.forward(model, layout, ids, logits_to_keep=answers.to(model.device) - 1).logits[0]
-    log_prob = logits.float().log_softmax(1).gather(1, ids[answers][:, None])[:, 0]
+    log_prob = _log_prob(logits, rows, grammar)
     return [float(part.sum()) for part in log_prob.split([row.n_answer for row in rows])]
 
 
-def _plain_log_likelihood(model: PreTrainedModel, encoder: Encoder, rows: list[Row]) -> list[float]:
+def _plain_log_likelihood(
+    model: PreTrainedModel, encoder: Encoder, grammar: Grammar | None, rows: list[Row]
+) -> list[float]:
     found = []
     for row in rows:  # one at a time, because the answers are at different positions
         ids = torch.tensor([*encoder.prefix_ids, *row.suffix_ids], device=model.device)
         positions = torch.arange(len(ids) - row.n_answer - 1, len(ids) - 1, device=model.device)
         logits = logits_at(model, positions, input_ids=ids[None])[0]
-        answer = ids[-row.n_answer :, None]
-        found.append(float(logits.float().log_softmax(1).gather(1, answer).sum()))
+        found.append(float(_log_prob(logits, [row], grammar).sum()))
     return found
+
+
+def _log_prob(logits: torch.Tensor, rows: Sequence[Row], grammar: Grammar | None) -> torch.Tensor:
+    """The log-probabilities [T] of the T tokens of some answers, which `logits` [T, V] predict.
+
+    Args:
+        grammar: only tokens that it allows there are possible; None for all.
+    """
+    answers = [row.suffix_ids[len(row) - row.n_answer :] for row in rows]
+    if grammar is None:
+        ids = torch.tensor([i for answer in answers for i in answer], device=logits.device)
+        return logits.float().log_softmax(1).gather(1, ids[:, None])[:, 0]
+    nodes, columns = [], []
+    for answer in answers:
+        node = 0
+        for column in np.searchsorted(grammar.token_ids, answer).tolist():
+            nodes.append(node)
+            columns.append(column)
+            node = int(grammar.next_node[node, column])
+    allowed = torch.from_numpy(grammar.next_node[nodes] >= 0).to(logits.device)  # [T, R]
+    reachable = logits[:, torch.from_numpy(grammar.token_ids).to(logits.device)].float()
+    log_prob = reachable.masked_fill(~allowed, -torch.inf).log_softmax(1)
+    return log_prob.gather(1, torch.tensor(columns, device=logits.device)[:, None])[:, 0]
 
 
 @dataclass(frozen=True)

@@ -269,9 +269,9 @@ def test_the_figures_of_a_model_that_is_here_are_log_likelihoods(recipe, tmp_pat
     assert len(kept) == 2
     for folder, figures in kept.items():
         assert figures.shape == (24,)
-        assert figures.mean() == pytest.approx(
-            json.loads((folder / "metrics.json").read_text())["log_likelihood"], abs=1e-4
-        )
+        assert (figures < 0).all()
+        over_all_tokens = json.loads((folder / "metrics.json").read_text())["log_likelihood"]
+        assert figures.mean() > over_all_tokens  # of fewer answers, each is more probable
         searched = read_scored(folder, labels)
         assert len(searched.ids) == 24
     improve(recipe, tmp_path / "mine.jinja", overrides, limit=24, by="answer", bar=silent)

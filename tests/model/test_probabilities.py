@@ -177,6 +177,26 @@ def test_the_log_likelihood_is_that_of_each_answer_alone(model, both_attentions,
     assert not model.training
 
 
+@pytest.mark.parametrize("style", ["list", "count", "json", "yes_no"])
+@torch.no_grad()
+def test_the_likelihoods_among_valid_answers_are_those_of_each_answer(model, both_attentions, tokenizer, style):
+    encoder = encoder_of(tokenizer, style, "joy", "joyful", "anger")
+    model.eval()
+    chosen = [()] if style == "yes_no" else [(), (0,), (1, 2), (0, 1, 2)]
+    asked = [(text, own) for text in TEXTS[:3] for own in chosen]
+    names = encoder.label_set.names
+    rows = [encoder.rows(text, [names[i] for i in own])[0] for text, own in asked]
+    expected = [
+        probability_of_each_answer(model, encoder, row.suffix_ids[: len(row) - row.n_answer])[
+            (1,) if style == "yes_no" else own
+        ]
+        for row, (_, own) in zip(rows, asked, strict=True)
+    ]
+    for _ in both_attentions(model):
+        found = log_likelihood(model, encoder, rows, among_valid=True, batch_size=5)
+        np.testing.assert_allclose(np.exp(found), expected, rtol=1e-3)
+
+
 @torch.no_grad()
 def test_a_diverged_model_is_an_error(encoder_for):
     model, encoder = make_model(), encoder_for("list")
