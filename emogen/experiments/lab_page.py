@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from emogen.distribution import install_hint
 from emogen.errors import InputError
 from emogen.experiments.guard import Guard
-from emogen.experiments.lab import EDITOR, HISTORY, TERMS, Lab, available_templates
+from emogen.experiments.lab import EDITOR, HISTORY, LABEL_TERMS, TERMS, Lab, available_templates
 from emogen.experiments.prompts import PromptBenchmark, load_generator
 from emogen.task.prompt import VARIABLES, read_template
 
@@ -115,7 +115,7 @@ def make_page(lab: Lab) -> "gr.Blocks":
     rows, prompt = lab.benchmark.rows, lab.benchmark.task.prompt
     label_set, loaded = lab.benchmark.task.label_set, Path(prompt.path).stem
     title = f"{lab.benchmark.recipe.model_name}, {len(rows)} rows of {Path(rows.path).name}"
-    first_seen = _see_or_error(lab, prompt.source, loaded, rows.texts[0])
+    first_seen = _or_error(lab.see, prompt.source, loaded, rows.texts[0])
     with gr.Blocks(title="emogen lab", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(
             f"<h2>emogen lab</h2><p>{escape(title)}. All answers side by side, in a tab of its own: "
@@ -181,6 +181,16 @@ def make_page(lab: Lab) -> "gr.Blocks":
                     note = gr.Textbox(label="Note on version A")
                     keep_note = gr.Button("Keep the note")
 
+            with gr.Tab("Labels"):
+                labels = gr.Code(label_set.to_yaml(), language="yaml", label="Label set", lines=6, max_lines=24)
+                with gr.Accordion("What a label set has", open=False):
+                    gr.HTML(_terms(LABEL_TERMS))
+                effects = gr.HTML("<p>What your changes change for the model is shown here.</p>", elem_id="effects")
+                with gr.Row():
+                    labels_name = gr.Textbox(f"{label_set.name}-2", label="Name of the new label set")
+                    save_labels = gr.Button("Save to prompts/labels/")
+                labels_result = gr.Textbox(label="Saved", interactive=False)
+
         def pick(table: list[list[Any]], event: gr.SelectData) -> tuple[str, str, str]:
             version, own = table[event.index[0]][-1], table[event.index[0]][0]
             return lab.source_of(version), own, version
@@ -191,7 +201,7 @@ def make_page(lab: Lab) -> "gr.Blocks":
 
         gr.on(
             [source.change, text.change],
-            lambda *values: _see_or_error(lab, *values),
+            lambda *values: _or_error(lab.see, *values),
             [source, name, text],
             seen,
             show_progress="hidden",
@@ -214,6 +224,15 @@ def make_page(lab: Lab) -> "gr.Blocks":
         keep_note.click(_with_toast(lab.keep_note), [first, note]).success(
             versions, [first, second], [history, first, second]
         )
+        gr.on(
+            [labels.change, source.change],
+            lambda *values: _or_error(lab.effects, *values),
+            [labels, source, name, text],
+            effects,
+            show_progress="hidden",
+            trigger_mode="always_last",
+        )
+        save_labels.click(_with_toast(lab.save_labels), [labels, labels_name], labels_result)
     return blocks
 
 
@@ -242,10 +261,10 @@ def _step(lab: Lab, text: str, step: int) -> str:
     return texts[(texts.index(text) + step) % len(texts)] if text in texts else texts[0]
 
 
-def _see_or_error(lab: Lab, source: str, name: str, text: str) -> str:
-    """`Lab.see`, or the error in its place: while somebody types, most templates are not valid."""
+def _or_error(method: Callable[..., str], *values: str) -> str:
+    """What a method shows, or the error in its place: while somebody types, most files are not valid."""
     try:
-        return lab.see(source, name, text)
+        return method(*values)
     except InputError as error:
         return f'<p class="error">{escape(str(error))}</p>'
 
