@@ -17,7 +17,7 @@ from typing import Any
 
 from emogen import paths
 from emogen.console import no_bar
-from emogen.errors import InputError, ModelError
+from emogen.errors import InputError
 from emogen.evaluation.caveats import caveats, reference_line
 from emogen.evaluation.run_folder import PROMPT, read_text
 from emogen.experiments import grid
@@ -141,14 +141,15 @@ class Lab:
         encoder = self.template(source, name).encoder
         assert encoder is not None
         label_set, mistakes = encoder.label_set, Mistakes()
-        lines = [line.partition("\t") for line in pasted.splitlines() if line.strip()]
+        numbered = enumerate(pasted.split("\n"), start=1)
+        lines = [(number, *line.rstrip("\r").partition("\t")) for number, line in numbered if line.strip()]
         if not 0 < len(lines) <= MAX_PASTED:
             raise InputError(f"{len(lines)} texts: paste 1 to {MAX_PASTED}, one per line")
         cells = LabelCells(label_set)
-        golds = [cells.read(labels, number, mistakes) for number, (_, _, labels) in enumerate(lines, start=1)]
+        golds = [cells.read(labels, number, mistakes) for number, _, _, labels in lines]
         if problems := mistakes.take("the pasted texts"):
             raise InputError("\n".join(map(str, problems)))
-        texts = [text for text, _, _ in lines]
+        texts = [text for _, text, _, _ in lines]
         with self._model_lock:
             predictions = replace(self.generator, encoder=encoder).predict(texts)
         rows = [
@@ -179,20 +180,21 @@ class Lab:
         template = self.template(source, name)
         if not self._scoring.acquire(blocking=False):
             raise InputError(f"{self.progress['title'] if self.progress else 'a template'}: wait, or stop it first")
-        ended, failures = threading.Event(), []
+        ended = threading.Event()
+        failures: list[Exception] = []
 
         def work() -> None:
             try:
                 self._score(template)
-            except (InputError, ModelError, OSError) as error:
-                failures.append(error)
+            except Exception as error:
+                failures.append(error)  # raised below, for the page
             finally:
                 self.progress = None
                 self._scoring.release()
                 ended.set()
 
         self._stopping.clear()
-        self.progress = {"title": f"{name} is scored", "done": 0, "total": len(self.benchmark.rows)}
+        self.progress = {"title": f"{name} is being scored", "done": 0, "total": len(self.benchmark.rows)}
         threading.Thread(target=work, daemon=True).start()
         while not ended.wait(0.5):
             if progress := self.progress:
@@ -416,7 +418,8 @@ def _answers_in_words(label_set: LabelSet, style: str) -> str:
         return f"yes or no, for each of: {names}"
     if label_set.exactly_one:
         return f"one of: {names}"
-    return f"one or several, in this order: {names}; or: {label_set.empty}"
+    form = {"list": "", "json": "as a JSON list, ", "count": "after their number, "}[style]
+    return f"{form}one or several, in this order: {names}; or: {label_set.empty}"
 
 
 def word_diff(first: str, second: str) -> str:

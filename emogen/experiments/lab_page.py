@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emogen.distribution import install_hint
-from emogen.errors import InputError
+from emogen.errors import InputError, ModelError
 from emogen.experiments.guard import Guard
 from emogen.experiments.lab import EDITOR, HISTORY, LABEL_TERMS, TERMS, Lab, available_templates
 from emogen.experiments.prompts import PromptBenchmark, load_generator
@@ -91,21 +91,34 @@ def serve(benchmark: PromptBenchmark, port: int) -> tuple["gr.Blocks", str]:
 
 def grid_routes(lab: Lab) -> list["Route"]:
     """The page of rows × templates, what is new in it, and its stop button."""
-    from starlette.responses import HTMLResponse, JSONResponse, Response
+    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
 
     def page(request: "Request") -> "Response":
         return HTMLResponse(lab.grid_page())
 
     def news(request: "Request") -> "Response":
-        have = {key: int(value) for key, value in request.query_params.items() if value.isdecimal()}
+        have = {key: int(value) for key, value in request.query_params.items()}
         return JSONResponse({"news": lab.grid_news(have), "progress": lab.progress})
 
     def stop(request: "Request") -> "Response":
         lab.stop()
         return Response(status_code=204)
 
-    return [Route("/grid", page), Route("/grid/news", news), Route("/grid/stop", stop, methods=["POST"])]
+    def or_error(method: "Callable[[Request], Response]") -> "Callable[[Request], Response]":
+        def endpoint(request: "Request") -> "Response":
+            try:
+                return method(request)
+            except (InputError, ValueError) as error:
+                return PlainTextResponse(str(error), 400)
+
+        return endpoint
+
+    return [
+        Route("/grid", or_error(page)),
+        Route("/grid/news", or_error(news)),
+        Route("/grid/stop", stop, methods=["POST"]),
+    ]
 
 
 def make_page(lab: Lab) -> "gr.Blocks":
@@ -141,6 +154,7 @@ def make_page(lab: Lab) -> "gr.Blocks":
                     save = gr.Button("Save to prompts/")
                 result = gr.Textbox(label="Result", interactive=False)
             with gr.Column():
+                position = gr.State(0)  # of the row
                 with gr.Row():
                     back = gr.Button("Previous row", size="sm")
                     forth = gr.Button("Next row", size="sm")
@@ -208,8 +222,8 @@ def make_page(lab: Lab) -> "gr.Blocks":
             trigger_mode="always_last",
         )
         text.change(lambda text: _gold_of(lab, text), text, gold, show_progress="hidden")
-        back.click(lambda text: _step(lab, text, -1), text, text)
-        forth.click(lambda text: _step(lab, text, 1), text, text)
+        back.click(lambda i: ((i - 1) % len(rows), rows.texts[(i - 1) % len(rows)]), position, [position, text])
+        forth.click(lambda i: ((i + 1) % len(rows), rows.texts[(i + 1) % len(rows)]), position, [position, text])
         open_template = _with_toast(lambda chosen: (read_template(available_templates()[chosen]), chosen))
         start_from.input(open_template, start_from, [source, name])
         gr.on([ask.click, text.submit], _with_toast(lab.answer), [source, name, text], [answer, prob])
@@ -255,12 +269,6 @@ def _gold_of(lab: Lab, text: str) -> str:
     return f"{i + 1} of {len(rows)}, {rows.ids[i]}: {', '.join(names) or label_set.empty}"
 
 
-def _step(lab: Lab, text: str, step: int) -> str:
-    """The text of the row after or before that of a text; the first one for a text of one's own."""
-    texts = lab.benchmark.rows.texts
-    return texts[(texts.index(text) + step) % len(texts)] if text in texts else texts[0]
-
-
 def _or_error(method: Callable[..., str], *values: str) -> str:
     """What a method shows, or the error in its place: while somebody types, most files are not valid."""
     try:
@@ -277,7 +285,7 @@ def _with_toast(method: Callable[..., Any]) -> Callable[..., Any]:
 
         try:
             return method(*values)
-        except InputError as error:
+        except (InputError, ModelError, OSError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
 
     return handler
@@ -291,7 +299,7 @@ def _steps_with_toast(method: Callable[..., Iterator[Any]]) -> Callable[..., Ite
 
         try:
             yield from method(*values)
-        except InputError as error:
+        except (InputError, ModelError, OSError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
 
     return handler

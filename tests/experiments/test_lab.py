@@ -122,7 +122,7 @@ def test_scoring_is_stopped_and_goes_on(lab, monkeypatch):
     def predict(*args, **options):
         calls.append(lab.progress["done"])
         if len(calls) == 2:  # while the second part is computed
-            with pytest.raises(InputError, match="mine is scored: wait, or stop it first"):
+            with pytest.raises(InputError, match="mine is being scored: wait, or stop it first"):
                 next(lab.score(SOURCE + "other", "other"))
             lab.stop()
         return answer(*args, **options)
@@ -187,8 +187,8 @@ def test_several_texts_are_answered_and_marked_against_gold(lab, monkeypatch):
     ]
     assert "&lt;script&gt;one&lt;/script&gt;" in shown
     assert "&lt;b&gt;joy&lt;/b&gt;" in shown
-    with pytest.raises(InputError, match=r"the pasted texts:2: .*glee"):
-        lab.table(SOURCE, "mine", "one\tjoy\ntwo\tglee")
+    with pytest.raises(InputError, match=r"the pasted texts:3: .*glee"):
+        lab.table(SOURCE, "mine", "one\tjoy\n\ntwo\tglee")
     with pytest.raises(InputError, match="0 texts: paste 1 to 200"):
         lab.table(SOURCE, "mine", " \n")
 
@@ -307,6 +307,11 @@ def use_page(page, folder):
     seen.locator("span.text").first.wait_for()
     page.get_by_label("Text", exact=True).fill("<script>document.title = 'evil'</script> so happy")
     seen.get_by_text("evil").wait_for()
+    page.get_by_role("button", name="Next row").click()
+    page.get_by_role("button", name="Next row").click()
+    page.get_by_role("button", name="Previous row").click()
+    page.wait_for_function("[...document.querySelectorAll('textarea, input')].some(e => e.value.startsWith('2 of 2'))")
+    page.get_by_label("Text", exact=True).fill("<script>document.title = 'evil'</script> so happy")
     page.get_by_role("button", name="Ask the model").click()
     page.wait_for_function("[...document.querySelectorAll('textarea')].some(e => e.value.endsWith('(exact)'))")
     assert page.title() == "emogen lab"
@@ -379,7 +384,7 @@ def use_grid(page, monkeypatch):
     monkeypatch.setattr(scores, "PART", 8)
     monkeypatch.setattr(GenerativeClassifier, "predict", lambda *args: go_on.wait(60) and predict(*args))
     page.get_by_role("button", name="Score on").click()
-    grid.get_by_role("status").get_by_text("list is scored").wait_for()
+    grid.get_by_role("status").get_by_text("list is being scored").wait_for()
     assert grid.get_by_role("progressbar").get_attribute("value") == "0"
     with grid.expect_response("**/grid/stop"):
         grid.get_by_role("button", name="Stop").click()
