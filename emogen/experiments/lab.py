@@ -4,7 +4,9 @@ Scores are kept where `emogen prompts compare` keeps them; they are the history 
 """
 
 import difflib
+import os
 import re
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -15,7 +17,7 @@ from typing import Any
 
 from emogen import paths
 from emogen.console import no_bar
-from emogen.errors import InputError, ModelError
+from emogen.errors import InputError
 from emogen.evaluation.caveats import caveats, reference_line
 from emogen.evaluation.run_folder import PROMPT, read_text
 from emogen.experiments import grid
@@ -32,8 +34,9 @@ from emogen.experiments.scores import (
 from emogen.prediction.generator import GenerativeClassifier
 from emogen.report.compare import with_interval
 from emogen.task.label_cells import LabelCells
+from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.parse import parse_answer
-from emogen.task.prompt import parse_prompt
+from emogen.task.prompt import make_examples, parse_prompt
 from emogen.task.rows import Mistakes
 
 PROMPTS = Path("prompts")  # in the current folder: where templates are saved
@@ -47,6 +50,13 @@ TERMS = {  # the words of the page, in the order in which it shows them
     "answer": "labels as the model has written them",
     "ln P": "mean log-likelihood of the true answers: 0 is certainty; it tells templates apart on fewer rows than F1",
     "tokens": "of the instruction, which is computed once for all rows",
+}
+LABEL_TERMS = {  # the keys of a label set
+    "task": "a sentence for the prompt, {{ task }}: what is labelled, and what the labels are",
+    "labels": "each with its definition and its aliases: other words for it that a free answer may use",
+    "order": "all names, in the order of prompts and answers; without it, it is that of the labels",
+    "empty": "the answer for a text without labels",
+    "exactly_one": "true if every text has one label, no more and no less",
 }
 HISTORY = ("template", "rows", "macro-F1, thresholds", "macro-F1, answer", "ln P", "tokens", "note", "folder")
 
@@ -71,9 +81,7 @@ class Lab:
         Raises:
             InputError: the template or its name is not valid; the message names the line.
         """
-        if not re.fullmatch(r"[\w-]+", name):
-            raise InputError(f"{name!r}: the name of a template consists of letters, digits, _ and -")
-        return prepare(self.benchmark, parse_prompt(_whole(source), f"{name}.jinja"))
+        return prepare(self.benchmark, parse_prompt(_whole(source), f"{_checked_name(name)}.jinja"))
 
     def see(self, source: str, name: str, text: str) -> str:
         """Show what the model sees for a text, as HTML.
@@ -133,14 +141,15 @@ class Lab:
         encoder = self.template(source, name).encoder
         assert encoder is not None
         label_set, mistakes = encoder.label_set, Mistakes()
-        lines = [line.partition("\t") for line in pasted.splitlines() if line.strip()]
+        numbered = enumerate(pasted.split("\n"), start=1)
+        lines = [(number, *line.rstrip("\r").partition("\t")) for number, line in numbered if line.strip()]
         if not 0 < len(lines) <= MAX_PASTED:
             raise InputError(f"{len(lines)} texts: paste 1 to {MAX_PASTED}, one per line")
         cells = LabelCells(label_set)
-        golds = [cells.read(labels, number, mistakes) for number, (_, _, labels) in enumerate(lines, start=1)]
+        golds = [cells.read(labels, number, mistakes) for number, _, _, labels in lines]
         if problems := mistakes.take("the pasted texts"):
             raise InputError("\n".join(map(str, problems)))
-        texts = [text for text, _, _ in lines]
+        texts = [text for _, text, _, _ in lines]
         with self._model_lock:
             predictions = replace(self.generator, encoder=encoder).predict(texts)
         rows = [
@@ -171,20 +180,21 @@ class Lab:
         template = self.template(source, name)
         if not self._scoring.acquire(blocking=False):
             raise InputError(f"{self.progress['title'] if self.progress else 'a template'}: wait, or stop it first")
-        ended, failures = threading.Event(), []
+        ended = threading.Event()
+        failures: list[Exception] = []
 
         def work() -> None:
             try:
                 self._score(template)
-            except (InputError, ModelError, OSError) as error:
-                failures.append(error)
+            except Exception as error:
+                failures.append(error)  # raised below, for the page
             finally:
                 self.progress = None
                 self._scoring.release()
                 ended.set()
 
         self._stopping.clear()
-        self.progress = {"title": f"{name} is scored", "done": 0, "total": len(self.benchmark.rows)}
+        self.progress = {"title": f"{name} is being scored", "done": 0, "total": len(self.benchmark.rows)}
         threading.Thread(target=work, daemon=True).start()
         while not ended.wait(0.5):
             if progress := self.progress:
@@ -312,6 +322,65 @@ class Lab:
         row = encoder.rows(text, None)[0]
         return encoder.tokenizer.decode([*encoder.prefix_ids, *row.suffix_ids])
 
+    def edited_labels(self, text: str) -> LabelSet:
+        """Read an edited label set.
+
+        Raises:
+            InputError: it is not valid, or its labels are not those of the rows; the message names the line.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "labels.yaml"
+            path.write_text(text, encoding="utf-8")
+            try:
+                edited = load_label_set(path)
+            except InputError as error:
+                raise InputError(str(error).replace(f"{folder}{os.sep}", "")) from None
+        names = self.benchmark.task.label_set.names
+        if edited.names != names:
+            raise InputError(
+                f"labels.yaml: the names under `labels` are those of the rows, in their order: {', '.join(names)}. "
+                "`order` sets the order of prompts and answers"
+            )
+        return edited
+
+    def effects(self, labels: str, source: str, name: str, text: str) -> str:
+        """What an edited label set changes, as HTML: the valid answers, and what the model sees of a text.
+
+        Raises:
+            InputError: the label set or the template is not valid.
+        """
+        edited, old = self.edited_labels(labels), self.template(source, name)
+        task = self.benchmark.task
+        examples = make_examples([(each.text, each.labels) for each in task.examples], edited, task.recipe.answer)
+        changed = replace(self.benchmark, task=replace(task, label_set=edited, examples=examples))
+        new = prepare(changed, old.prompt)
+        said = [_answers_in_words(each.task.label_set, each.task.recipe.answer) for each in (old, new)]
+        chats = [self._chat(template, text) for template in (old, new)]
+        parts = []
+        for title, (before, after) in (("Valid answers", said), ("What the model sees", chats)):
+            is_same = " stay as they are" if title == "Valid answers" else " stays as it is"
+            parts.append(f"<p>{title}{is_same if before == after else ':'}</p>")
+            parts.append("" if before == after else word_diff(before, after))
+        if self.benchmark.train_rows is None:
+            parts.append(
+                f'<p class="warning">{escape(str(self.benchmark.source))} was tuned with the labels as they were.</p>'
+            )
+        return "".join(parts)
+
+    def save_labels(self, labels: str, name: str) -> str:
+        """Save an edited label set as prompts/labels/NAME.yaml, and say how to use it.
+
+        Raises:
+            InputError: it or its name is not valid, or the file exists.
+        """
+        self.edited_labels(labels)
+        path = PROMPTS / "labels" / f"{_checked_name(name)}.yaml"
+        if path.exists():
+            raise InputError(f"{path} exists; choose another name")
+        with paths.writing(path) as file:
+            file.write(_whole(labels))
+        return f"Saved as {path}. To score with it, start the lab with labels={path}"
+
     def grid_page(self) -> str:
         """The page of rows × templates, which asks for news."""
         return grid.render(self.benchmark, self.grid_news({}), live=True)
@@ -334,6 +403,23 @@ class Lab:
         with paths.writing(path) as file:
             file.write(source)
         return path
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(r"[\w-]+", name):
+        raise InputError(f"{name!r}: a name consists of letters, digits, _ and -")
+    return name
+
+
+def _answers_in_words(label_set: LabelSet, style: str) -> str:
+    """The answers that the grammar allows."""
+    names = ", ".join(label_set.names[i] for i in label_set.answer_order)
+    if style == "yes_no":
+        return f"yes or no, for each of: {names}"
+    if label_set.exactly_one:
+        return f"one of: {names}"
+    form = {"list": "", "json": "as a JSON list, ", "count": "after their number, "}[style]
+    return f"{form}one or several, in this order: {names}; or: {label_set.empty}"
 
 
 def word_diff(first: str, second: str) -> str:
@@ -364,7 +450,7 @@ def _chips(names: Sequence[str], gold: Sequence[float] | None, vector: Sequence[
 
 
 def _whole(source: str) -> str:
-    """A template with the newline at its end, which the editor drops."""
+    """A file with the newline at its end, which the editor drops."""
     return source if source.endswith("\n") else f"{source}\n"
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emogen.distribution import install_hint
-from emogen.errors import InputError
+from emogen.errors import InputError, ModelError
 from emogen.experiments.guard import Guard
-from emogen.experiments.lab import EDITOR, HISTORY, TERMS, Lab, available_templates
+from emogen.experiments.lab import EDITOR, HISTORY, LABEL_TERMS, TERMS, Lab, available_templates
 from emogen.experiments.prompts import PromptBenchmark, load_generator
 from emogen.task.prompt import VARIABLES, read_template
 
@@ -91,21 +91,34 @@ def serve(benchmark: PromptBenchmark, port: int) -> tuple["gr.Blocks", str]:
 
 def grid_routes(lab: Lab) -> list["Route"]:
     """The page of rows × templates, what is new in it, and its stop button."""
-    from starlette.responses import HTMLResponse, JSONResponse, Response
+    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
 
     def page(request: "Request") -> "Response":
         return HTMLResponse(lab.grid_page())
 
     def news(request: "Request") -> "Response":
-        have = {key: int(value) for key, value in request.query_params.items() if value.isdecimal()}
+        have = {key: int(value) for key, value in request.query_params.items()}
         return JSONResponse({"news": lab.grid_news(have), "progress": lab.progress})
 
     def stop(request: "Request") -> "Response":
         lab.stop()
         return Response(status_code=204)
 
-    return [Route("/grid", page), Route("/grid/news", news), Route("/grid/stop", stop, methods=["POST"])]
+    def or_error(method: "Callable[[Request], Response]") -> "Callable[[Request], Response]":
+        def endpoint(request: "Request") -> "Response":
+            try:
+                return method(request)
+            except (InputError, ValueError) as error:
+                return PlainTextResponse(str(error), 400)
+
+        return endpoint
+
+    return [
+        Route("/grid", or_error(page)),
+        Route("/grid/news", or_error(news)),
+        Route("/grid/stop", stop, methods=["POST"]),
+    ]
 
 
 def make_page(lab: Lab) -> "gr.Blocks":
@@ -115,7 +128,7 @@ def make_page(lab: Lab) -> "gr.Blocks":
     rows, prompt = lab.benchmark.rows, lab.benchmark.task.prompt
     label_set, loaded = lab.benchmark.task.label_set, Path(prompt.path).stem
     title = f"{lab.benchmark.recipe.model_name}, {len(rows)} rows of {Path(rows.path).name}"
-    first_seen = _see_or_error(lab, prompt.source, loaded, rows.texts[0])
+    first_seen = _or_error(lab.see, prompt.source, loaded, rows.texts[0])
     with gr.Blocks(title="emogen lab", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(
             f"<h2>emogen lab</h2><p>{escape(title)}. All answers side by side, in a tab of its own: "
@@ -141,6 +154,7 @@ def make_page(lab: Lab) -> "gr.Blocks":
                     save = gr.Button("Save to prompts/")
                 result = gr.Textbox(label="Result", interactive=False)
             with gr.Column():
+                position = gr.State(0)  # of the row
                 with gr.Row():
                     back = gr.Button("Previous row", size="sm")
                     forth = gr.Button("Next row", size="sm")
@@ -181,6 +195,16 @@ def make_page(lab: Lab) -> "gr.Blocks":
                     note = gr.Textbox(label="Note on version A")
                     keep_note = gr.Button("Keep the note")
 
+            with gr.Tab("Labels"):
+                labels = gr.Code(label_set.to_yaml(), language="yaml", label="Label set", lines=6, max_lines=24)
+                with gr.Accordion("What a label set has", open=False):
+                    gr.HTML(_terms(LABEL_TERMS))
+                effects = gr.HTML("<p>What your changes change for the model is shown here.</p>", elem_id="effects")
+                with gr.Row():
+                    labels_name = gr.Textbox(f"{label_set.name}-2", label="Name of the new label set")
+                    save_labels = gr.Button("Save to prompts/labels/")
+                labels_result = gr.Textbox(label="Saved", interactive=False)
+
         def pick(table: list[list[Any]], event: gr.SelectData) -> tuple[str, str, str]:
             version, own = table[event.index[0]][-1], table[event.index[0]][0]
             return lab.source_of(version), own, version
@@ -191,15 +215,15 @@ def make_page(lab: Lab) -> "gr.Blocks":
 
         gr.on(
             [source.change, text.change],
-            lambda *values: _see_or_error(lab, *values),
+            lambda *values: _or_error(lab.see, *values),
             [source, name, text],
             seen,
             show_progress="hidden",
             trigger_mode="always_last",
         )
         text.change(lambda text: _gold_of(lab, text), text, gold, show_progress="hidden")
-        back.click(lambda text: _step(lab, text, -1), text, text)
-        forth.click(lambda text: _step(lab, text, 1), text, text)
+        back.click(lambda i: ((i - 1) % len(rows), rows.texts[(i - 1) % len(rows)]), position, [position, text])
+        forth.click(lambda i: ((i + 1) % len(rows), rows.texts[(i + 1) % len(rows)]), position, [position, text])
         open_template = _with_toast(lambda chosen: (read_template(available_templates()[chosen]), chosen))
         start_from.input(open_template, start_from, [source, name])
         gr.on([ask.click, text.submit], _with_toast(lab.answer), [source, name, text], [answer, prob])
@@ -214,6 +238,15 @@ def make_page(lab: Lab) -> "gr.Blocks":
         keep_note.click(_with_toast(lab.keep_note), [first, note]).success(
             versions, [first, second], [history, first, second]
         )
+        gr.on(
+            [labels.change, source.change],
+            lambda *values: _or_error(lab.effects, *values),
+            [labels, source, name, text],
+            effects,
+            show_progress="hidden",
+            trigger_mode="always_last",
+        )
+        save_labels.click(_with_toast(lab.save_labels), [labels, labels_name], labels_result)
     return blocks
 
 
@@ -236,16 +269,10 @@ def _gold_of(lab: Lab, text: str) -> str:
     return f"{i + 1} of {len(rows)}, {rows.ids[i]}: {', '.join(names) or label_set.empty}"
 
 
-def _step(lab: Lab, text: str, step: int) -> str:
-    """The text of the row after or before that of a text; the first one for a text of one's own."""
-    texts = lab.benchmark.rows.texts
-    return texts[(texts.index(text) + step) % len(texts)] if text in texts else texts[0]
-
-
-def _see_or_error(lab: Lab, source: str, name: str, text: str) -> str:
-    """`Lab.see`, or the error in its place: while somebody types, most templates are not valid."""
+def _or_error(method: Callable[..., str], *values: str) -> str:
+    """What a method shows, or the error in its place: while somebody types, most files are not valid."""
     try:
-        return lab.see(source, name, text)
+        return method(*values)
     except InputError as error:
         return f'<p class="error">{escape(str(error))}</p>'
 
@@ -258,7 +285,7 @@ def _with_toast(method: Callable[..., Any]) -> Callable[..., Any]:
 
         try:
             return method(*values)
-        except InputError as error:
+        except (InputError, ModelError, OSError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
 
     return handler
@@ -272,7 +299,7 @@ def _steps_with_toast(method: Callable[..., Iterator[Any]]) -> Callable[..., Ite
 
         try:
             yield from method(*values)
-        except InputError as error:
+        except (InputError, ModelError, OSError) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
 
     return handler

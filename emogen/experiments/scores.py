@@ -374,7 +374,10 @@ def difference_in_words(folders: Sequence[Path], names: Sequence[str], by: str) 
     )
     if ends is None:
         return found + "That is too few rows, or too few answers that differ, to tell it from chance."
-    found += f"With other rows of this kind it would be {ends[0]:+z.3f} to {ends[1]:+z.3f} (95 %, paired bootstrap). "
+    found += f"Its 95 % interval over the rows (paired bootstrap) is {ends[0]:+z.3f} to {ends[1]:+z.3f}. "
     if ends[0] <= 0 <= ends[1]:
-        return found + "The difference may be chance: more rows would tell."
-    return found + f"The difference is real: {names[1]} is {'better' if change > 0 else 'worse'}."
+        return found + "The interval has 0 in it: the difference may be chance; more rows would tell."
+    return (
+        found
+        + f"0 is outside the interval: the difference is real, {names[1]} is {'better' if change > 0 else 'worse'}."
+    )

@@ -1,5 +1,6 @@
 import re
 import socket
+import threading
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -121,7 +122,7 @@ def test_scoring_is_stopped_and_goes_on(lab, monkeypatch):
     def predict(*args, **options):
         calls.append(lab.progress["done"])
         if len(calls) == 2:  # while the second part is computed
-            with pytest.raises(InputError, match="mine is scored: wait, or stop it first"):
+            with pytest.raises(InputError, match="mine is being scored: wait, or stop it first"):
                 next(lab.score(SOURCE + "other", "other"))
             lab.stop()
         return answer(*args, **options)
@@ -186,10 +187,46 @@ def test_several_texts_are_answered_and_marked_against_gold(lab, monkeypatch):
     ]
     assert "&lt;script&gt;one&lt;/script&gt;" in shown
     assert "&lt;b&gt;joy&lt;/b&gt;" in shown
-    with pytest.raises(InputError, match=r"the pasted texts:2: .*glee"):
-        lab.table(SOURCE, "mine", "one\tjoy\ntwo\tglee")
+    with pytest.raises(InputError, match=r"the pasted texts:3: .*glee"):
+        lab.table(SOURCE, "mine", "one\tjoy\n\ntwo\tglee")
     with pytest.raises(InputError, match="0 texts: paste 1 to 200"):
         lab.table(SOURCE, "mine", " \n")
+
+
+def test_what_an_edited_label_set_changes_is_shown(lab):
+    labels = lab.benchmark.task.label_set
+    text = labels.to_yaml()
+    said = lab.effects(text, SOURCE, "mine", "so happy")
+    assert said == "<p>Valid answers stay as they are</p><p>What the model sees stays as it is</p>"
+    source = (
+        "{% user %}\n{{ task }} {% for label in labels %}{{ label }}: {{ label.definition }}; {% endfor %}{{ text }}\n"
+    )
+    edited = text.replace(labels.labels[4].definition, "<b>glad</b>")
+    order = ["trust", *labels.names[:-1]]
+    edited = edited.replace("order: []", f"order: [{', '.join(order)}]")
+    said = lab.effects(edited, source, "mine", "so happy")
+    assert "Valid answers:</p>" in said
+    assert "in this order:<ins> trust,</ins> anger, " in said
+    assert "&lt;b&gt;glad&lt;/b&gt;" in re.sub("</?(ins|del)>", "", said)
+    assert "<b>" not in said
+    with pytest.raises(InputError, match=r"^labels\.yaml:\d+: labels\.0\.colour: no such key"):
+        lab.effects(text.replace("- name: anger", "- name: anger\n  colour: red"), SOURCE, "mine", "x")
+    with pytest.raises(InputError, match="the names under `labels` are those of the rows"):
+        lab.effects(text.replace("name: anger", "name: wrath"), SOURCE, "mine", "x")
+
+
+def test_label_sets_are_saved_as_new_files_alone(lab, tmp_path):
+    text = "# my own\n" + lab.benchmark.task.label_set.to_yaml().strip()
+    path = tmp_path / "prompts" / "labels" / "mine.yaml"
+    assert lab.save_labels(text, "mine").endswith("start the lab with labels=prompts/labels/mine.yaml")
+    assert path.read_text() == text + "\n"
+    with pytest.raises(InputError, match="exists; choose another name"):
+        lab.save_labels(text, "mine")
+    with pytest.raises(InputError, match="a name consists of"):
+        lab.save_labels(text, "../evil")
+    with pytest.raises(InputError, match="order must name each label once"):
+        lab.save_labels(text.replace("order: []", "order: [joy]"), "other")
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
@@ -197,8 +234,8 @@ def test_several_texts_are_answered_and_marked_against_gold(lab, monkeypatch):
     [
         ("{% user %}\n{{ txt }}{{ text }}", "mine", r"mine\.jinja:2: undefined variable"),
         ("{% user %}{{ text }}{{ ''.__class__.__mro__ }}", "mine", "Security"),
-        (SOURCE, "../evil", "the name of a template consists of"),
-        (SOURCE, "", "the name of a template consists of"),
+        (SOURCE, "../evil", "a name consists of"),
+        (SOURCE, "", "a name consists of"),
     ],
 )
 def test_invalid_templates_and_names_are_not_saved(lab, tmp_path, source, name, message):
@@ -250,7 +287,9 @@ def test_the_page_in_a_browser(recipe, visit, tmp_path, monkeypatch):
         assert status("/gradio_api/upload", "POST", Cookie=cookie) == 404
         page = visit(address)
         use_page(page, tmp_path)
-        use_grid(page)
+        use_grid(page, monkeypatch)
+        page.set_viewport_size({"width": 390, "height": 844})  # a phone
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
         page.close()  # before the server is: a page reports that its server is gone
 
     monkeypatch.setattr(gr.Blocks, "block_thread", use)
@@ -268,6 +307,11 @@ def use_page(page, folder):
     seen.locator("span.text").first.wait_for()
     page.get_by_label("Text", exact=True).fill("<script>document.title = 'evil'</script> so happy")
     seen.get_by_text("evil").wait_for()
+    page.get_by_role("button", name="Next row").click()
+    page.get_by_role("button", name="Next row").click()
+    page.get_by_role("button", name="Previous row").click()
+    page.wait_for_function("[...document.querySelectorAll('textarea, input')].some(e => e.value.startsWith('2 of 2'))")
+    page.get_by_label("Text", exact=True).fill("<script>document.title = 'evil'</script> so happy")
     page.get_by_role("button", name="Ask the model").click()
     page.wait_for_function("[...document.querySelectorAll('textarea')].some(e => e.value.endsWith('(exact)'))")
     assert page.title() == "emogen lab"
@@ -305,6 +349,18 @@ def use_page(page, folder):
     page.get_by_role("option", name="list-").click()
     page.get_by_role("button", name="Compare A with B").click()
     page.locator("#compared").get_by_text("These are the same template.").wait_for()
+    page.get_by_role("tab", name="Labels").click()
+    page.locator(".cm-content").nth(1).click()
+    page.keyboard.press("Control+Home")
+    page.keyboard.insert_text("oops: 1\n")
+    page.locator("#effects").get_by_text("labels.yaml:1: oops: no such key").wait_for()
+    page.keyboard.press("Control+z")
+    page.locator("#effects").get_by_text("Valid answers stay as they are").wait_for()
+    page.get_by_role("button", name="Save to prompts/labels/").click()
+    page.wait_for_function(
+        "[...document.querySelectorAll('textarea')].some(e => e.value.startsWith('Saved as prompts/labels/'))"
+    )
+    assert (folder / "prompts" / "labels" / "semeval2018-2.yaml").is_file()
     page.get_by_role("tab", name="Several texts").click()
     page.locator("#pasted textarea").fill("<img src=x onerror=alert(1)>\tjoy")
     page.get_by_role("button", name="Ask about all of them").click()
@@ -312,8 +368,8 @@ def use_page(page, folder):
     assert page.locator("#marked .chip", has_text="joy").count() == 1
 
 
-def use_grid(page):
-    """In a tab of its own, which sends a text to the editor, and grows while a template is scored."""
+def use_grid(page, monkeypatch):
+    """In a tab of its own, which sends a text to the editor, grows while a template is scored, and stops that."""
     with page.expect_popup() as opened:
         page.get_by_role("link", name="Rows × templates").click()
     grid = opened.value
@@ -324,6 +380,19 @@ def use_grid(page):
     page.locator(".cm-content").first.click()
     page.keyboard.press("Control+A")
     page.keyboard.insert_text(SOURCE + "Which?")
+    go_on, predict = threading.Event(), GenerativeClassifier.predict
+    monkeypatch.setattr(scores, "PART", 8)
+    monkeypatch.setattr(GenerativeClassifier, "predict", lambda *args: go_on.wait(60) and predict(*args))
+    page.get_by_role("button", name="Score on").click()
+    grid.get_by_role("status").get_by_text("list is being scored").wait_for()
+    assert grid.get_by_role("progressbar").get_attribute("value") == "0"
+    with grid.expect_response("**/grid/stop"):
+        grid.get_by_role("button", name="Stop").click()
+    go_on.set()
+    page.wait_for_function(
+        "[...document.querySelectorAll('textarea')].some(e => e.value.startsWith('list: stopped after 8 of'))"
+    )
+    grid.locator("#heads th").nth(3).get_by_text("8 of 2").wait_for()
     page.get_by_role("button", name="Score on").click()
     grid.locator("#heads th").nth(3).get_by_text("macro-F1").wait_for()
     assert grid.locator("#heads th").nth(3).inner_text().startswith("list (")  # another template of that name

@@ -152,6 +152,8 @@ def test_compare_ranks_templates_and_tests_their_differences(recipe, tmp_path, s
     assert "bad.jinja:2: {{ label }} is available only with `answer: yes_no`" in done.stderr
     for word in ("short", "list", "ln P", "real", "rows; labels decided by nested thresholds"):
         assert word in done.stdout
+    (grid,) = (tmp_path / "out").glob("*-rows-*/grid.html")
+    assert f"Row by row: {grid}" in done.stdout
     folders = sorted((tmp_path / "out").glob("*-rows-*/*/"))
     assert [folder.name.rpartition("-")[0] for folder in folders] == ["list", "short"]
     metrics = folders[0] / "metrics.json"

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny import POSTS, write_posts, write_recipe
+from tiny import POSTS, write_posts, write_recipe, write_run
 
 from emogen.console import progress_bar
 from emogen.errors import InputError
 from emogen.evaluation import results
 from emogen.experiments import scores
 from emogen.experiments.prompts import load_generator, open_benchmark, prepare
-from emogen.experiments.scores import KeptScores, row_keys, score_rows, score_template
+from emogen.experiments.scores import KeptScores, difference_in_words, row_keys, score_rows, score_template
 from emogen.task.prompt import parse_prompt
 
 MANY = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
@@ -114,3 +114,18 @@ def test_a_changed_store_is_an_error(benchmarks, line):
     (folder / "rows.jsonl").write_text(f"{line}\n")
     with pytest.raises(InputError, match=r"rows\.jsonl: a line is not a score; was the file changed"):
         score_template(benchmark, short(benchmark), None, progress_bar)
+
+
+def test_a_difference_is_told_in_words(tmp_path, labels):
+    posts = [(f"{text} {k}", names) for k in range(20) for text, names in POSTS]
+    good, bad, again = [
+        write_run(tmp_path / name, labels, posts=posts, noise=noise, seed=seed)
+        for name, noise, seed in (("good", 0.55, 0), ("bad", 0.9, 0), ("again", 0.55, 1))
+    ]
+    said = difference_in_words([bad, good], ["bad", "good"], "answer")
+    assert said.startswith("On the same 240 rows, by answer: macro-F1 0.")
+    assert said.endswith("0 is outside the interval: the difference is real, good is better.")
+    assert difference_in_words([good, bad], ["good", "bad"], "answer").endswith("is real, bad is worse.")
+    assert "the difference may be chance" in difference_in_words([good, again], ["good", "again"], "thresholds")
+    few = [write_run(tmp_path / f"few{seed}", labels, posts=posts[:20], seed=seed) for seed in (0, 1)]
+    assert "too few rows" in difference_in_words(few, ["a", "b"], "answer")
