@@ -122,11 +122,11 @@ def open_benchmark(
     rows = rows.take([i for i, text in enumerate(rows.texts) if normalise_text(text) not in in_prompt])
     tokenizer = None if recipe.api_base else read_chat_tokenizer(recipe, str(tuned / ADAPTER) if tuned else None)
     rows = sample_rows(rows, limit, recipe.seed)
-    folder = folder / f"{len(rows)}-rows-{_digest_of_benchmark(task, rows, source)}"
+    folder = folder / f"{len(rows)}-rows-{_digest_of_benchmark(task, rows, train_rows, source)}"
     return PromptBenchmark(task, rows, train_rows, tokenizer, folder, source, tuple(overrides))
 
 
-def _digest_of_benchmark(task: Task, rows: Rows, source: Path) -> str:
+def _digest_of_benchmark(task: Task, rows: Rows, train: Rows | None, source: Path) -> str:
     """A digest of everything that the scores of a template depend on, except for the template."""
     recipe = task.recipe
     weights = source / ADAPTER / "adapter_model.safetensors"
@@ -136,6 +136,7 @@ def _digest_of_benchmark(task: Task, rows: Rows, source: Path) -> str:
         hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
         [recipe.answer, recipe.decode, recipe.prob, recipe.max_length],
         *([[recipe.api_base, recipe.examples_by, recipe.examples]] if recipe.api_base else []),
+        *([[recipe.features, train.texts, train.truth.tolist()]] if recipe.examples_by == "nearest" and train else []),
         task.label_set.to_yaml(),
         [rows.ids, rows.texts, rows.truth.tolist()],
     )

@@ -88,7 +88,9 @@ class RemoteClassifier:
         self.recipe: Recipe = task.recipe
         self.label_set: LabelSet = task.label_set
         self._task = task
-        self._neighbours = Neighbours(labelled) if self.recipe.examples_by == "nearest" and labelled else None
+        self._neighbours = None
+        if self.recipe.examples_by == "nearest" and labelled:
+            self._neighbours = Neighbours(labelled, self.recipe.features)
         self._messages = render(task.prompt, task.label_set, task.examples)
         self._shown = [example.text for example in task.examples]
         self._store = _Answers()
@@ -102,9 +104,12 @@ class RemoteClassifier:
         Raises:
             ModelError: the server refuses or does not answer, or `max_dollars` is reached. Its answers are kept.
         """
+        if not texts:
+            return []
+        prompts, constraint = self._prompts(texts), self._constraint
         answers: list[str] = [""] * len(texts)
         with ThreadPoolExecutor(self.recipe.api_requests) as pool:
-            asked = {pool.submit(self._answer, text): i for i, text in enumerate(texts)}
+            asked = {pool.submit(self._answer, prompt, constraint): i for i, prompt in enumerate(prompts)}
             try:
                 for done in as_completed(asked):
                     answers[asked[done]] = done.result()
@@ -134,7 +139,11 @@ class RemoteClassifier:
 
     @cached_property
     def _constraint(self) -> dict[str, Any]:
-        """What the server takes to constrain an answer; nothing if it is not known to take anything."""
+        """What the server takes to constrain an answer; nothing if it is not known to take anything.
+
+        Raises:
+            ModelError: nothing listens at the address.
+        """
         if self.recipe.decode == "free":
             return {}
         root = str(self._client.base_url).removesuffix("v1/")
@@ -153,16 +162,18 @@ class RemoteClassifier:
 
         try:
             return self._client.get(address).status_code == 200
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise ModelError(f"{self.recipe.api_base}: cannot connect: {error}") from None
         except httpx.HTTPError:
             return False
 
-    def _answer(self, text: str) -> str:
+    def _answer(self, messages: list[Message], constraint: dict[str, Any]) -> str:
         body = {
             "model": self.recipe.api_model,
-            "messages": self._prompt_of(text),
+            "messages": messages,
             "temperature": 0,
             "max_tokens": MAX_TOKENS,
-            **self._constraint,
+            **constraint,
         }
         key = hashlib.sha256(json.dumps([str(self._client.base_url), body]).encode()).hexdigest()
         if (kept := self._store.get(key)) is not None:
@@ -179,12 +190,14 @@ class RemoteClassifier:
         self._store.put(key, answer)
         return answer
 
-    def _prompt_of(self, text: str) -> list[Message]:
+    def _prompts(self, texts: Sequence[str]) -> list[list[Message]]:
         if self._neighbours is None:
-            return fill(self._messages, [text, *self._shown])
-        near = self._neighbours.nearest(text, self.recipe.examples)
-        examples = draw_examples(near, self.label_set, self.recipe.answer)
-        return fill(render(self._task.prompt, self.label_set, examples), [text, *near.texts])
+            return [fill(self._messages, [text, *self._shown]) for text in texts]
+        style, prompts = self.recipe.answer, []
+        for text, near in zip(texts, self._neighbours.nearest(texts, self.recipe.examples), strict=True):
+            messages = render(self._task.prompt, self.label_set, draw_examples(near, self.label_set, style))
+            prompts.append(fill(messages, [text, *near.texts]))
+        return prompts
 
     def _ask(self, body: dict[str, Any]) -> Any:
         """Send a request, again if the server is busy or fails.
