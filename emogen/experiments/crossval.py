@@ -66,6 +66,7 @@ from emogen.prediction.classifier import labels_from_prob
 from emogen.prediction.remote import RemoteClassifier
 from emogen.report.figures import draw_reliability, save
 from emogen.report.page import report_finished
+from emogen.report.trackers import load_trackers, log_results
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.prompt import load_prompt
 from emogen.task.recipe import Recipe, load_recipe
@@ -110,6 +111,7 @@ def cross_validate(
     folder = own_folder(recipe, overrides, "cv")
     label_set = load_label_set(recipe.find(recipe.labels))
     rows = all_rows(recipe, label_set)
+    trackers = load_trackers(recipe)
     with claim_folder(folder):
         folds = begin(folder, CROSS_VALIDATION, recipe, label_set, rows, n_folds)
         runs = [RunProcess(k, folder / f"fold-{k}") for k in range(n_folds)]
@@ -117,6 +119,7 @@ def cross_validate(
         run_all(runs, commands, jobs, show, where)
         metrics = pool(folder, rows, folds, label_set)
         report_finished(folder)
+        log_results(trackers, folder, recipe, metrics)
     return folder, metrics
 
 
@@ -143,6 +146,7 @@ def cross_validate_baseline(
     label_set = load_label_set(recipe.find(recipe.labels))
     rows = all_rows(recipe, label_set)
     folder = own_folder(recipe, overrides, "baseline")
+    trackers = load_trackers(recipe)
     with claim_folder(folder):
         folds = begin(folder, BASELINE, recipe, label_set, rows, n_folds)
         prob = cross_fit_baseline(
@@ -153,6 +157,7 @@ def cross_validate_baseline(
         results.write_jsonl(folder / PREDICTIONS, rows, pred, prob, label_set, folds=folds)
         metrics = sum_up(folder, label_set)
         report_finished(folder)
+        log_results(trackers, folder, recipe, metrics)
     return folder, metrics
 
 
@@ -180,6 +185,7 @@ def cross_validate_prompted(
     prompt = load_prompt(recipe.find(recipe.prompt))
     rows = all_rows(recipe, label_set)
     folder = own_folder(recipe, overrides, "cv")
+    trackers = load_trackers(recipe)
     with claim_folder(folder):
         folds = begin(folder, PROMPTED, recipe, label_set, rows, n_folds)
         found: dict[str, Prediction] = {}
@@ -199,6 +205,7 @@ def cross_validate_prompted(
         results.write_jsonl(folder / PREDICTIONS, rows, pred, prob, label_set, predictions, folds)
         metrics = sum_up(folder, label_set)
         report_finished(folder)
+        log_results(trackers, folder, recipe, metrics)
     return folder, metrics
 
 
