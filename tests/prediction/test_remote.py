@@ -3,9 +3,9 @@
 import json
 import threading
 from contextlib import nullcontext
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from stand_in import JsonHandler, serving
 from tiny import invented_posts, write_posts
 from typer.testing import CliRunner
 
@@ -29,7 +29,7 @@ def endpoint(monkeypatch, tmp_path):
     monkeypatch.setenv("EMOGEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "_sleep", lambda seconds: Endpoint.waited.append(seconds))
 
-    class Endpoint(BaseHTTPRequestHandler):
+    class Endpoint(JsonHandler):
         kind = "llama.cpp"
         replies: list = []  # noqa: RUF012
         asked: list = []  # noqa: RUF012
@@ -39,46 +39,27 @@ def endpoint(monkeypatch, tmp_path):
 
         def do_GET(self):
             known = {"/props": "llama.cpp", "/version": "vllm"}.get(self.path)
-            self.reply(200 if known == Endpoint.kind else 404, {}, {})
+            self.reply({}, 200 if known == Endpoint.kind else 404)
 
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = json.loads(self.read())
             with Endpoint.lock:
                 Endpoint.asked.append(body)
                 Endpoint.keys.add(self.headers.get("authorization"))
                 early = Endpoint.replies.pop(0) if Endpoint.replies else None
             if early:
-                self.reply(*early)
+                status, headers, value = early
+                self.reply(value, status, headers)
                 return
             text = body["messages"][-1]["content"]
             words = {"happy": "joy, love", "sad": "sadness"}
             answer = next((labels for word, labels in words.items() if word in text), "none")
-            self.reply(
-                200,
-                {},
-                {
-                    "choices": [{"message": {"content": answer}}],
-                    "usage": {"prompt_tokens": 6, "completion_tokens": 1, "total_tokens": 7},
-                },
-            )
+            usage = {"prompt_tokens": 6, "completion_tokens": 1, "total_tokens": 7}
+            self.reply({"choices": [{"message": {"content": answer}}], "usage": usage})
 
-        def reply(self, status, headers, value):
-            body = value if isinstance(value, bytes) else json.dumps(value).encode()
-            self.send_response(status)
-            for name, content in headers.items():
-                self.send_header(name, content)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    Endpoint.base = f"http://127.0.0.1:{server.server_port}/v1"
-    yield Endpoint
-    server.shutdown()
+    with serving(Endpoint) as address:
+        Endpoint.base = f"{address}/v1"
+        yield Endpoint
 
 
 def label_file(folder, labels):
@@ -153,6 +134,13 @@ def test_a_server_that_refuses_or_never_answers_is_an_error_and_what_it_answered
 def test_an_address_where_nothing_listens_is_an_error(endpoint, monkeypatch):
     with pytest.raises(ModelError, match="no answer after 6 tries"):
         load_run("recipes/remote.yaml", ["api_base=http://127.0.0.1:9/v1", "decode=free"]).predict(["a"])
+
+
+def test_where_nothing_listens_nothing_is_said_about_the_server(endpoint, caplog):
+    with pytest.raises(ModelError, match=r"^http://127\.0\.0\.1:9/v1: cannot connect: .*refused"):
+        load_run("recipes/remote.yaml", ["api_base=http://127.0.0.1:9/v1"]).predict(TEXTS)
+    assert caplog.text == ""
+    assert endpoint.waited == []
 
 
 def test_a_file_is_labelled_in_one_command_and_in_python(endpoint, tmp_path, labels):
@@ -234,6 +222,16 @@ def test_the_nearest_rows_are_shown_the_most_similar_last_and_never_the_text_its
     answers = [message["content"] for message in endpoint.asked[0]["messages"] if message["role"] == "assistant"]
     assert answers == ["none", "joy"]
     assert endpoint.asked[0]["messages"][-1]["content"] == "my dog died"
+
+
+def test_the_nearest_rows_are_those_of_the_features_of_the_recipe(endpoint, tmp_path, labels, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lengths.py").write_text("def lengths(texts):\n    return [[len(text), 10] for text in texts]\n")
+    posts = [("so sad", ["sadness"]), ("so sad, so sad, so sad, so sad", ["joy"])]
+    train_file = write_posts(tmp_path / "train.csv", labels, posts)
+    one = [*FEW, "examples=1", f"train_file={train_file}", f"labels={label_file(tmp_path, labels)}"]
+    load(endpoint, *one, "features=[lengths:lengths]").predict(["x" * 30])
+    assert shown(endpoint.asked[0]) == [posts[1][0]]
 
 
 @pytest.fixture
