@@ -94,11 +94,13 @@ def _train(
     from transformers import set_seed
 
     from emogen.model.loading import use_all_cores
+    from emogen.report import trackers
     from emogen.report.page import report_finished
     from emogen.training import head, progress, scoring, sft
 
     use_all_cores()
     recipe, folder, is_main = task.recipe, task.recipe.output_dir, processes.is_main_process()
+    logs_to = trackers.load_trackers(recipe)
     # emogen shortens the texts itself, and its rows have columns that the trainer does not know.
     changes: dict[str, Any] = {"resume_from_checkpoint": None, "max_length": None, "remove_unused_columns": False}
     if not torch.accelerator.is_available():
@@ -109,6 +111,7 @@ def _train(
     train_rows, val_rows = run_setup.split_rows(recipe, splits)
     prepare = head.prepare if recipe.answer == "head" else sft.prepare
     trainer, make_classifier = prepare(task, args, train_rows, val_rows, scoring.make_compute_metrics(val_rows))
+    trackers.guard_trackers(trainer, logs_to)
     trainer.add_callback(scoring.LogFile(folder / run_folder.LOG))
     progress.show_progress(trainer)
     if is_main:

@@ -4,14 +4,15 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from stand_in import JsonHandler, serving
 
 
 @contextmanager
-def fake_endpoint() -> Iterator[type[BaseHTTPRequestHandler]]:
+def fake_endpoint() -> Iterator[type[JsonHandler]]:
     """Serve until the end of the block. What is yielded has its address, what it was asked, and what it will answer."""
 
-    class Endpoint(BaseHTTPRequestHandler):
+    class Endpoint(JsonHandler):
         """`replies` are (status, headers, body) that come before the usual answers; `kind` is the server."""
 
         kind = "llama.cpp"
@@ -28,40 +29,21 @@ def fake_endpoint() -> Iterator[type[BaseHTTPRequestHandler]]:
 
         def do_GET(self):
             known = {"/props": "llama.cpp", "/version": "vllm"}.get(self.path)
-            self.reply(200 if known == Endpoint.kind else 404, {}, {})
+            self.reply({}, 200 if known == Endpoint.kind else 404)
 
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = json.loads(self.read())
             with Endpoint.lock:
                 Endpoint.asked.append(body)
                 Endpoint.keys.add(self.headers.get("authorization"))
                 early = Endpoint.replies.pop(0) if Endpoint.replies else None
             if early:
-                self.reply(*early)
+                status, headers, value = early
+                self.reply(value, status, headers)
                 return
-            self.reply(
-                200,
-                {},
-                {
-                    "choices": [{"message": {"content": Endpoint.answer(body["messages"])}}],
-                    "usage": {"prompt_tokens": 6, "completion_tokens": 1, "total_tokens": 7},
-                },
-            )
+            usage = {"prompt_tokens": 6, "completion_tokens": 1, "total_tokens": 7}
+            self.reply({"choices": [{"message": {"content": Endpoint.answer(body["messages"])}}], "usage": usage})
 
-        def reply(self, status, headers, value):
-            body = value if isinstance(value, bytes) else json.dumps(value).encode()
-            self.send_response(status)
-            for name, content in headers.items():
-                self.send_header(name, content)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        Endpoint.base = f"http://127.0.0.1:{server.server_port}/v1"
+    with serving(Endpoint) as address:
+        Endpoint.base = f"{address}/v1"
         yield Endpoint
-        server.shutdown()

@@ -25,6 +25,7 @@ import startup
 import train_speed
 import worth_of_curation
 import worth_of_improve
+from stand_in import program_that_serves
 from tiny import POSTS, write_recipe, write_run
 
 from emogen import paths
@@ -293,25 +294,13 @@ def test_a_served_run_under_load_loses_nothing(run, tmp_path, capsys):
     assert "MiB at the end" in capsys.readouterr().out
 
 
-LLAMA_SERVER_STUB = """
-import json, sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-class Handler(BaseHTTPRequestHandler):
+LLAMA_SERVER_STUB = program_that_serves("""
     def do_GET(self):
         self.reply({})
     def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
+        self.read()
         self.reply({"content": " none"})
-    def reply(self, value):
-        body = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *args):
-        pass
-ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
-"""
+""")
 
 
 @pytest.mark.slow

@@ -50,14 +50,16 @@ def cv(
     beside its folder, and its pod is terminated when the fold is done. With --on ray the folds are spread over the Ray
     cluster of RAY_ADDRESS, or of this machine.
     """
-    from emogen.evaluation.tables import print_metrics, print_spread
-    from emogen.experiments.crossval import cross_validate, cross_validate_prompted
-    from emogen.experiments.jobs import POD
     from emogen.task.recipe import load_recipe
 
     if pods and on:
         raise typer.BadParameter("--pods and --on exclude each other; give one of them")
-    if load_recipe(recipe, overrides or []).api_base:
+    has_endpoint = load_recipe(recipe, overrides or []).api_base
+    from emogen.evaluation.tables import print_metrics, print_spread
+    from emogen.experiments.crossval import cross_validate, cross_validate_prompted
+    from emogen.experiments.jobs import POD
+
+    if has_endpoint:
         if pods or on or jobs:
             raise typer.BadParameter("the model of an endpoint is not tuned: --jobs, --pods and --on are not for it")
         folder, metrics = cross_validate_prompted(recipe, folds, overrides or [])
@@ -81,13 +83,17 @@ def baseline(
 ) -> None:
     """Cross-validate TF-IDF and logistic regression.
 
-    features=[tfidf,emoji] adds the emoji that a model of social media would put to a text (it comes from PyPI), and
+    features=[tfidf,emoji] adds the emoji that a model of social media would put to a text (it comes from PyPI),
+    features=[tfidf,sentence-transformers/all-MiniLM-L6-v2] the embeddings of a sentence encoder, and
     features=[tfidf,MODULE:FUNCTION] a function of yours from a list of texts to an array. Their probabilities are
     averaged.
 
     The result is a folder, runs/<recipe name>-baseline, for `emogen compare` and `emogen predict`: on its own, or with
     other runs, which predict_by=stack combines.
     """
+    from emogen.task.recipe import load_recipe
+
+    load_recipe(recipe, overrides or [])  # refuses a recipe before the libraries are loaded, which takes seconds
     from emogen.evaluation.tables import print_metrics, print_spread
     from emogen.experiments.crossval import cross_validate_baseline
 

@@ -17,9 +17,9 @@ from emogen.console import Bar
 from emogen.errors import InputError
 from emogen.evaluation import results
 from emogen.evaluation.run_folder import PREDICTIONS
-from emogen.prediction.baseline import make_vectorizer
 from emogen.prediction.classifier import prob_of
 from emogen.prediction.ensemble import load_rule, load_runs, read_members
+from emogen.prediction.features import make_vectorizer
 from emogen.task.labels import LabelSet
 from emogen.task.readers import read_rows
 from emogen.task.rows import Rows, checked, normalise_text

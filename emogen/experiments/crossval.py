@@ -67,6 +67,7 @@ from emogen.prediction.classifier import labels_from_prob
 from emogen.prediction.remote import Endpoint, RemoteClassifier
 from emogen.report.figures import draw_reliability, save
 from emogen.report.page import report_finished
+from emogen.report.trackers import load_trackers, log_results
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.prompt import load_prompt
 from emogen.task.recipe import Recipe, load_recipe
@@ -111,6 +112,7 @@ def cross_validate(
     folder = own_folder(recipe, overrides, "cv")
     label_set = load_label_set(recipe.find(recipe.labels))
     rows = all_rows(recipe, label_set)
+    trackers = load_trackers(recipe)
     with claim_folder(folder):
         folds = begin(folder, CROSS_VALIDATION, recipe, label_set, rows, n_folds)
         runs = [RunProcess(k, folder / f"fold-{k}") for k in range(n_folds)]
@@ -118,6 +120,7 @@ def cross_validate(
         run_all(runs, commands, jobs, show, where)
         metrics = pool(folder, rows, folds, label_set, recipe.tune)
         report_finished(folder)
+        log_results(trackers, folder, recipe, metrics)
     return folder, metrics
 
 
@@ -144,6 +147,7 @@ def cross_validate_baseline(
     label_set = load_label_set(recipe.find(recipe.labels))
     rows = all_rows(recipe, label_set)
     folder = own_folder(recipe, overrides, "baseline")
+    trackers = load_trackers(recipe)
     with claim_folder(folder):
         folds = begin(folder, BASELINE, recipe, label_set, rows, n_folds)
         prob = cross_fit_baseline(
@@ -154,6 +158,7 @@ def cross_validate_baseline(
         results.write_jsonl(folder / PREDICTIONS, rows, pred, prob, label_set, folds=folds)
         metrics = sum_up(folder, label_set, recipe.tune)
         report_finished(folder)
+        log_results(trackers, folder, recipe, metrics)
     return folder, metrics
 
 
@@ -181,6 +186,7 @@ def cross_validate_prompted(
     prompt = load_prompt(recipe.find(recipe.prompt))
     rows = all_rows(recipe, label_set)
     folder = own_folder(recipe, overrides, "cv")
+    trackers = load_trackers(recipe)
     with claim_folder(folder):
         folds = begin(folder, PROMPTED, recipe, label_set, rows, n_folds)
         found: dict[str, Prediction] = {}
@@ -201,6 +207,7 @@ def cross_validate_prompted(
         results.write_jsonl(folder / PREDICTIONS, rows, pred, prob, label_set, predictions, folds)
         metrics = sum_up(folder, label_set, recipe.tune)
         report_finished(folder)
+        log_results(trackers, folder, recipe, metrics)
     return folder, metrics
 
 

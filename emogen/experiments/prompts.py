@@ -134,7 +134,7 @@ def _digest_of_model(task: Task, source: Path, train_rows: Rows | None) -> str:
         hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
         [recipe.answer, recipe.decode, recipe.prob, recipe.max_length],
         [recipe.api_base, recipe.examples_by, recipe.examples] if recipe.api_base else None,
-        [shown.texts, shown.truth.tolist()] if shown else None,
+        [recipe.features, shown.texts, shown.truth.tolist()] if shown else None,
         task.label_set.to_yaml(),
     )
 

@@ -17,7 +17,7 @@ from transformers.utils.hub import cached_file
 
 from emogen.errors import ModelError
 
-_FILE = "1_Pooling/config.json"
+POOLING = "1_Pooling/config.json"
 _SUPPORTED = {"mean", "cls"}
 _OF_DECODERS = "lasttoken"  # transformers' own head for decoders reads the last token
 
@@ -54,13 +54,16 @@ class PooledClassifier(PreTrainedModel):
             attention_mask: [n, tokens], 0 for padding.
             more: other inputs of the encoder.
         """
+        pooled = self.pool(input_ids, attention_mask, **more)
+        return SequenceClassifierOutput(logits=self.score(self.dropout(pooled)))
+
+    def pool(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **more: torch.Tensor) -> torch.Tensor:
+        """The pooled tokens of each text, [n, width]. Arguments are those of `forward`."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
         if self.config.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            kept = attention_mask.unsqueeze(2).to(hidden.dtype)
-            pooled = (hidden * kept).sum(1) / kept.sum(1)
-        return SequenceClassifierOutput(logits=self.score(self.dropout(pooled)))
+            return hidden[:, 0]
+        kept = attention_mask.unsqueeze(2).to(hidden.dtype)
+        return (hidden * kept).sum(1) / kept.sum(1)
 
 
 def pooled_config(location: str, revision: str, *, trust_remote_code: bool, **values: Any) -> PretrainedConfig | None:
@@ -87,7 +90,7 @@ def pooled_config(location: str, revision: str, *, trust_remote_code: bool, **va
         return None
     if len(modes) != 1 or not modes <= _SUPPORTED:
         raise ModelError(
-            f"{location}: {_FILE} pools by {' and '.join(sorted(modes)) or 'nothing'}; emogen knows "
+            f"{location}: {POOLING} pools by {' and '.join(sorted(modes)) or 'nothing'}; emogen knows "
             f"{' and '.join(sorted(_SUPPORTED))}"
         )
     config.pooling = modes.pop()
@@ -106,11 +109,11 @@ def _modes(settings: dict[str, Any]) -> set[str]:
 def _pooling_file(location: str, revision: str) -> Path | None:
     folder = Path(location)
     if folder.is_dir() and folder.parent.name != "snapshots":
-        return folder / _FILE if (folder / _FILE).is_file() else None
+        return folder / POOLING if (folder / POOLING).is_file() else None
     if folder.is_dir():  # of the Hub's cache, where files come one by one
         location, revision = folder.parents[1].name.removeprefix("models--").replace("--", "/"), folder.name
     found = cached_file(
-        location, _FILE, revision=revision,
+        location, POOLING, revision=revision,
         _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
     return Path(found) if found else None

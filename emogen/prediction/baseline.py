@@ -1,7 +1,5 @@
 """Features of texts and logistic regression: the baseline, and a member of ensembles that errs differently."""
 
-import importlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from emogen.errors import InputError
 from emogen.evaluation import results
 from emogen.evaluation.results import Prediction
-from emogen.model.emoji import emoji_features
 from emogen.prediction.classifier import predictions_from_prob
+from emogen.prediction.features import Features, load_features, make_vectorizer
 from emogen.task.labels import LabelSet
 from emogen.task.recipe import Recipe
 
-Features = Callable[[Sequence[str]], np.ndarray]  # n texts -> [n, d], the same for a text whatever the others are
 Fitted = Callable[[Sequence[str]], np.ndarray]  # m texts -> the probability of each label, float32 [m, L]
 
 
@@ -29,8 +25,8 @@ def fit_baseline(
     Args:
         texts: n texts.
         gold: 0/1, [n, L].
-        features: `tfidf` (`make_vectorizer`, what occurs in two texts or more; C = 4), `emoji` (`emoji_features`) or
-            `MODULE:FUNCTION`, a function of the user from texts to an array. Arrays are standardised (C = 0.01).
+        features: `tfidf` (`make_vectorizer`, what occurs in two texts or more; C = 4), or what `load_features` takes,
+            whose arrays are standardised (C = 0.01).
         exactly_one: whether each text has one label. One multinomial regression then takes the place of the L others.
 
     Returns:
@@ -38,9 +34,18 @@ def fit_baseline(
         or none, has no regression: its probability is 1 or 0.
 
     Raises:
-        InputError: there is no such function, or it does not return an array with a row of numbers for each text.
+        InputError, ModelError: see `load_features`.
     """
-    fitted = [_fit(name, texts, gold, exactly_one) for name in features]
+    return _fit_each([_load(name) for name in features], texts, gold, exactly_one)
+
+
+def _load(name: str) -> Features | None:
+    """A function from texts to an array; None for TF-IDF, which is fitted to texts."""
+    return None if name == "tfidf" else load_features(name)
+
+
+def _fit_each(features: Sequence[Features | None], texts: Sequence[str], gold: np.ndarray, exactly_one: bool) -> Fitted:
+    fitted = [_fit(own, texts, gold, exactly_one) for own in features]
 
     def predict_proba(new_texts: Sequence[str]) -> np.ndarray:
         return np.stack([predict(new_texts) for predict in fitted]).mean(axis=0)
@@ -64,42 +69,32 @@ def cross_fit_baseline(
         folds: the fold of each row, [n].
         progress: called with the number of folds that were done since the last call.
     """
+    loaded = [own and _remembered(own, texts) for own in map(_load, features)]
     array = np.array(texts, dtype=object)
     prob = np.zeros(gold.shape, dtype=np.float32)
     for fold in np.unique(folds):
         held = folds == fold
-        fitted = fit_baseline(array[~held], gold[~held], features=features, exactly_one=exactly_one)
-        prob[held] = fitted(array[held])
+        prob[held] = _fit_each(loaded, array[~held], gold[~held], exactly_one)(array[held])
         progress(1)
     return prob
 
 
-def make_vectorizer(*, min_df: int) -> Any:
-    """TF-IDF of words and pairs of words, and of sequences of two to five characters within words, both sublinear.
-
-    Args:
-        min_df: the number of texts in which a feature has to occur.
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_union
-
-    return make_union(
-        TfidfVectorizer(ngram_range=(1, 2), min_df=min_df, sublinear_tf=True),
-        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=min_df, sublinear_tf=True),
-    )
+def _remembered(features: Features, texts: Sequence[str]) -> Features:
+    """Features that are computed once for these texts, the only ones they are asked about."""
+    row_of = dict(zip(texts, features(texts), strict=True))
+    return lambda some: np.stack([row_of[text] for text in some])
 
 
-def _fit(name: str, texts: Sequence[str], gold: np.ndarray, exactly_one: bool) -> Fitted:
+def _fit(features: Features | None, texts: Sequence[str], gold: np.ndarray, exactly_one: bool) -> Fitted:
     """Fit the regressions to one kind of features."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-    if name == "tfidf":
+    if features is None:
         transform, c = make_vectorizer(min_df=2), 4.0
     else:
-        array_of = FunctionTransformer(_checked(name, emoji_features if name == "emoji" else _own_features(name)))
-        transform, c = make_pipeline(array_of, StandardScaler()), 0.01
+        transform, c = make_pipeline(FunctionTransformer(features), StandardScaler()), 0.01
     vectors = transform.fit_transform(texts)
     if exactly_one and len(np.unique(gold.argmax(axis=1))) > 1:
         multinomial = LogisticRegression(C=c, max_iter=1000).fit(vectors, gold.argmax(axis=1))
@@ -124,37 +119,6 @@ def _fit(name: str, texts: Sequence[str], gold: np.ndarray, exactly_one: bool) -
         return np.stack(columns, 1).astype(np.float32)
 
     return predict_proba
-
-
-def _own_features(name: str) -> Features:
-    """Import a function of the user, `MODULE:FUNCTION`, from the current folder or an installed package.
-
-    That this may be done has been said on the command line; see `load_recipe`.
-    """
-    module, _, function = name.partition(":")
-    sys.path.insert(0, "")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"features: {name}: {error}") from None
-    finally:
-        sys.path.remove("")
-    if not callable(found):
-        raise InputError(f"features: {name}: not a function")
-    return found
-
-
-def _checked(name: str, features: Features) -> Features:
-    def array_of(texts: Sequence[str]) -> np.ndarray:
-        array = np.asarray(features(list(texts)), dtype=np.float64)
-        if array.ndim != 2 or len(array) != len(texts) or not np.isfinite(array).all():
-            raise InputError(
-                f"features: {name}: expected an array of {len(texts)} rows of finite numbers, got one of shape "
-                f"{array.shape}{'' if np.isfinite(array).all() else ' with others in it'}"
-            )
-        return array
-
-    return array_of
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,9 @@ class RemoteClassifier:
         self.recipe: Recipe = task.recipe
         self.label_set: LabelSet = task.label_set
         self._task = task
-        self._neighbours = Neighbours(labelled) if self.recipe.examples_by == "nearest" and labelled else None
+        self._neighbours = None
+        if self.recipe.examples_by == "nearest" and labelled:
+            self._neighbours = Neighbours(labelled, self.recipe.features)
         self._messages = render(task.prompt, task.label_set, task.examples)
         self._shown = [example.text for example in task.examples]
         self._endpoint = endpoint or Endpoint(task.recipe)
@@ -106,9 +108,13 @@ class RemoteClassifier:
         Raises:
             ModelError: the server refuses or does not answer, or `max_dollars` is reached. Its answers are kept.
         """
+        if not texts:
+            return []
+        prompts, constraint = self._prompts(texts), self._constraint
         answers: list[str] = [""] * len(texts)
         with ThreadPoolExecutor(self.recipe.api_requests) as pool:
-            asked = {pool.submit(self._answer, text): i for i, text in enumerate(texts)}
+            ask = self._endpoint.answer
+            asked = {pool.submit(ask, prompt, MAX_TOKENS, constraint): i for i, prompt in enumerate(prompts)}
             try:
                 for done in as_completed(asked):
                     answers[asked[done]] = done.result()
@@ -126,25 +132,25 @@ class RemoteClassifier:
         """The labels of the answers as float32 [n, L]: 1 or 0."""
         return pred_matrix(self.predict(texts, progress=progress)).astype(np.float32)
 
-    def _answer(self, text: str) -> str:
-        constraint = {} if self.recipe.decode == "free" else self._constraint
-        return self._endpoint.answer(self._prompt_of(text), MAX_TOKENS, constraint)
-
     @cached_property
     def _constraint(self) -> dict[str, Any]:
         """What the server takes to constrain an answer; nothing if it is not known to take anything."""
+        if self.recipe.decode == "free":
+            return {}
         if self._endpoint.kind == "llama.cpp":
             return {"grammar": answer_gbnf(self.label_set, self.recipe.answer)}
         if self._endpoint.kind == "vLLM":
             return {"structured_outputs": {"regex": answer_regex(self.label_set, self.recipe.answer)}}
         return {}
 
-    def _prompt_of(self, text: str) -> list[Message]:
+    def _prompts(self, texts: Sequence[str]) -> list[list[Message]]:
         if self._neighbours is None:
-            return fill(self._messages, [text, *self._shown])
-        near = self._neighbours.nearest(text, self.recipe.examples)
-        examples = draw_examples(near, self.label_set, self.recipe.answer)
-        return fill(render(self._task.prompt, self.label_set, examples), [text, *near.texts])
+            return [fill(self._messages, [text, *self._shown]) for text in texts]
+        style, prompts = self.recipe.answer, []
+        for text, near in zip(texts, self._neighbours.nearest(texts, self.recipe.examples), strict=True):
+            messages = render(self._task.prompt, self.label_set, draw_examples(near, self.label_set, style))
+            prompts.append(fill(messages, [text, *near.texts]))
+        return prompts
 
 
 class Endpoint:
@@ -193,7 +199,11 @@ class Endpoint:
 
     @cached_property
     def kind(self) -> str | None:
-        """The program that serves the model, if it is known to constrain answers: `llama.cpp` or `vLLM`."""
+        """The program that serves the model, if it is known to constrain answers: `llama.cpp` or `vLLM`.
+
+        Raises:
+            ModelError: nothing listens at the address.
+        """
         root = str(self._client.base_url).removesuffix("v1/")
         if self._answers_at(f"{root}props"):
             log.info("The server is llama.cpp: answers are constrained by a grammar.")
@@ -219,6 +229,8 @@ class Endpoint:
 
         try:
             return self._client.get(address).status_code == 200
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise ModelError(f"{self.recipe.api_base}: cannot connect: {error}") from None
         except httpx.HTTPError:
             return False
 

@@ -122,8 +122,8 @@ class Recipe(BaseModel):
     examples_by: Literal["drawn", "coverage", "nearest"] = Field(
         "drawn",
         description="few-shot examples: drawn: the same for all texts, at random; coverage: the same for all texts, "
-        "each label once before one is shown again; nearest: for each text the training rows that resemble it most, "
-        "for the model of an endpoint",
+        "each label once before one is shown again; nearest: for each text the training rows that resemble it most "
+        "by `features`, for the model of an endpoint",
     )
     answer: Literal["list", "count", "json", "yes_no", "head"] = Field(
         "list", description="style of the answer; head: train a classification head instead of generating answers"
@@ -172,8 +172,9 @@ class Recipe(BaseModel):
     features: list[str] = Field(
         ["tfidf"],
         min_length=1,
-        description="what emogen baseline fits its regressions to: tfidf, emoji, or MODULE:FUNCTION, a function of "
-        "yours from texts to an array",
+        description="what texts are described by, for the regressions of emogen baseline and for examples_by: nearest: "
+        "tfidf, emoji, a sentence encoder (a name on the Hub, or a folder), or MODULE:FUNCTION, a function of yours "
+        "from texts to an array",
     )
     api_base: str | None = Field(
         None,
@@ -306,7 +307,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             f"{where['trust_remote_code']}: trust_remote_code: a file cannot allow the code of others; add "
             "trust_remote_code=true to the command if you trust the model's repository"
         )
-    own_code = [name for name in values.get("features") or () if ":" in str(name)]
+    own_code = [name for name in values.get("features") or () if ":" in str(name) and not is_encoder(str(name))]
     if own_code and not any(word.startswith("features=") for word in overrides):
         problems.append(
             f"{where['features']}: features: {own_code[0]}: a file cannot run code; add features=[...] to the "
@@ -320,6 +321,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         values[key] = read_value(value)
         where[key] = repr(override if key != "hub_token" else "hub_token=...")  # messages must not repeat secrets
     return _validate(found, values, where, problems)
+
+
+def is_encoder(feature: str) -> bool:
+    """Whether an entry of `features` names a sentence encoder: on the Hub, OWNER/NAME, or a folder."""
+    return "/" in feature
 
 
 def _no_such_recipe(path: str) -> str:
@@ -463,8 +469,12 @@ def _conflicts(recipe: Recipe, where: dict[str, str]) -> Iterator[str]:
         yield f"{where['max_dollars']}: max_dollars: needs api_prices, the prices of the endpoint: [0.15, 0.6]"
     if recipe.api_prices and min(recipe.api_prices) < 0:
         yield f"{where['api_prices']}: api_prices: expected prices of 0 or more, got {recipe.api_prices}"
-    if unknown := [name for name in recipe.features if name not in ("tfidf", "emoji") and ":" not in name]:
-        yield f"{where['features']}: features: {unknown[0]}: expected tfidf, emoji or MODULE:FUNCTION"
+    known = ("tfidf", "emoji")
+    if unknown := [name for name in recipe.features if name not in known and ":" not in name and not is_encoder(name)]:
+        yield (
+            f"{where['features']}: features: {unknown[0]}: expected tfidf, emoji, MODULE:FUNCTION, or a sentence "
+            "encoder (sentence-transformers/all-MiniLM-L6-v2, or ./FOLDER)"
+        )
     for key in ("eval_fraction", "select_best"):
         if recipe.soft_labels and getattr(recipe, key):
             yield (

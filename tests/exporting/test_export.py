@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from stand_in import program_that_serves
 from tiny import POSTS, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -105,24 +106,15 @@ def test_an_export_that_scores_otherwise_is_an_error_and_is_not_kept(runs, tmp_p
 def fake_server(folder, monkeypatch, answer):
     """Put a program in the place of llama-server that answers every prompt with the same words."""
     program = folder / "llama-server"
-    program.write_text(f"""#!{sys.executable}
-import json, sys
-from http.server import BaseHTTPRequestHandler, HTTPServer
-class Handler(BaseHTTPRequestHandler):
-    def reply(self, value):
-        body = json.dumps(value).encode()
-        self.send_response(200); self.send_header("content-length", str(len(body))); self.end_headers()
-        self.wfile.write(body)
+    served = program_that_serves(f"""
     def do_GET(self):
         self.reply({{}})
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        asked = json.loads(self.read())
         assert asked["grammar"].startswith("root ::= ") and all(isinstance(i, int) for i in asked["prompt"])
         self.reply({{"content": {answer!r}}})
-    def log_message(self, *args):
-        pass
-HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """)
+    program.write_text(f"#!{sys.executable}\n{served}")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv(llama_cpp.SERVER, str(program))
 

@@ -2,11 +2,10 @@
 
 import base64
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
+from stand_in import JsonHandler, serving
 from tiny import write_recipe
 from typer.testing import CliRunner
 
@@ -29,14 +28,13 @@ def run(tmp_path_factory, labels):
 def hub(monkeypatch):
     """A Hub that keeps what it gets: `hub.files`, `hub.created`; `hub.status` other than 200 refuses."""
 
-    class Hub(BaseHTTPRequestHandler):
+    class Hub(JsonHandler):
         files: dict[str, bytes] = {}  # noqa: RUF012
         created: list[dict] = []  # noqa: RUF012
         status = 200
 
         def do_POST(self):
-            length = self.headers.get("content-length")
-            body = self.rfile.read(int(length)) if length else self.chunks()
+            body = self.read() if self.headers.get("content-length") else self.chunks()
             if self.path == "/api/repos/create":
                 Hub.created.append(json.loads(body))
                 self.reply({"url": f"http://{self.headers['host']}/owner/name", "name": "owner/name"})
@@ -72,25 +70,14 @@ def hub(monkeypatch):
             return found
 
         def reply(self, value):
-            body = json.dumps(value).encode()
-            self.send_response(Hub.status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            super().reply(value, Hub.status)
 
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", address)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    yield Hub
-    server.shutdown()
+    with serving(Hub) as address:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", address)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        yield Hub
 
 
 def test_only_what_a_model_needs_is_staged(run, tmp_path):

@@ -11,7 +11,7 @@ from emogen.console import progress_bar
 from emogen.errors import InputError, ModelError
 from emogen.experiments.crossval import cross_validate_baseline
 from emogen.model.emoji import emoji_features, prepare
-from emogen.prediction.baseline import BaselineClassifier, fit_baseline
+from emogen.prediction.baseline import BaselineClassifier, cross_fit_baseline, fit_baseline
 from emogen.prediction.ensemble import load_run
 from emogen.prediction.files import predict_file
 from emogen.task.readers import read_rows
@@ -55,6 +55,17 @@ def test_features_of_the_user_are_averaged_with_those_of_emogen(own_features):
     assert alone[1][0, 0] > 0.5 > alone[1][1, 0]
 
 
+def test_features_are_computed_once_for_all_folds(own_features):
+    (Path("mine.py")).write_text(
+        "calls = []\ndef shouts(texts):\n    calls.append(texts)\n    return [[len(t)] for t in texts]\n"
+    )
+    texts, gold, folds = ["a", "bb"] * 10, np.array([[0], [1]] * 10), np.arange(20) // 10
+    prob = cross_fit_baseline(texts, gold, folds, features=[own_features])
+    assert sys.modules["mine"].calls == [texts]
+    expected = fit_baseline(texts[10:], gold[10:], features=[own_features])(texts[:10])
+    np.testing.assert_allclose(prob[:10], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -70,7 +81,9 @@ def test_features_that_cannot_be_used_are_an_error(own_features, name, message):
 
 
 def test_only_the_command_line_names_code(own_features, baseline):
-    with pytest.raises(RecipeError, match="features: words: expected tfidf, emoji or MODULE:FUNCTION"):
+    with pytest.raises(
+        RecipeError, match="features: words: expected tfidf, emoji, MODULE:FUNCTION, or a sentence encoder"
+    ):
         load_recipe("recipes/demo.yaml", ["features=[words]"])
     folder = shutil.copytree(baseline, Path("with-own"))
     (folder / "recipe.yaml").write_text((folder / "recipe.yaml").read_text().replace("- tfidf", f"- {own_features}"))

@@ -95,6 +95,13 @@ def test_an_address_where_nothing_listens_is_an_error(endpoint, monkeypatch):
         load_run("recipes/remote.yaml", ["api_base=http://127.0.0.1:9/v1", "decode=free"]).predict(["a"])
 
 
+def test_where_nothing_listens_nothing_is_said_about_the_server(endpoint, caplog):
+    with pytest.raises(ModelError, match=r"^http://127\.0\.0\.1:9/v1: cannot connect: .*refused"):
+        load_run("recipes/remote.yaml", ["api_base=http://127.0.0.1:9/v1"]).predict(TEXTS)
+    assert caplog.text == ""
+    assert endpoint.waited == []
+
+
 def test_a_file_is_labelled_in_one_command_and_in_python(endpoint, tmp_path, labels):
     source, output = write_posts(tmp_path / "posts.csv", labels), tmp_path / "out.csv"
     overrides = [f"api_base={endpoint.base}", "api_model=tiny"]
@@ -174,6 +181,16 @@ def test_the_nearest_rows_are_shown_the_most_similar_last_and_never_the_text_its
     answers = [message["content"] for message in endpoint.asked[0]["messages"] if message["role"] == "assistant"]
     assert answers == ["none", "joy"]
     assert endpoint.asked[0]["messages"][-1]["content"] == "my dog died"
+
+
+def test_the_nearest_rows_are_those_of_the_features_of_the_recipe(endpoint, tmp_path, labels, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lengths.py").write_text("def lengths(texts):\n    return [[len(text), 10] for text in texts]\n")
+    posts = [("so sad", ["sadness"]), ("so sad, so sad, so sad, so sad", ["joy"])]
+    train_file = write_posts(tmp_path / "train.csv", labels, posts)
+    one = [*FEW, "examples=1", f"train_file={train_file}", f"labels={label_file(tmp_path, labels)}"]
+    load(endpoint, *one, "features=[lengths:lengths]").predict(["x" * 30])
+    assert shown(endpoint.asked[0]) == [posts[1][0]]
 
 
 @pytest.fixture
