@@ -24,7 +24,7 @@ from common import print_table, versions, write_json
 
 from emogen.curation.audit import find_issues
 from emogen.curation.selection import choose, worth
-from emogen.evaluation.metrics import apply_thresholds, nested_pred, score, tune_thresholds
+from emogen.evaluation.metrics import apply_thresholds, bootstrap, interval, nested_pred, score, tune_thresholds
 from emogen.prediction.baseline import cross_fit_baseline, fit_baseline
 from emogen.task.labels import load_label_set
 from emogen.task.readers import read_rows
@@ -61,8 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         result["prune"] = prune(rows, names)
         print_table(
             f"Macro-F1, nested thresholds, five folds; {len(rows):,} rows",
-            list(result["prune"]),
-            [[f"{value:.4f}" for value in result["prune"].values()]],
+            ["training rows", "macro-F1", "difference, 95 %"],
+            [
+                [system, f"{value:.4f}", f"{change:+.4f} ({low:+.4f} to {high:+.4f})"]
+                for system, (value, change, low, high) in result["prune"].items()
+            ],
         )
     if "select" in args.parts:
         result["select"] = curves(rows, names, args.seeds)
@@ -88,8 +91,11 @@ def flips(rows: Rows, seed: int) -> float:
     return float(turned.ravel()[first].mean() / turned.mean())
 
 
-def prune(rows: Rows, names: Sequence[str]) -> dict[str, float]:
-    """Macro-F1 with all training rows, without the worst ones, and without as many random ones."""
+def prune(rows: Rows, names: Sequence[str]) -> dict[str, list[float]]:
+    """Macro-F1 with all training rows, without the worst ones, and without as many random ones.
+
+    Each with its difference to all rows, paired, and the ends of the 95 % interval of that.
+    """
     folds, texts = make_folds(rows, 5, 42), np.array(rows.texts, dtype=object)
     systems = ("all rows", "without the worst 2 %", "without random 2 %")
     probs = {system: np.zeros(rows.truth.shape) for system in systems}
@@ -104,9 +110,12 @@ def prune(rows: Rows, names: Sequence[str]) -> dict[str, float]:
             kept = np.sort(kept)
             fitted = fit_baseline([train.texts[i] for i in kept], train.truth[kept])
             probs[system][held] = fitted(texts[held])
+    preds = [nested_pred(rows.truth, prob, folds) for prob in probs.values()]
+    resampled = [values["f1_macro"] for values in bootstrap(rows.truth, preds, names)]
+    f1 = [score(rows.truth, pred, names)["f1_macro"] for pred in preds]
     return {
-        system: score(rows.truth, nested_pred(rows.truth, prob, folds), names)["f1_macro"]
-        for system, prob in probs.items()
+        system: [own, own - f1[0], *interval(of_system - resampled[0])]
+        for system, own, of_system in zip(systems, f1, resampled, strict=True)
     }
 
 
