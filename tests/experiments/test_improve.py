@@ -196,6 +196,8 @@ def test_what_was_found_is_printed(endpoint, remote, template, emogen):
     assert "3 candidates, 1 refused; 40 rows. Jaccard" in shown
     assert "The best one is: wording 3. On 48 rows that the search never saw:" in shown
     assert "as it is   macro-F1 0.000" in shown
+    assert "Without a model: all labels to every row: macro-F1" in shown
+    assert "note as it is: " in shown  # trust to nearly every row
     assert re.search(r"difference \+1\.000 .*: (better|too few rows)", shown)
     assert "Next: emogen predict recipes/remote.yaml YOUR.csv -o OUT.csv prompt=" in shown
     assert emogen(*words, "--minutes", 0).out.endswith("were not looked at.\n")
