@@ -154,6 +154,7 @@ def improve(
 
 def _print_improvement(found: "Improvement", recipe: str, overrides: Sequence[str], tuned: Path | None) -> None:
     """Print what a search found: the candidates, the final score, and how to use the best one."""
+    from emogen.evaluation.caveats import caveats, reference_line
     from emogen.evaluation.tables import print_notes
     from emogen.report.compare import with_interval
     from emogen.task.recipe import load_recipe
@@ -188,6 +189,8 @@ def _print_improvement(found: "Improvement", recipe: str, overrides: Sequence[st
         out.print(f"  {title:<10} macro-F1 {with_interval(system.metrics['f1_macro'], system.interval)}")
     difference = with_interval(best.difference, best.difference_interval, "+z")
     out.print(f"  difference {difference}: {_verdict(best.difference_interval)}")
+    out.print(reference_line(best.metrics), soft_wrap=True)
+    print_notes(caveats([("as it is", start.metrics), ("best", best.metrics)]))
     if found.n_looks > 1:
         print_notes([f"{found.n_looks} prompts were scored on these rows so far; the best of them looks too good."])
     command = ["train", recipe]

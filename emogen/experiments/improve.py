@@ -381,7 +381,6 @@ class _Search:
         self._rows = benchmarks[()].rows
         self._figures: dict[Choice, np.ndarray] = {}  # of the first rows
         self._scored: list[Choice] = []  # in full, the start first
-        self._leader: Choice | None = None  # of a halving that was not finished
 
     @property
     def figure(self) -> str:
@@ -413,8 +412,9 @@ class _Search:
                     return
         except (_OutOfTime, BudgetError) as reason:
             self.stopped = str(reason)
-        if self._leader is not None and self.generator:  # without dollars, nothing more can be asked
-            self._score(self._leader)
+        leader = self._leader()
+        if leader and self.generator:  # without dollars, nothing more can be asked
+            self._score(leader)
 
     def best(self) -> Choice:
         """The candidate with the highest macro-F1 on all rows."""
@@ -543,9 +543,12 @@ class _Search:
                     advance(1)
             left.sort(key=lambda choice: -self._figures[choice][:m].mean())
             del left[FINALISTS if m == n else max(FINALISTS, ceil(len(left) / 2)) :]
-            self._leader = left[0]
-        self._leader = None
         return left
+
+    def _leader(self) -> Choice | None:
+        """The best of the candidates that were tried on the most rows, but not scored in full."""
+        figures = {choice: own for choice, own in self._figures.items() if choice not in self._scored and len(own)}
+        return max(figures, key=lambda choice: (len(figures[choice]), figures[choice].mean()), default=None)
 
     def _look_at(self, choice: Choice, m: int) -> None:
         """Compute the figure of a candidate for the first m rows, and keep it."""

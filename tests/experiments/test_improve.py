@@ -4,6 +4,8 @@ import csv
 import json
 import re
 from contextlib import nullcontext
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -194,6 +196,8 @@ def test_what_was_found_is_printed(endpoint, remote, template, emogen):
     assert "3 candidates, 1 refused; 40 rows. Jaccard" in shown
     assert "The best one is: wording 3. On 48 rows that the search never saw:" in shown
     assert "as it is   macro-F1 0.000" in shown
+    assert "Without a model: all labels to every row: macro-F1" in shown
+    assert "note as it is: " in shown  # trust to nearly every row
     assert re.search(r"difference \+1\.000 .*: (better|too few rows)", shown)
     assert "Next: emogen predict recipes/remote.yaml YOUR.csv -o OUT.csv prompt=" in shown
     assert emogen(*words, "--minutes", 0).out.endswith("were not looked at.\n")
@@ -276,6 +280,24 @@ def test_the_figures_of_a_model_that_is_here_are_log_likelihoods(recipe, tmp_pat
         assert len(searched.ids) == 24
     improve(recipe, tmp_path / "mine.jinja", overrides, limit=24, by="answer", bar=silent)
     assert {candidate.system.metrics["n"] for candidate in found.tried} == {24}
+
+
+def test_when_the_time_is_over_the_best_candidate_so_far_is_scored(recipe, tmp_path, monkeypatch):
+    seconds = count(0, 20)  # each look at the clock takes 20 seconds
+    monkeypatch.setattr("emogen.experiments.improve.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    others = "".join(f"{{# or: Felt {k}? #}}\n" for k in range(20))
+    (tmp_path / "mine.jinja").write_text(
+        f"{{% user %}}\n{{# improve: a #}}\nFelt?\n{others}{{# end #}}\n{{{{ text }}}}"
+    )
+    overrides = [f"output_dir={tmp_path / 'out'}", "order=canonical"]
+    found = improve(recipe, tmp_path / "mine.jinja", overrides, limit=20, minutes=2, by="answer", bar=silent)
+    assert "--minutes are over" in found.stopped
+    looked_at = [candidate for candidate in found.tried if candidate.rows]
+    assert 2 < len(looked_at) < 8
+    scored = [candidate for candidate in found.tried if candidate.system]
+    assert len(scored) == 2  # the start, and the one with the highest figure
+    (leader,) = [candidate for candidate in scored if candidate.name != "as it is"]
+    assert leader.gain == max(candidate.gain for candidate in looked_at if candidate.name != "as it is")
 
 
 def test_examples_are_those_that_the_recipe_draws_and_are_no_rows_of_the_search(recipe, tmp_path):
