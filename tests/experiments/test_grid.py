@@ -14,6 +14,7 @@ from emogen.experiments import grid
 from emogen.experiments.grid import GrowingGrid, unique_titles, write_grid
 from emogen.experiments.prompts import PromptBenchmark, open_benchmark
 from emogen.experiments.scores import KeptScores, RowScore, row_keys
+from emogen.task.labels import LabelSet
 
 EVIL_NAME = "</script><b>bold</b>"  # of a template file
 
@@ -215,3 +216,16 @@ def test_a_growing_grid_tells_what_is_new(benchmark, tmp_path, labels):
     assert column["f1"]["answer"] == pytest.approx(f1)
     assert len(column["decided"]) == 40
     assert grid.render(growing, page.news({}), live=True).count("connect-src 'self'") == 1
+
+
+def test_with_exactly_one_label_the_most_probable_one_takes_the_place_of_thresholds(benchmark, tmp_path, labels):
+    single = LabelSet.model_validate(labels.model_dump() | {"exactly_one": True})
+    growing = replace(benchmark, store=tmp_path, task=replace(benchmark.task, label_set=single))
+    folder = tmp_path / "mine-1a2b3c4d"
+    folder.mkdir()
+    (folder / "prompt.jinja").write_text("{% user %}\n{{ text }}\n")
+    prob = [0.1] * 10 + [0.3]
+    KeptScores(folder).write([RowScore(key, "joy", 0, prob, -1.0, 0.1) for key in row_keys(growing.rows)])
+    (column,) = GrowingGrid(growing).news({})
+    assert set(column["decided"]) == {"0" * 10 + "1"}
+    assert list(column["f1"]) == ["answer", "most probable label"]
