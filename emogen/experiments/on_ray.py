@@ -97,7 +97,7 @@ def train_on_ray(argv: Sequence[str]) -> None:
     for lost in range(WORKERS):
         try:
             news = News()
-            for arrived in work.remote(job, words, recipe.output_dir.name, _contents(recipe.output_dir), cores):
+            for arrived in work.remote(job, words, str(recipe.output_dir), _contents(recipe.output_dir), cores):
                 news = ray.get(arrived)
                 _bring_home(news, recipe.output_dir)
         except RayError as error:
@@ -111,19 +111,19 @@ def train_on_ray(argv: Sequence[str]) -> None:
 
 
 def _train_here(
-    job: dict[str, bytes], words: list[str], name: str, before: dict[str, bytes], cores: str | None
+    job: dict[str, bytes], words: list[str], home: str, before: dict[str, bytes], cores: str | None
 ) -> Iterator[News]:
     """Train at the worker; yield what has changed every few seconds.
 
     Args:
         job: the recipe and the files that it names.
         words: the recipe and overrides.
-        name: of the run folder.
+        home: the run folder at home, which the log names.
         before: the contents of the run folder, from which the run goes on.
         cores: how many the run may use; None for all.
     """
     with tempfile.TemporaryDirectory(prefix="emogen-") as scratch:
-        folder, run, log = Path(scratch) / "job", Path(scratch) / name, Path(scratch) / "log"
+        folder, run, log = Path(scratch) / "job", Path(scratch) / Path(home).name, Path(scratch) / "log"
         for root, files in ((folder, job), (run, before)):
             for file, content in files.items():
                 (root / file).parent.mkdir(parents=True, exist_ok=True)
@@ -131,9 +131,9 @@ def _train_here(
         own = [f"output_dir={json.dumps(str(run))}", "resume_from_checkpoint=true", "disable_tqdm=true"]
         command = [sys.executable, "-m", "emogen.worker", *words, *own]
         env = os.environ | ({processes.CORES: cores} if cores else {})
-        with log.open("wb") as output:
+        with log.open("wb") as written:
             process = subprocess.Popen(
-                command, cwd=folder, stdin=subprocess.PIPE, stdout=output, stderr=output, env=env
+                command, cwd=folder, stdin=subprocess.PIPE, stdout=written, stderr=written, env=env
             )
         known = {file: _state(run / file) for file in before}
         n_read = 0
@@ -146,10 +146,13 @@ def _train_here(
                     found = _read(run / file) if known.get(file) != now[file] else None
                     if found is not None:
                         news.files[file] = found
-                with log.open("rb") as written:
-                    written.seek(n_read)
-                    news.log = written.read()
-                known, n_read = now, n_read + len(news.log)
+                with log.open("rb") as lines:
+                    lines.seek(n_read)
+                    output = lines.read()
+                if code is None:
+                    output = output[: output.rfind(b"\n") + 1]  # whole lines
+                news.log = output.replace(str(run).encode(), home.encode()).replace(f"{folder}/".encode(), b"")
+                known, n_read = now, n_read + len(output)
                 yield news
                 if code is not None:
                     return

@@ -39,6 +39,8 @@ class Tracker:
 
     def __getattr__(self, event: str) -> Callable[..., Any]:
         """The method of the callback for an event. It raises a ModelError if the tracker cannot begin."""
+        if not event.startswith("on_"):
+            raise AttributeError(event)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if self._failed:

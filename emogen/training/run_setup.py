@@ -22,6 +22,7 @@ from emogen.task.recipe import Recipe, RecipeError
 from emogen.task.rows import Rows
 from emogen.task.splits import Splits, hold_out, sample_rows
 from emogen.task.task import Task, write_examples
+from emogen.task.trl_keys import evaluates
 from emogen.task.yaml_files import read_value, read_yaml
 from emogen.training.checkpoints import flaw
 
@@ -111,6 +112,11 @@ def split_rows(recipe: Recipe, splits: Splits) -> tuple[Rows, Rows | None]:
         kept, held = hold_out(splits.train, recipe.select_best.fraction, recipe.seed)
         return splits.train.take(kept), splits.train.take(held)
     if splits.eval is None:
+        if evaluates(recipe):
+            raise InputError(
+                f"{recipe.path}: eval_strategy: there are no rows to evaluate on during training; set eval_file or "
+                "eval_fraction, or eval_strategy: no"
+            )
         return splits.train, None
     return splits.train, sample_rows(splits.eval, recipe.eval_samples or len(splits.eval), recipe.seed)
 

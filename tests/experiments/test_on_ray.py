@@ -62,6 +62,8 @@ def test_folds_come_home_and_a_lost_worker_is_replaced(tiny_recipe, tmp_path, la
     logs = "".join(log.read_text() for log in there.glob("fold-*.log"))
     assert "The worker was lost (" in logs
     assert "Starting at step" in logs
+    assert f"The run is in {there / 'fold-0'}. Next: emogen predict {there / 'fold-0'} YOUR.csv" in logs
+    assert "/job" not in logs
     found, wanted = (
         {record["id"]: record["prob"] for record in read_records(folder / "predictions.jsonl")}
         for folder in (there, here)

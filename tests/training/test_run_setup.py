@@ -189,7 +189,11 @@ def test_select_best_holds_validation_rows_out_of_the_training_rows(tmp_path, la
 
 def test_without_evaluation_rows_there_are_no_validation_rows(tmp_path, labels, splits):
     recipe = recipe_with(tmp_path, labels)
-    assert split_rows(recipe, Splits(splits.train, None, splits.examples)) == (splits.train, None)
+    without = Splits(splits.train, None, splits.examples)
+    assert split_rows(recipe, without) == (splits.train, None)
+    for wanted in ("eval_strategy=epoch", "eval_on_start=true"):
+        with pytest.raises(InputError, match="no rows to evaluate on during training; set eval_file or eval_fraction"):
+            split_rows(recipe_with(tmp_path, labels, wanted), without)
 
 
 # ------------------------------------------------------------------------------------------ files of a run folder
