@@ -127,7 +127,7 @@ class KeptScores:
         """Append scores to the file. Half a line, of a process that was killed, is overwritten."""
         with (self.folder / ROWS).open("ab") as file:
             file.truncate(self._n_bytes)
-            file.write("".join(json.dumps(asdict(score), ensure_ascii=False) + "\n" for score in scores).encode())
+            file.write("".join(json.dumps(asdict(score)) + "\n" for score in scores).encode())
             file.flush()
             os.fsync(file.fileno())
         self.read()
@@ -190,10 +190,8 @@ def score_rows(
             return
         classifier: Classifier
         if template.encoder is None:
-            classifier, size = (
-                RemoteClassifier(template.task, benchmark.train_rows, benchmark.endpoint),
-                len(rows),
-            )  # keeps answers itself
+            classifier = RemoteClassifier(template.task, benchmark.train_rows, benchmark.endpoint)
+            size = 8 * benchmark.recipe.api_requests  # the last answers of a part keep some requests waiting
         else:
             assert generator is not None
             classifier, size = replace(generator, encoder=template.encoder), PART
