@@ -21,6 +21,7 @@ from emogen.evaluation.caveats import caveats, reference_line
 from emogen.evaluation.run_folder import METRICS, PROMPT
 from emogen.experiments.guard import Guard
 from emogen.experiments.prompts import PromptBenchmark, Template, load_generator, prepare, read_metrics, score_template
+from emogen.prediction.classifier import prob_of
 from emogen.prediction.generator import GenerativeClassifier
 from emogen.task.parse import parse_answer
 from emogen.task.prompt import parse_prompt, read_template
@@ -131,8 +132,9 @@ class Lab:
         encoder = self.template(source, name).encoder
         assert encoder is not None
         generator = replace(self.generator, encoder=encoder)
-        (prediction,) = generator.predict([text])
-        prob = generator.predict_proba([text])[0]
+        predictions = generator.predict([text], with_prob=True)
+        (prob,) = prob_of(generator, [text], predictions, progress_bar, "Probabilities")
+        (prediction,) = predictions
         parsed = parse_answer(prediction.raw, encoder.label_set, style=encoder.style)
         by_label = dict(zip(encoder.label_set.names, map(float, prob), strict=True))
         return f"{prediction.raw}  ({parsed.status})", by_label
