@@ -30,7 +30,7 @@ class Prediction:
         raw: the generated answer.
         parsed: the labels that were parsed from it.
         n_cut: number of tokens that were cut from the text to fit `max_length`.
-        prob: the L probabilities that the answer was read off, if it was (a head, TF-IDF, `yes_no`).
+        prob: the L probabilities, if the answer was read off them (a head, TF-IDF, `yes_no`) or made with them.
     """
 
     raw: str

@@ -31,6 +31,7 @@ from emogen.experiments.scores import (
     score_rows,
     score_template,
 )
+from emogen.prediction.classifier import prob_of
 from emogen.prediction.generator import GenerativeClassifier
 from emogen.report.compare import with_interval
 from emogen.task.label_cells import LabelCells
@@ -120,8 +121,9 @@ class Lab:
         assert encoder is not None
         generator = replace(self.generator, encoder=encoder)
         with self._model_lock:
-            (prediction,) = generator.predict([text])
-            prob = generator.predict_proba([text])[0]
+            predictions = generator.predict([text], with_prob=True)
+            (prob,) = prob_of(generator, [text], predictions, no_bar, "")
+        (prediction,) = predictions
         parsed = parse_answer(prediction.raw, encoder.label_set, style=encoder.style)
         by_label = dict(zip(encoder.label_set.names, map(float, prob), strict=True))
         return f"{prediction.raw}  ({parsed.status})", by_label

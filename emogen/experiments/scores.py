@@ -64,7 +64,7 @@ class RowScore:
         prob: the probability of each label, L values.
         log_likelihood: of the true answer, in nats (with `yes_no`, the sum of all questions); None for the model of an
             endpoint.
-        seconds: that the answer took, as a part of those of its batch.
+        seconds: that the answer and the probabilities took, as a part of those of its batch.
     """
 
     row: str
@@ -142,7 +142,7 @@ def score_template(
         generator: what `load_generator` returned; None will do if the template is done.
 
     Returns:
-        The metrics of `evaluate`, and `texts_per_second`, of the answers alone, and `parse`. Beside them, but not for
+        The metrics of `evaluate`, and `texts_per_second`, with their probabilities, and `parse`. Beside them, but not for
         the model of an endpoint: `log_likelihood`, of the true answers, in nats, the mean over the texts (with
         `yes_no`, the sum of all questions of a text); and `tokens`, of the instruction (`shared`) and the mean of what
         follows it per question (`row`).
@@ -204,7 +204,7 @@ def score_rows(
 def _score_part(classifier: Classifier, rows: Rows, name: str) -> list[RowScore]:
     """Ask a model about some rows with the template of a name."""
     started = time.perf_counter()
-    predictions = classifier.predict(rows.texts)
+    predictions = classifier.predict(rows.texts, with_prob=True)
     seconds = (time.perf_counter() - started) / len(rows)
     likelihoods: list[float] | list[None] = [None] * len(rows)
     if isinstance(classifier, GenerativeClassifier):

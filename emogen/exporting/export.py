@@ -136,7 +136,7 @@ def _check_target(run: Path, target: str, style: str, label_set: LabelSet, force
 
 def _label(classifier: Classifier, rows: Rows, bar: Bar, title: str) -> Labelled:
     with bar(f"{title}: answers", len(rows) * classifier.n_questions) as advance:
-        predictions = classifier.predict(rows.texts, progress=advance)
+        predictions = classifier.predict(rows.texts, with_prob=True, progress=advance)
     prob = prob_of(classifier, rows.texts, predictions, bar, f"{title}: probabilities")
     return Labelled(pred_matrix(predictions), prob)
 

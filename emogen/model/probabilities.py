@@ -1,8 +1,12 @@
-"""The probability of each label over all answers of the grammar; and the log-likelihood of given answers."""
+"""The probability of each label over all answers of the grammar; and the log-likelihood of given answers.
+
+The search over the answers passes through the greedy one, so answers and probabilities come from one pass.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +17,7 @@ from emogen.errors import ModelError
 from emogen.model import shared_prefix
 from emogen.model.decode import KeptPrefix, Progress, Reachable, compute_prefix, in_batches, reachable_logits
 from emogen.model.encode import Encoder, Row
-from emogen.model.grammar import Grammar, find_jumps
+from emogen.model.grammar import Grammar, find_jumps, spell
 from emogen.model.plain_rows import evaluating, last_logits, logits_at, pads, require_length
 from emogen.model.shared_prefix import shares_prefix
 
@@ -56,10 +60,53 @@ def probabilities(
     Raises:
         ModelError: the model computes NaN, or cannot compute such rows.
     """
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "kept": kept}
+    return _search(model, encoder, suffixes, questions, how=how, floor=floor, width=width, **options)[0]
+
+
+@torch.inference_mode()
+def generate_with_probabilities(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    suffixes: Sequence[list[int]],
+    *,
+    how: str = "marginal",
+    floor: float = 0.002,
+    width: int | None = 16,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    kept: KeptPrefix | None = None,
+) -> tuple[list[list[int]], np.ndarray]:
+    """The answers of `decode.generate` and the probabilities of `probabilities`, in one pass.
+
+    Arguments and errors are those of `probabilities`.
+
+    Returns:
+        n lists of token ids: the greedy answers under the grammar, without end tokens; and float32 [n, C].
+    """
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "kept": kept}
+    prob, answers = _search(model, encoder, suffixes, None, how=how, floor=floor, width=width, **options)
+    return answers, prob[:, 0]
+
+
+def _search(
+    model: PreTrainedModel,
+    encoder: Encoder,
+    suffixes: Sequence[list[int]],
+    questions: Sequence[Sequence[list[int]]] | None,
+    *,
+    how: str,
+    floor: float,
+    width: int | None,
+    batch_size: int,
+    progress: Progress | None,
+    kept: KeptPrefix | None,
+) -> tuple[np.ndarray, list[list[int]]]:
+    """The probabilities [n, K, C] of `probabilities`, and the n K greedy answers without end tokens."""
     n_questions = len(questions[0]) if questions else 1
     n_choices = encoder.grammar.settles.shape[2]
     if not suffixes:
-        return np.zeros((0, n_questions, n_choices), dtype=np.float32)
+        return np.zeros((0, n_questions, n_choices), dtype=np.float32), []
     rows = [_Text(ids, questions[i] if questions else [[]]) for i, ids in enumerate(suffixes)]
     n_rest = max(len(row) + max(map(len, row.questions)) for row in rows) + encoder.grammar.max_length
     longest = len(encoder.prefix_ids) + n_rest
@@ -75,9 +122,12 @@ def probabilities(
             )
             search = _Search(branches, how == "maximum", floor, width)
             found = in_batches(search.run, rows, batch_size, progress)
-    if np.isnan(found).any():
+    prob = np.array([row_prob for row_prob, _ in found], dtype=np.float32).reshape(-1, n_questions, n_choices)
+    if np.isnan(prob).any():
         raise ModelError("the model computes NaN: its training has diverged (a lower learning_rate may help)")
-    return np.array(found, dtype=np.float32).reshape(-1, n_questions, n_choices)
+    columns = [taken for _, of_questions in found for taken in of_questions]
+    n_end = len(encoder.end_ids)
+    return prob, [spell(encoder.grammar, branches.jumps, taken)[:-n_end] for taken in columns]
 
 
 @torch.inference_mode()
@@ -177,8 +227,9 @@ class _Beam:
     Attributes:
         row: int64 [A], the row that each belongs to, ascending; row b K + k is question k on text b.
         node: int64 [A], the node of the decision.
-        log_prob: float32 [A], of the beginning; for `maximum`, of the tokens since the last label.
-        is_greedy: bool [A], whether it is the beginning of the greedy answer (only kept for `maximum`).
+        log_prob: float32 [A], of the beginning; for `maximum`, of the tokens since the last label. It is -inf for a
+            beginning that is followed for the greedy answer alone, so that it adds nothing to a probability.
+        is_greedy: bool [A], whether it is the beginning of the greedy answer.
     """
 
     row: torch.Tensor
@@ -196,7 +247,8 @@ class _Search:
     def __init__(
         self, branches: "_SharedPrefixBranches | _PlainBranches", maximum: bool, floor: float, width: int | None
     ):
-        self.branches, self.maximum, self.floor, self.width = branches, maximum, floor, width
+        self.branches, self.floor, self.width = branches, floor, width
+        self.step = self._maximum_step if maximum else self._marginal_step
         grammar, jumps = branches.grammar, branches.jumps
         self.next_node, self.decision, self.ends, self.settles, self.token_ids = (
             torch.from_numpy(table).to(branches.device)
@@ -204,30 +256,42 @@ class _Search:
         )
         self.forced = _padded(jumps.forced, branches.device)
 
-    def run(self, texts: list[_Text]) -> list[list[list[float]]]:
-        """B texts with K questions each -> probabilities [B][K][C]."""
+    def run(self, texts: list[_Text]) -> list[tuple[list[list[float]], list[list[int]]]]:
+        """B texts with K questions each -> for each text: probabilities [K][C], and the columns of K greedy answers."""
         logits = self._begin(texts)  # [A, R]
         n_questions = len(texts[0].questions)
-        row = torch.arange(len(texts) * n_questions, device=self.branches.device)
+        first = torch.arange(len(texts) * n_questions, device=self.branches.device)
         beam = _Beam(
-            row=row,
-            node=self.decision[torch.zeros_like(row)],
-            log_prob=torch.zeros(len(row), device=row.device),
-            is_greedy=torch.ones_like(row, dtype=torch.bool),
+            row=first,
+            node=self.decision[torch.zeros_like(first)],
+            log_prob=torch.zeros(len(first), device=first.device),
+            is_greedy=torch.ones_like(first, dtype=torch.bool),
         )
-        prob = torch.zeros(len(row), self.settles.shape[2], device=row.device)  # [B K, C]
-        step = self._maximum_step if self.maximum else self._marginal_step
+        prob = torch.zeros(len(first), self.settles.shape[2], device=first.device)  # [B K, C]
+        taken = []  # for each step the columns of the greedy answers, int64 [B K], -1 for those that have ended
         while True:
-            log_prob, followed, is_greedy = step(beam, logits, prob)  # each [A, R]
-            parent, column = followed.nonzero(as_tuple=True)
-            kept = _most_probable(beam.row[parent], log_prob[parent, column], self.width)
-            parent, column = parent[kept], column[kept]
-            if not len(parent):
-                return prob.clamp(max=1).unflatten(0, (len(texts), n_questions)).tolist()
-            reached = self.next_node[beam.node[parent], column]
-            beam = _Beam(beam.row[parent], self.decision[reached], log_prob[parent, column], is_greedy[parent, column])
+            targets = self.next_node[beam.node]  # [A, R]
+            allowed = logits.float().masked_fill(targets < 0, -torch.inf)
+            best = allowed.argmax(1)
+            taken.append(torch.full_like(first, -1).index_copy(0, beam.row[beam.is_greedy], best[beam.is_greedy]))
+            is_greedy = functional.one_hot(best, targets.shape[1]).bool() & beam.is_greedy[:, None]
+            log_prob, is_probable = self.step(beam, allowed.log_softmax(1), prob)  # each [A, R]
+            goes_on = (targets >= 0) & ~self.ends[targets.clamp(min=0)]
+            parent, column = (goes_on & (is_probable | is_greedy)).nonzero(as_tuple=True)
+            reached = targets[parent, column]
+            longer = _Beam(
+                beam.row[parent], self.decision[reached], log_prob[parent, column], is_greedy[parent, column]
+            )
+            beam, kept = _most_probable(longer, self.width)
+            if not len(kept):
+                break
             ids = torch.cat([self.token_ids[column][:, None], self.forced[reached]], 1)
-            logits = self.branches.extend(parent, ids)
+            logits = self.branches.extend(parent[kept], ids[kept])
+        columns = [[c for c in of_row if c >= 0] for of_row in torch.stack(taken, 1).tolist()]
+        return [
+            (of_text, columns[k * n_questions : (k + 1) * n_questions])
+            for k, of_text in enumerate(prob.clamp(max=1).unflatten(0, (len(texts), n_questions)).tolist())
+        ]
 
     def _begin(self, texts: list[_Text]) -> torch.Tensor:
         """The logits [B K, R] of the first decision."""
@@ -241,49 +305,43 @@ class _Search:
         return self.branches.extend(parents, ids)
 
     def _marginal_step(
-        self, beam: _Beam, logits: torch.Tensor, prob: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, beam: _Beam, next_log_prob: torch.Tensor, prob: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add to `prob` [B K, C] what the next tokens settle.
 
+        Args:
+            next_log_prob: [A, R], of the next token among the allowed ones.
+
         Returns:
-            [A, R] each: the log-probability of each longer beginning; whether it is followed; and nothing greedy.
+            [A, R] each: the log-probability of each longer beginning, -inf if it is not followed for its probability;
+            and whether it is.
         """
-        log_prob = beam.log_prob[:, None] + self._log_softmax(beam, logits)
+        log_prob = beam.log_prob[:, None] + next_log_prob
         settled = self.settles[beam.node]  # [A, R, C]
         prob.index_add_(0, beam.row, torch.einsum("ar,arc->ac", log_prob.exp(), settled.float()))
-        followed = self._continues(beam) & (log_prob.exp() > self.floor)
-        return log_prob, followed, torch.zeros_like(followed)
+        is_probable = log_prob.exp() > self.floor
+        return log_prob.masked_fill(~is_probable, -torch.inf), is_probable
 
     def _maximum_step(
-        self, beam: _Beam, logits: torch.Tensor, prob: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, beam: _Beam, next_log_prob: torch.Tensor, prob: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Raise `prob` [B K, C] to what the next tokens settle, if that is more.
 
         All beginnings of the next label are followed, but after a label only the greedy answer is.
 
+        Args:
+            next_log_prob: [A, R], of the next token among the allowed ones.
+
         Returns:
-            [A, R] each: the log-probability of each longer beginning since the last label; whether it is followed; and
-            whether it is greedy.
+            [A, R] each: the log-probability of each longer beginning since the last label; and whether it is followed
+            for its probability.
         """
-        next_log_prob = self._log_softmax(beam, logits)
         log_prob = beam.log_prob[:, None] + next_log_prob
         settled = self.settles[beam.node]  # [A, R, C]
         highest = (log_prob.exp()[:, :, None] * settled).amax(1)  # [A, C]
         prob.scatter_reduce_(0, beam.row[:, None].expand_as(highest), highest, "amax")
-        is_greedy = functional.one_hot(next_log_prob.argmax(1), next_log_prob.shape[1]).bool() & beam.is_greedy[:, None]
-        names_label, continues = settled.any(2), self._continues(beam)
-        followed = continues & ((~names_label & (log_prob.exp() > self.floor)) | is_greedy)
-        return log_prob.masked_fill(names_label, 0.0), followed, is_greedy
-
-    def _log_softmax(self, beam: _Beam, logits: torch.Tensor) -> torch.Tensor:
-        """The log-probabilities [A, R] of the next token among the allowed ones."""
-        allowed = self.next_node[beam.node] >= 0
-        return logits.float().masked_fill(~allowed, -torch.inf).log_softmax(1)
-
-    def _continues(self, beam: _Beam) -> torch.Tensor:
-        """Whether each token is allowed and does not end the answer, bool [A, R]."""
-        targets = self.next_node[beam.node]
-        return (targets >= 0) & ~self.ends[targets.clamp(min=0)]
+        names_label = settled.any(2)
+        return log_prob.masked_fill(names_label, 0.0), ~names_label & (log_prob.exp() > self.floor)
 
 
 def _padded(rows: Sequence[list[int]], device: torch.device) -> torch.Tensor:
@@ -292,14 +350,17 @@ def _padded(rows: Sequence[list[int]], device: torch.device) -> torch.Tensor:
     return torch.tensor([[*ids, *[-1] * (longest - len(ids))] for ids in rows], device=device)
 
 
-def _most_probable(row: torch.Tensor, log_prob: torch.Tensor, width: int | None) -> torch.Tensor:
-    """The positions of the `width` most probable entries of each row, row by row."""
-    order = log_prob.argsort(descending=True, stable=True)
-    order = order[row[order].argsort(stable=True)]
-    if width is None:
-        return order
-    rank = torch.arange(len(row), device=row.device) - torch.searchsorted(row[order], row[order])
-    return order[rank < width]
+def _most_probable(beam: _Beam, width: int | None) -> tuple[_Beam, torch.Tensor]:
+    """The `width` most probable beginnings of each row, and the greedy one; and their positions, row by row."""
+    order = beam.log_prob.argsort(descending=True, stable=True)
+    order = order[beam.row[order].argsort(stable=True)]
+    row = beam.row[order]
+    rank = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)
+    is_wide = rank >= (len(row) if width is None else width)
+    log_prob = beam.log_prob[order].masked_fill(is_wide, -torch.inf)
+    kept = ~is_wide | beam.is_greedy[order]
+    order = order[kept]
+    return _Beam(row[kept], beam.node[order], log_prob[kept], beam.is_greedy[order]), order
 
 
 class _SharedPrefixBranches:

@@ -131,7 +131,12 @@ class BaselineClassifier:
     n_questions: int = 1
 
     def predict(
-        self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        with_prob: bool = False,
+        batch_size: int = 32,
+        progress: Callable[[int], Any] | None = None,
     ) -> list[Prediction]:
         """Predict the labels with a probability above 0.5, or the most probable label with `exactly_one`."""
         return predictions_from_prob(self.predict_proba(texts, progress=progress), self.label_set, [0] * len(texts))

@@ -36,11 +36,17 @@ class Classifier(Protocol):
         ...
 
     def predict(
-        self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        with_prob: bool = False,
+        batch_size: int = 32,
+        progress: Callable[[int], Any] | None = None,
     ) -> list[Prediction]:
         """Label n texts.
 
         Args:
+            with_prob: compute probabilities, too, if they come from the same pass; see `prob_of`.
             progress: called with the number of questions that were answered since the last call.
 
         Returns:
@@ -84,8 +90,8 @@ def prob_of(
 ) -> np.ndarray:
     """The probability of each label for n texts.
 
-    Predictions that were read off probabilities (of a head, of TF-IDF, of `yes_no` answers) hold them. All others are
-    computed here, under a progress bar.
+    Predictions that were read off probabilities (of a head, of TF-IDF, of `yes_no` answers) or were made with them hold
+    them. All others are computed here, under a progress bar.
 
     Args:
         predictions: what the classifier predicted for the texts, or nothing if `predict` was not called.

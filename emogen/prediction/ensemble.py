@@ -168,7 +168,9 @@ def predict_rows(
         predictions: list[Prediction] = []
         if rule is None:
             with bar(f"Answers{suffix}", len(rows) * classifier.n_questions) as advance:
-                predictions = classifier.predict(rows.texts, batch_size=batch_size, progress=advance)
+                predictions = classifier.predict(
+                    rows.texts, with_prob=with_prob, batch_size=batch_size, progress=advance
+                )
             answers.append(predictions)
         if rule is not None or with_prob:
             probs.append(prob_of(classifier, rows.texts, predictions, bar, f"Probabilities{suffix}"))

@@ -31,6 +31,7 @@ def predict_texts(
     texts: Sequence[str],
     *,
     decode: str = "constrained",
+    prob: str | None = None,
     batch_size: int = 32,
     progress: Callable[[int], Any] | None = None,
     kept: dict[Any, Any] | None = None,
@@ -39,6 +40,8 @@ def predict_texts(
 
     Args:
         decode: `constrained` (only valid answers are generated) or `free`.
+        prob: `marginal` or `maximum`: constrained answers get their probabilities (see `predict_prob`), which costs
+            less in the same pass than apart.
         progress: called with the number of questions that were answered since the last call. Each text has
             `len(encoder.question_ids)` questions.
         kept: see `model.decode.compute_prefix`.
@@ -47,19 +50,23 @@ def predict_texts(
         n predictions, in the order of the texts.
     """
     from emogen.model.decode import generate
+    from emogen.model.probabilities import generate_with_probabilities
 
     rows = [encoder.rows(text) for text in texts]
     n_questions = len(encoder.question_ids)
-    prob = None
+    found = None  # the probabilities
     if encoder.style == "yes_no" and decode == "constrained":
         # The greedy answer is the more probable word. Read off the probabilities, each text is computed once;
         # generation would compute it once per question.
-        prob = predict_prob(model, encoder, texts, batch_size=batch_size, progress=progress, kept=kept)
-        answers = [YES if chosen else NO for chosen in labels_from_prob(prob, encoder.label_set).flatten()]
+        found = predict_prob(model, encoder, texts, batch_size=batch_size, progress=progress, kept=kept)
+        answers = [YES if chosen else NO for chosen in labels_from_prob(found, encoder.label_set).flatten()]
     else:
         suffixes = [row.suffix_ids for questions in rows for row in questions]
         options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "kept": kept}
-        generated = generate(model, encoder, suffixes, decode=decode, **options)
+        if prob and decode == "constrained":
+            generated, found = generate_with_probabilities(model, encoder, suffixes, how=prob, **options)
+        else:
+            generated = generate(model, encoder, suffixes, decode=decode, **options)
         answers = [encoder.answer_text(ids) for ids in generated]
     predictions = []
     for i, questions in enumerate(rows):
@@ -69,7 +76,7 @@ def predict_texts(
         else:
             raw = own[0]
         parsed = parse_answer(raw, encoder.label_set, style=encoder.style)
-        row_prob = None if prob is None else tuple(prob[i].tolist())
+        row_prob = None if found is None else tuple(found[i].tolist())
         predictions.append(Prediction(raw, parsed, max(row.n_cut for row in questions), row_prob))
     return predictions
 
@@ -127,11 +134,16 @@ class GenerativeClassifier:
         return len(self.encoder.question_ids)
 
     def predict(
-        self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        with_prob: bool = False,
+        batch_size: int = 32,
+        progress: Callable[[int], Any] | None = None,
     ) -> list[Prediction]:
         """See `predict_texts`. Under `accelerate launch` the processes share the texts."""
         options: dict[str, Any] = {"decode": self.recipe.decode, "batch_size": batch_size, "progress": progress}
-        options["kept"] = self.kept
+        options |= {"prob": self.recipe.prob if with_prob else None, "kept": self.kept}
         return processes.distribute(lambda share: predict_texts(self.model, self.encoder, share, **options), texts)
 
     def predict_proba(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:

@@ -43,7 +43,12 @@ class HeadClassifier:
         return TextTokenizer.of(self.tokenizer)
 
     def predict(
-        self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        with_prob: bool = False,
+        batch_size: int = 32,
+        progress: Callable[[int], Any] | None = None,
     ) -> list[Prediction]:
         """Predict the labels with a probability above 0.5, or the most probable label with `exactly_one`."""
         n_cut = self._text_tokenizer.encode_texts(texts, self.recipe.max_length)["n_cut"]

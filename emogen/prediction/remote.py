@@ -101,7 +101,12 @@ class RemoteClassifier:
         self._endpoint = endpoint or Endpoint(task.recipe)
 
     def predict(
-        self, texts: Sequence[str], *, batch_size: int = 32, progress: Callable[[int], Any] | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        with_prob: bool = False,
+        batch_size: int = 32,
+        progress: Callable[[int], Any] | None = None,
     ) -> list[Prediction]:
         """Ask about n texts, several at a time, and parse the answers.
 

@@ -357,7 +357,9 @@ def _training(run: Run) -> Iterable[tuple[str, str]]:
 
 def _inference(run: Run) -> Iterable[tuple[str, str]]:
     parts = _parts(run)
-    for key, title in (("answer_seconds", "answers"), ("prob_seconds", "probabilities")):
+    came_apart = any("prob_seconds" in part for part in parts)
+    answers = "answers" if came_apart else "answers and probabilities"
+    for key, title in (("answer_seconds", answers), ("prob_seconds", "probabilities")):
         if seconds := sum(part.get(key, 0) for part in parts):
             n_rows = sum(part.get("n", 0) for part in parts)
             yield f"{title}{_of_folds(parts)}", f"{_duration(seconds)}, {n_rows / seconds:.1f} rows/s"

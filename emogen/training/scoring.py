@@ -223,7 +223,7 @@ def final_score(classifier: Classifier, rows: Rows, batch_size: int) -> dict[str
     recipe, label_set, gold = classifier.recipe, classifier.label_set, rows.truth
     times = [time.perf_counter()]
     with progress_bar("Answers", len(rows) * classifier.n_questions) as advance:
-        predictions = classifier.predict(rows.texts, batch_size=batch_size, progress=advance)
+        predictions = classifier.predict(rows.texts, with_prob=True, batch_size=batch_size, progress=advance)
     times.append(time.perf_counter())
     prob = prob_of(classifier, rows.texts, predictions, progress_bar, "Probabilities")
     check_prob(prob)
@@ -245,8 +245,6 @@ def final_score(classifier: Classifier, rows: Rows, batch_size: int) -> dict[str
         metrics = evaluate(gold, pred, prob, folds, label_set.names, recipe.tune)
     print_metrics(metrics)
     answer_seconds, prob_seconds = np.diff(times).round(2).tolist()
-    return metrics | {
-        "parse": parse_audit(predictions),
-        "answer_seconds": answer_seconds,
-        "prob_seconds": prob_seconds,
-    }
+    metrics |= {"parse": parse_audit(predictions), "answer_seconds": answer_seconds}
+    came_apart = any(prediction.prob is None for prediction in predictions)
+    return metrics | ({"prob_seconds": prob_seconds} if came_apart else {})

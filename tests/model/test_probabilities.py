@@ -8,8 +8,8 @@ from tiny import make_model
 from emogen.errors import ModelError
 from emogen.model.decode import generate
 from emogen.model.encode import make_encoder
-from emogen.model.grammar import encode_answer
-from emogen.model.probabilities import log_likelihood, probabilities
+from emogen.model.grammar import encode_answer, find_jumps
+from emogen.model.probabilities import generate_with_probabilities, log_likelihood, probabilities
 from emogen.model.shared_prefix import share_prefix
 from emogen.model.tokenizer import TextTokenizer
 from emogen.prediction.generator import predict_prob, predict_texts
@@ -90,6 +90,44 @@ def test_maximum_is_the_highest_probability_at_a_step_of_the_greedy_answer(model
         assert generate(model, encoder, suffixes) == greedy
         prob = probabilities(model, encoder, suffixes, how="maximum", floor=0, width=None)[:, 0]
         torch.testing.assert_close(torch.from_numpy(prob), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["marginal", "maximum"])
+@pytest.mark.parametrize("style", ["list", "count", "json"])
+@torch.no_grad()
+def test_one_pass_gives_the_answers_and_probabilities_of_two(model, both_attentions, encoder_for, style, how):
+    encoder = encoder_for(style)
+    suffixes = [row.suffix_ids for text in TEXTS for row in encoder.rows(text)]
+    model.eval()
+    model.get_input_embeddings().weight.normal_(std=0.5)
+    # In the end next to nothing is followed for its probability, so the greedy answer is all that is left.
+    limits = [{"floor": 0.02, "width": 4}, {"floor": 0.2, "width": 2}, {"floor": 1.0}]
+    for _ in both_attentions(model):
+        greedy = generate(model, encoder, suffixes)
+        assert len(set(map(tuple, greedy))) > 1
+        for limit in limits:
+            alone = probabilities(model, encoder, suffixes, how=how, **limit)[:, 0]
+            answers, prob = generate_with_probabilities(model, encoder, suffixes, how=how, batch_size=4, **limit)
+            assert answers == greedy
+            np.testing.assert_allclose(prob, alone, atol=1e-6, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_greedy_answer_adds_nothing_to_probabilities_beyond_the_limits(model, encoder_for):
+    """With a floor of 1 only the first decision counts: a label's probability is that of being the first one."""
+    encoder = encoder_for("list")
+    model.eval()
+    model.get_input_embeddings().weight.normal_(std=0.5)
+    suffixes = [encoder.rows(text)[0].suffix_ids for text in TEXTS]
+    answers, prob = generate_with_probabilities(model, encoder, suffixes, floor=1.0)
+    assert max(map(len, answers)) > 4  # several labels
+    grammar = encoder.grammar
+    settled = torch.from_numpy(find_jumps(grammar).settles[0]).float()  # [R, C]
+    for suffix, row in zip(suffixes, prob, strict=True):
+        logits = model(torch.tensor([[*encoder.prefix_ids, *suffix]])).logits[0, -1, grammar.token_ids]
+        first = logits.masked_fill(torch.from_numpy(grammar.next_node[0] < 0), -torch.inf).softmax(0)
+        np.testing.assert_allclose(row, first @ settled, atol=1e-6)
+    assert generate_with_probabilities(model, encoder, [])[0] == []
 
 
 @torch.no_grad()

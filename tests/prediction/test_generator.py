@@ -62,6 +62,20 @@ def test_generated_answers_hold_no_probabilities(make_classifier, labels):
     assert [line.partition(":")[0] for line in free.raw.splitlines() if ": " in line][:1] == ["anger"]
 
 
+@pytest.mark.parametrize("how", ["marginal", "maximum"])
+def test_answers_with_probabilities_are_those_without(make_classifier, how):
+    classifier = make_classifier(prob=how)
+    predictions = classifier.predict(TEXTS, with_prob=True)
+    alone = classifier.predict(TEXTS)
+    assert [(each.raw, each.parsed) for each in predictions] == [(each.raw, each.parsed) for each in alone]
+    np.testing.assert_allclose([each.prob for each in predictions], classifier.predict_proba(TEXTS), atol=1e-6)
+    done = []
+    classifier.predict(TEXTS, with_prob=True, progress=done.append)
+    assert sum(done) == len(TEXTS)
+    (free,) = make_classifier(decode="free").predict(TEXTS[:1], with_prob=True)
+    assert free.prob is None  # a free answer is none of those that the probabilities are over
+
+
 def test_recipe_keys_choose_decoding_and_probabilities(make_classifier):
     classifier = make_classifier(decode="free", prob="maximum")
     model, encoder = classifier.model, classifier.encoder

@@ -92,7 +92,7 @@ def test_resources_of_a_run(small_run):
     assert resources(small_run) == [
         ("training", "1 min"),
         ("training rows", "90"),
-        ("answers", "4.0 s, 10.0 rows/s"),
+        ("answers and probabilities", "4.0 s, 10.0 rows/s"),
         ("peak memory", "1.5 GiB"),
         ("hardware", "CPU, 2 threads (x86_64)"),
     ]
