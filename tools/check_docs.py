@@ -5,8 +5,8 @@
 
 A relative link has to lead to a file, and to a heading if it has an anchor. A command has to parse, and its keys and
 files have to exist. Files may be missing if readers bring them (`PLACEHOLDERS`), if the page makes them (`emogen init`,
-`-o`, the title of a code block), or if they are in runs/. Python has to compile; recipes, label sets and templates have
-to be valid. It takes a few seconds, and torch is not loaded.
+`-o`, the title of a code block, a script in one), or if they are in runs/. Python has to compile; recipes, label sets
+and templates have to be valid. It takes a few seconds, and torch is not loaded.
 """
 
 import ast
@@ -109,6 +109,8 @@ def check_page(page: Page) -> None:
     for line, block, title in _code_blocks(page):
         if title:
             page.made.add(title)
+        if title.endswith(".py"):  # a script of the page makes the tables that it names
+            page.made |= set(re.findall(r'"([\w.-]+\.csv)"', block.content))
         check_block(page, line, block, title)
     for line, child in _inline(page):
         if child.type == "link_open":

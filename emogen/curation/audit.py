@@ -260,7 +260,7 @@ def find_relations(gold: np.ndarray) -> list[Relation]:
 
 def audit_file(found: Audit, runs: Sequence[Path]) -> AuditFile:
     """What was found, as the report shows it. `runs` are those of `audit`; the report is that of the first."""
-    ids, names = found.rows.ids, found.label_set.names
+    ids, names = [str(row_id) for row_id in found.rows.ids], found.label_set.names
     twins = defaultdict(list)
     for twin in found.twins:
         twins[twin.first].append(ids[twin.second])
@@ -304,7 +304,8 @@ def audit_csv(found: Audit) -> str:
         quality = f"{found.quality[i].min():.3f}"
         suggestion = found.label_set.cell(suggested[i].tolist())
         why = "; ".join(found.reasons(i))
-        row_id, row_text, *others = map(spreadsheet_cell, (rows.ids[i], rows.texts[i], given, suggestion, quality, why))
+        cells = (str(rows.ids[i]), rows.texts[i], given, suggestion, quality, why)
+        row_id, row_text, *others = map(spreadsheet_cell, cells)
         writer.writerow([row_id, row_text, given, *others])
     return text.getvalue()
 

@@ -77,6 +77,7 @@ def test_a_mistake_is_reported_with_its_line(problems, text, expected):
         sh("export X=1\nmake install\nrunpod/launch.sh recipes/qwen14b.yaml --max-dollars 5"),
         '```yaml title="own.yaml"\nname: x\nlabels:\n  - name: a\n```\n' + sh("emogen score GOLD.csv new.csv --labels own.yaml"),
         '```yaml title="space.yaml"\nlora_r: [8, 16]\nanswer: [list, json]\n```',
+        '```python title="make.py"\nopen("rows.csv", "w")\n```\n' + sh("python make.py\nemogen score rows.csv rows.csv"),
         "```jinja\n{% user %}\n{{ text }}\n{{ label.name }}?\n```\n",
         "`emogen`, `emogen prompts show RECIPE TEMPLATE...`, `emogen --version`, `emogen/task/*.py`, `key=value`",
         "pip install emogen-toolkit, pip install -e ., pip install 'gradio>=6.20,<7'",
