@@ -429,7 +429,9 @@ class _Search:
             n = len(self._figures.get(choice, ()))
             gain, ends = self._gain(choice, n) if n else (None, None)
             found.append(Tried(self.space.name(choice), n, gain, ends, systems.get(choice)))
-        found.sort(key=lambda each: (-each.system.metrics["f1_macro"] if each.system else 1, -each.rows))
+        found.sort(
+            key=lambda each: (-each.system.metrics["f1_macro"] if each.system else 1, -each.rows, -(each.gain or 0))
+        )
         return [*found, *(Tried(self.space.name(choice), refused=why) for choice, why in self.refused.items())]
 
     def _gain(self, choice: Choice, n: int) -> tuple[float, Interval]:
