@@ -142,7 +142,7 @@ def score_template(
         generator: what `load_generator` returned; None will do if the template is done.
 
     Returns:
-        The metrics of `evaluate`, and `texts_per_second`, with their probabilities, and `parse`. Beside them, but not for
+        The metrics of `evaluate`; `texts_per_second`, with their probabilities; and `parse`. Beside them, but not for
         the model of an endpoint: `log_likelihood`, of the true answers, in nats, the mean over the texts (with
         `yes_no`, the sum of all questions of a text); and `tokens`, of the instruction (`shared`) and the mean of what
         follows it per question (`row`).
