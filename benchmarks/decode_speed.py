@@ -53,7 +53,7 @@ from emogen.evaluation.run_folder import ADAPTER, read_recipe
 from emogen.model.decode import generate
 from emogen.model.encode import load_encoder
 from emogen.model.loading import load_adapter, load_model, use_all_cores
-from emogen.model.onednn import use_onednn
+from emogen.model.onednn import pack_weights, use_onednn
 from emogen.model.sources import PACKAGED, fetch_gguf, locate
 from emogen.model.tokenizer import load_chat_tokenizer
 from emogen.prediction.generator import predict_texts
@@ -106,6 +106,7 @@ def child(args: argparse.Namespace) -> None:
     model.eval()
     if args.system == "emogen":
         use_onednn(model)
+        pack_weights(model)
         generate(model, encoder, suffixes[:BATCH])
         answer_ids: list[list[int]] = []
         taken = seconds(lambda: answer_ids.extend(generate(model, encoder, suffixes, batch_size=BATCH)))

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import answering
 import common
 import decode_speed
 import gpu
@@ -22,6 +23,7 @@ import serving
 import serving_load
 import settings
 import startup
+import torch
 import train_speed
 import worth_of_curation
 import worth_of_improve
@@ -73,6 +75,7 @@ def in_this_process(monkeypatch, tmp_path):
 
 def test_every_script_is_tested_here():
     scripts = {
+        answering,
         common,
         decode_speed,
         gpu,
@@ -266,6 +269,20 @@ def test_large_file_predicts_every_row(model, tmp_path, capsys):
     assert measured["seconds"] > 0
     assert measured["peak_megabytes"] > 100  # torch alone takes more
     assert re.search(rf"│ 40 +│ +{measured['seconds']:.0f} │", capsys.readouterr().out)
+
+
+def test_answering_compares_one_pass_with_two(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    file = tmp_path / "answering.json"
+    answering.main([str(run), "--rows", "6", "--batches", "1", "4", "--json", str(file)])
+    result = json.loads(file.read_text())
+    assert set(result["runs"]) == {"1", "4"}
+    for measured in result["runs"].values():
+        assert all(rate > 0 for rate in measured["texts_per_cpu_second"].values())
+        assert len(measured["texts_per_cpu_second"]) == 4
+        assert measured["same_answers"] == 6
+        assert measured["largest_change"] < 1e-4
+    assert "6 of 6" in capsys.readouterr().out
 
 
 def test_serving_compares_with_llama_cpp(run, tmp_path, capsys, monkeypatch):

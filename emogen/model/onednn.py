@@ -10,6 +10,10 @@ With `bf16: true`, the products with frozen weights are computed in bfloat16 in 
 results are rounded to 8 bits, sums are not. Processors with AMX are several times faster with it. LoRA's own products,
 everything between the layers, and evaluations stay in float32.
 
+A model that is loaded for prediction keeps a second copy of its weights, with LoRA's update added, in the order in
+which oneDNN reads them (`pack_weights`). The few tokens of a step of decoding are computed in half to two thirds of the
+time, and LoRA costs nothing.
+
 Shapes: T tokens, r the rank of LoRA.
 """
 
@@ -20,6 +24,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import psutil
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
@@ -52,6 +57,36 @@ def use_onednn(model: nn.Module, *, bf16: bool = False) -> None:
     output = model.get_output_embeddings() if bf16 and hasattr(model, "get_output_embeddings") else None
     if output is not None:
         output.in_bf16 = False
+
+
+@torch.no_grad()
+def pack_weights(model: nn.Module) -> None:
+    """Keep copies of the weights of linear layers as oneDNN reads them, for passes without gradients.
+
+    A layer of `use_onednn` with float32 weights uses its copy as long as its weights and its adapter stay as they were.
+    Results equal those of the layer within float32 rounding. Output projections have no copy: under the grammar only a
+    few of their rows are computed. Nor has any layer if the copies would take more than half of the free memory.
+    """
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    adapted = [module for module in model.modules() if isinstance(module, LoraLinear)]
+    left_out = {output, *(part for layer in adapted for part in layer.modules() if part is not layer)}
+    layers = [m for m in model.modules() if type(m) in (_Linear, _LoraLinear) and m not in left_out]
+    for module in model.modules():
+        module.__dict__.pop("packed", None)
+    layers = [layer for layer in layers if _packs(layer)]
+    if not layers or not _onednn_is_faster():
+        return
+    n_bytes = sum(_base(layer).weight.nbytes for layer in layers)
+    if n_bytes > psutil.virtual_memory().available / 2:
+        log.info(f"The weights are not packed: their copies would take {n_bytes / 2**30:.1f} GiB of the free memory")
+        return
+    for layer in layers:
+        weight = _base(layer).weight.detach()
+        if isinstance(layer, LoraLinear):
+            a, b, scaling = _lora_factors(layer)
+            weight = weight.addmm(b, a, alpha=scaling)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        layer.__dict__["packed"] = packed, _state(layer)  # not a buffer: it is not saved
 
 
 def bf16_pays(wanted: bool, device: torch.device) -> bool:
@@ -100,6 +135,8 @@ class _Linear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not _is_supported(self, x):
             return super().forward(x)
+        if (packed := _packed(self)) is not None:
+            return _packed_linear(x, packed, self.bias)
         return _frozen_linear(x, self) if _is_frozen(self) else _trainable_linear(x, self)
 
 
@@ -116,6 +153,8 @@ class _LoraLinear(LoraLinear):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not _is_plain_lora(self, x, kwargs):
             return super().forward(x, **kwargs)
+        if (packed := _packed(self)) is not None:
+            return _packed_linear(x, packed, self.base_layer.bias)
         return _frozen_linear(x, self.base_layer, *_lora_factors(self))
 
 
@@ -173,6 +212,36 @@ def _lora_factors(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
     """A [r, in], B [out, r] and the scaling of the active adapter."""
     name = next(name for name in layer.active_adapters if name in layer.lora_A)
     return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+
+
+def _base(layer: Any) -> nn.Linear:
+    """The layer that holds the weight: `layer` itself, or that under LoRA."""
+    return layer.base_layer if isinstance(layer, LoraLinear) else layer
+
+
+def _packs(layer: Any) -> bool:
+    """Whether a copy of the weight, with LoRA's update, would stand for a layer."""
+    base = _base(layer)
+    x = torch.zeros(1, base.in_features, device=base.weight.device)
+    return type(base) is _Linear and _is_supported(base, x) and (base is layer or _is_plain_lora(layer, x, {}))
+
+
+def _state(layer: Any) -> tuple[Any, ...]:
+    """What a copy of the weight depends on: the tensors and how often each was changed, and LoRA's scaling."""
+    a, b, scaling = _lora_factors(layer) if isinstance(layer, LoraLinear) else (None, None, 1.0)
+    tensors = [tensor for tensor in (_base(layer).weight, a, b) if tensor is not None]
+    return scaling, *((id(tensor), tensor._version) for tensor in tensors)
+
+
+def _packed(layer: Any) -> torch.Tensor | None:
+    """The copy of the weight of a layer, unless there is none, it is out of date, or gradients are wanted."""
+    packed, state = layer.__dict__.get("packed", (None, None))
+    return None if packed is None or torch.is_grad_enabled() or state != _state(layer) else packed
+
+
+def _packed_linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [..., in] -> [..., out]."""
+    return _onednn_matmul(_flat(x), packed, bias).view(*x.shape[:-1], -1)
 
 
 def _frozen_linear(

@@ -189,7 +189,7 @@ class GeneratorLoader:
 
     def _load_model(self, recipe: Recipe, location: str, adapter: Path | None) -> "PreTrainedModel":
         from emogen.model.loading import load_adapter, load_model, to_device
-        from emogen.model.onednn import use_onednn
+        from emogen.model.onednn import pack_weights, use_onednn
         from emogen.model.plain_rows import require_causal
         from emogen.model.shared_prefix import share_prefix
 
@@ -208,4 +208,5 @@ class GeneratorLoader:
         if adapter:
             self._model = load_adapter(self._model, adapter)
         use_onednn(self._model)
+        pack_weights(self._model)
         return self._model

@@ -1,15 +1,17 @@
 """Linear layers through oneDNN compute what those of torch, peft and bitsandbytes compute."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
+from tiny import make_model
 from torch import nn
 
 from emogen.model import onednn
-from emogen.model.onednn import use_onednn
+from emogen.model.onednn import pack_weights, use_onednn
 
 
 class TwoLayers(nn.Module):
@@ -177,3 +179,82 @@ def test_evaluation_does_not_repack_four_bit_weights():
     with torch.no_grad():
         layer.eval()(torch.randn(3, 64))
     assert torch.equal(layer[0].weight.data, before)
+
+
+def packed_layers(model):
+    return [module for module in model.modules() if "packed" in module.__dict__]
+
+
+@pytest.fixture
+def onednn_is_faster(monkeypatch):
+    monkeypatch.setattr(onednn, "_onednn_is_faster", lambda: True)
+
+
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (7, 24), (2, 3, 24), (400, 24)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.usefixtures("onednn_is_faster")
+def test_packed_weights_compute_the_same(shape, bias):
+    x = torch.randn(shape)
+    torch.manual_seed(0)
+    for model in (TwoLayers(bias).requires_grad_(False), lora(bias)):
+        expected = model(x).detach()
+        use_onednn(model)
+        pack_weights(model)
+        assert len(packed_layers(model)) == 2
+        with torch.no_grad():
+            found = model(x)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+        assert not {name for name in model.state_dict() if "packed" in name}
+
+
+@pytest.mark.usefixtures("onednn_is_faster")
+def test_a_packed_weight_is_not_used_once_the_layer_or_its_adapter_has_changed():
+    x = torch.randn(5, 24)
+    for change in (
+        lambda model: model.base_model.model.first.base_layer.weight.add_(1.0),
+        lambda model: model.base_model.model.first.lora_B.default.weight.mul_(2.0),
+        lambda model: model.base_model.model.first.scaling.update(default=0.5),
+        lambda model: model.base_model.merge_adapter(),
+        lambda model: model.base_model.disable_adapter_layers(),
+        lambda model: model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()}),
+    ):
+        model, plain = lora(), lora()
+        use_onednn(model)
+        pack_weights(model)
+        for each in (model, plain):
+            with torch.no_grad():
+                change(each)
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("onednn_is_faster")
+def test_training_does_not_use_packed_weights():
+    model, x = lora(), torch.randn(5, 24)
+    expected = output_and_gradients(model, x)
+    model.zero_grad()
+    use_onednn(model)
+    pack_weights(model)
+    for ours, theirs in zip(output_and_gradients(model, x), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
+
+
+@pytest.mark.usefixtures("onednn_is_faster")
+def test_weights_are_packed_where_that_pays_and_fits(monkeypatch):
+    model = lora()
+    use_onednn(model)
+    pack_weights(model)
+    assert len(packed_layers(model)) == 2
+    monkeypatch.setattr(onednn.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    pack_weights(model)
+    assert not packed_layers(model)
+    monkeypatch.undo()
+    for unsupported in (lora(use_dora=True), lora().bfloat16(), TwoLayers(False).to("meta")):
+        use_onednn(unsupported)
+        pack_weights(unsupported)
+        assert not packed_layers(unsupported)
+    language_model = make_model()
+    use_onednn(language_model)
+    pack_weights(language_model)
+    assert len(packed_layers(language_model)) == 2 * 7
+    assert "packed" not in language_model.lm_head.__dict__
