@@ -144,7 +144,7 @@ def test_scoring_is_stopped_and_goes_on(lab, monkeypatch):
 
 
 def test_an_error_while_scoring_is_told(lab, monkeypatch):
-    monkeypatch.setattr(GenerativeClassifier, "predict_proba", lambda *args, **options: np.full((8, 11), np.nan))
+    monkeypatch.setattr(scores, "prob_of", lambda *args: np.full((8, 11), np.nan))
     with pytest.raises(ModelError, match="not numbers from 0 to 1"):
         scored(lab, SOURCE, "mine")
     monkeypatch.undo()
@@ -382,7 +382,9 @@ def use_grid(page, monkeypatch):
     page.keyboard.insert_text(SOURCE + "Which?")
     go_on, predict = threading.Event(), GenerativeClassifier.predict
     monkeypatch.setattr(scores, "PART", 8)
-    monkeypatch.setattr(GenerativeClassifier, "predict", lambda *args: go_on.wait(60) and predict(*args))
+    monkeypatch.setattr(
+        GenerativeClassifier, "predict", lambda *args, **options: go_on.wait(60) and predict(*args, **options)
+    )
     page.get_by_role("button", name="Score on").click()
     grid.get_by_role("status").get_by_text("list is being scored").wait_for()
     assert grid.get_by_role("progressbar").get_attribute("value") == "0"

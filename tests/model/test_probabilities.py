@@ -99,7 +99,11 @@ def test_one_pass_gives_the_answers_and_probabilities_of_two(model, both_attenti
     encoder = encoder_for(style)
     suffixes = [row.suffix_ids for text in TEXTS for row in encoder.rows(text)]
     model.eval()
-    model.get_input_embeddings().weight.normal_(std=0.5)
+    for seed in range(100):  # not every random model answers different texts differently
+        torch.manual_seed(seed)
+        model.get_input_embeddings().weight.normal_(std=0.5)
+        if len(set(map(tuple, generate(model, encoder, suffixes)))) > 1:
+            break
     # In the end next to nothing is followed for its probability, so the greedy answer is all that is left.
     limits = [{"floor": 0.02, "width": 4}, {"floor": 0.2, "width": 2}, {"floor": 1.0}]
     for _ in both_attentions(model):

@@ -29,14 +29,14 @@ def predict(tiny_run, tmp_path):
         totals = []
 
         def bar(title, total):
-            if stop_after is not None and len(totals) == 2 * stop_after:  # answers and probabilities of each chunk
+            if stop_after is not None and len(totals) == stop_after:  # answers and probabilities come in one pass
                 raise KeyboardInterrupt
             totals.append(total)
             return console.progress_bar(title, total)
 
         files = {"csv_file": tmp_path / "out.csv", "jsonl_file": tmp_path / "out.jsonl"}
         summary = predict_file([tiny_run], source, bar=bar, **files, **options)
-        return summary, sum(totals) // 2
+        return summary, sum(totals)
 
     return predict
 
