@@ -57,7 +57,9 @@ PLACEHOLDERS = {  # files that readers bring
     *("big.parquet", "shards", "2018-E-c-En-train.txt"),
 }
 OUTPUTS = ("output", "jsonl", "figure", "figures", "into")  # options whose files a command writes
-OTHER_COMMANDS = ("apt-get", "curl", "export", "pre-commit", "sbatch", "source")  # nothing is checked about them
+OTHER_COMMANDS = (  # nothing is checked about them
+    *("apt-get", "curl", "export", "llama-server", "pre-commit", "sbatch", "source"),
+)
 CONFIGURATIONS = ("SFTConfig", "_BaseConfig", "ModelConfig", "TrainingArguments")  # TRL's, and what they inherit from
 FILE_KEYS = ("train_file", "eval_file", "labels", "prompt", "init_adapter")
 KEY_VALUE = re.compile(r"([a-z_]\w*)=(.*)", re.DOTALL)
