@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from emogen import paths
@@ -18,6 +17,7 @@ from emogen.evaluation.results import as_strings, pred_matrix, read_records, rea
 from emogen.evaluation.run_folder import PROMPT, read_text
 from emogen.experiments.prompts import PromptBenchmark
 from emogen.experiments.scores import KeptScores, folds_of, predictions_of, row_keys
+from emogen.report.templates import load_template
 from emogen.task.prompt import parse_prompt
 
 PAGE = "grid.html"  # beside the scores of templates
@@ -76,9 +76,7 @@ def render(benchmark: PromptBenchmark, columns: Sequence[dict[str, Any]], *, liv
         "columns": columns,
         "live": live,
     }
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(data=data, generator=f"emogen {__version__}")
+    return load_template(TEMPLATE).render(data=data, generator=f"emogen {__version__}")
 
 
 def _other_decision(benchmark: PromptBenchmark) -> str:

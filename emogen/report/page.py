@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -39,6 +38,7 @@ from emogen.report.compare import (
 from emogen.report.label_errors import label_errors
 from emogen.report.pictures import Picture, draw_run
 from emogen.report.runs import Decision, Run, Scores, fold_table, notes, read_run, resources
+from emogen.report.templates import load_template
 
 log = logging.getLogger(__name__)
 
@@ -330,16 +330,15 @@ def render(context: dict[str, Any], pictures: Sequence[Picture]) -> str:
     for picture in pictures:
         svg = figures.inline_svg(picture.figure, picture.name, picture.caption)
         drawn.setdefault(picture.section, []).append({"caption": picture.caption, "svg": Markup(svg)})  # noqa: S704
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "f3": lambda value: f"{value:.3f}",
-        "signed": lambda value: f"{value:+z.3f}",
-        "percent": lambda value: f"{value:.1%}",
-        "n": lambda value: f"{value:,}",
-        "share": share,
-        "encoded": quote_plus,
-        "ends": lambda ends: f"{ends[0]:.3f}–{ends[1]:.3f}" if ends else "no interval",
-        "signed_ends": lambda ends: f"{ends[0]:+z.3f} to {ends[1]:+z.3f}" if ends else "no interval",
-    }
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = load_template(
+        TEMPLATE,
+        f3=lambda value: f"{value:.3f}",
+        signed=lambda value: f"{value:+z.3f}",
+        percent=lambda value: f"{value:.1%}",
+        n=lambda value: f"{value:,}",
+        share=share,
+        encoded=quote_plus,
+        ends=lambda ends: f"{ends[0]:.3f}–{ends[1]:.3f}" if ends else "no interval",
+        signed_ends=lambda ends: f"{ends[0]:+z.3f} to {ends[1]:+z.3f}" if ends else "no interval",
+    )
     return template.render(context, pictures=drawn, generator=figures.GENERATOR, version=__version__)
