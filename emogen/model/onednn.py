@@ -2,9 +2,9 @@
 
 PyTorch multiplies float32 matrices with MKL, which uses AVX2 at most on processors of other makers than Intel. oneDNN,
 which PyTorch also ships, uses AVX-512 wherever it exists (measured on an AMD EPYC: 430 GFLOP/s instead of 200). On
-Intel's own processors MKL is the faster one by 10 to 25 %. So both are tried once. And where peft passes over the whole
-output of a layer twice, to scale LoRA's update and to add it, the update is added here in place. Results equal those of
-the original layers within float32 rounding.
+Intel's own processors MKL is the faster one by 10 to 25 %. So both are tried, once on a machine. And where peft passes
+over the whole output of a layer twice, to scale LoRA's update and to add it, the update is added here in place. Results
+equal those of the original layers within float32 rounding.
 
 With `bf16: true`, the products with frozen weights are computed in bfloat16 in training steps: inputs, weights and
 results are rounded to 8 bits, sums are not. Processors with AMX are several times faster with it. LoRA's own products,
@@ -32,6 +32,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import Linear4bit as LoraLinear4bit
 from torch import nn
 from torch.nn import functional
+
+from emogen.memo import remembered
 
 log = logging.getLogger(__name__)
 
@@ -114,15 +116,24 @@ def _bf16_speed() -> float:
 
 @cache
 def _onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 matrices faster than MKL on this processor."""
-    x, weight = torch.randn(512, 576), torch.randn(1536, 576)
+    """Whether oneDNN multiplies float32 matrices faster than MKL on this processor.
+
+    It is measured once on a machine and kept: the two round differently, so a run that is repeated or resumed while
+    other work is on the cores would otherwise end with other bytes now and then.
+    """
+    machine = [platform.node(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    return bool(remembered("onednn", machine, _compare_with_mkl, packages=["torch"]))
+
+
+def _compare_with_mkl() -> bool:
+    x, weight = torch.ones(512, 576), torch.ones(1536, 576)  # random ones would change what a seed draws after them
     return _seconds(lambda: _onednn_matmul(x, weight, None)) < _seconds(lambda: functional.linear(x, weight))
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    """The shortest time of five calls after the first one."""
+    """The shortest time of twenty calls after the first one."""
     times = []
-    for _ in range(6):
+    for _ in range(21):
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)

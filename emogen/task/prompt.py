@@ -223,6 +223,8 @@ def parse_prompt(source: str, path: str = "<template>") -> Prompt:
         raise PromptError(f"{path}:{error.lineno}: {error.message}") from None
     except (RecursionError, MemoryError):
         raise PromptError(f"{path}: its expressions are nested too deeply") from None
+    except ValueError:
+        raise PromptError(f"{path}: a number in it has more digits than Python reads") from None
 
     for other in tree.find_all((nodes.Include, nodes.Extends, nodes.Import, nodes.FromImport)):
         tag = {"FromImport": "from"}.get(type(other).__name__, type(other).__name__.lower())

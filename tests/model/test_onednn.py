@@ -166,6 +166,19 @@ def test_what_a_processor_is_good_at_is_said(monkeypatch, caplog):
     assert not onednn.bf16_pays(True, torch.device("meta"))
 
 
+def test_the_library_is_chosen_once_on_a_machine(tmp_path, monkeypatch):
+    """oneDNN and MKL round differently: a busy core must not change the choice between two runs."""
+    monkeypatch.setenv("EMOGEN_CACHE", str(tmp_path))
+    before = torch.random.get_rng_state()
+    times = iter([1.0, 2.0, 4.0, 3.0])
+    monkeypatch.setattr(onednn, "_seconds", lambda work: next(times))
+    choose = onednn._onednn_is_faster.__wrapped__  # as in a new process
+    assert [choose(), choose()] == [True, True]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
+    assert not choose()  # with other cores it is measured anew
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("faster", [False, True])
 def test_both_libraries_compute_the_same(monkeypatch, faster):
     monkeypatch.setattr(onednn, "_onednn_is_faster", lambda: faster)

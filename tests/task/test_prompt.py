@@ -85,6 +85,7 @@ def test_yes_no_asks_about_one_label(labels):
         ("{% user %}{{ text }}\n{{ names + 1 }}", r"t\.jinja:2: TypeError"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{% user %}{{ text }}\n{{ m() }}", "RecursionError"),
         ("{% user %}{{ text }}\n{{ " + "(" * 2000 + "1" + ")" * 2000 + " }}", "nested too deeply"),
+        ("{% user %}{{ text }}\n{{ " + "1" * 5000 + " }}", "more digits than Python reads"),
         ('{% answer "yaml" %}{% user %}{{ text }}', r"t\.jinja:1: {% answer %} declares one of the styles .*'yaml'"),
         ("{% answer %}{% user %}{{ text }}", r"t\.jinja:1: {% answer %} declares one of the styles"),
         ('{% user %}{{ text }}\n{% answer "list" %}', r"t\.jinja:2: {% answer %} stands once, at the top"),
