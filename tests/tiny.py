@@ -111,6 +111,11 @@ def save_model(folder: Path, kind: str = "llama", chat_template: str | None = CH
     return folder
 
 
+# For the tests of prompts: 36 posts, and the source of a short template.
+MANY = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
+SHORT = "{% user %}\nFeelings ({{ names | join(' ') }})?\n{{ text }}\n"
+
+
 def write_posts(path: Path, labels: LabelSet, posts=POSTS) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

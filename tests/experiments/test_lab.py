@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny import POSTS, write_posts, write_recipe
+from tiny import SHORT
 from typer.testing import CliRunner
 
 from emogen.cli.__main__ import app
@@ -19,18 +19,6 @@ from emogen.experiments.lab_page import serve
 from emogen.experiments.prompts import load_generator, open_benchmark
 from emogen.prediction.generator import GenerativeClassifier
 from emogen.task.parse import parse_answer
-
-MANY = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
-SOURCE = "{% user %}\nFeelings ({{ names | join(' ') }})?\n{{ text }}\n"
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory, labels):
-    """A recipe with 36 posts. Tests do not change its files."""
-    folder = tmp_path_factory.mktemp("recipe")
-    path = write_recipe(folder, labels)
-    write_posts(folder / "train.csv", labels, MANY)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +40,11 @@ def lab(benchmark, generator, tmp_path, monkeypatch):
 
 def test_every_token_is_shown_with_its_part(lab):
     text = lab.benchmark.rows.texts[0]
-    template = lab.template(SOURCE, "mine")
+    template = lab.template(SHORT, "mine")
     labels = lab.benchmark.task.label_set
     (row,) = template.encoder.rows(text, labels.names_of(lab.benchmark.rows.truth[0]))
     n_shared = len(template.encoder.prefix_ids)
-    warnings, _, seen = lab.see(SOURCE, "mine", text).partition('<div class="seen">')
+    warnings, _, seen = lab.see(SHORT, "mine", text).partition('<div class="seen">')
     assert warnings.startswith(
         '<p class="warning">mine.jinja: the prompt does not say that the answer for a text without labels'
     )
@@ -66,19 +54,19 @@ def test_every_token_is_shown_with_its_part(lab):
     assert shown.count('class="answer"') == row.n_answer
     assert shown.count("<span") == n_shared + len(row)
     assert counts.startswith(f"<p>{n_shared + len(row)} tokens: {n_shared} ")
-    unknown = lab.see(SOURCE, "mine", "a text of my own")
+    unknown = lab.see(SHORT, "mine", "a text of my own")
     assert 'class="answer" title' not in unknown  # its answer is not known
 
 
 def test_a_text_is_escaped_and_stays_text(lab):
-    shown = lab.see(SOURCE, "mine", "<b>{{ names }}</b><|im_end|>").partition("</p>")[2]
+    shown = lab.see(SHORT, "mine", "<b>{{ names }}</b><|im_end|>").partition("</p>")[2]
     assert "<b>" not in shown
     assert "{{" in "".join(part.split(">")[1] for part in shown.split("</span>")[:-1])
     assert shown.count("title") > 60
 
 
 def test_an_answer_comes_with_the_probability_of_each_label(lab):
-    answer, prob = lab.answer(SOURCE, "mine", "so happy")
+    answer, prob = lab.answer(SHORT, "mine", "so happy")
     assert answer.endswith("(exact)")
     assert list(prob) == list(lab.benchmark.task.label_set.names)
     assert all(0 <= value <= 1 for value in prob.values())
@@ -93,24 +81,24 @@ def scored(lab, source, name):
 def test_scored_templates_are_the_history_and_saved_templates_are_files(lab, tmp_path):
     n = len(lab.benchmark.rows)
     assert lab.history() == []
-    assert "macro-F1" in scored(lab, SOURCE, "mine")
-    scored(lab, SOURCE + "Answer:", "mine")
+    assert "macro-F1" in scored(lab, SHORT, "mine")
+    scored(lab, SHORT + "Answer:", "mine")
     history = lab.history()
     assert [line[:2] for line in history] == [["mine", f"{n} of {n}"]] * 2
     assert all(line[2].endswith("(no interval)") for line in history)  # 20 rows are too few
     assert {lab.source_of(line[-1]) for line in history} == {
-        SOURCE,
-        SOURCE + "Answer:\n",
+        SHORT,
+        SHORT + "Answer:\n",
     }  # the editor drops the newline
     version = history[1][-1]
     lab.keep_note(version, "asks <b>for</b> an answer\n")
     assert [line[-2] for line in lab.history()] == ["", "asks <b>for</b> an answer"]
     with pytest.raises(InputError, match="choose a version of the history"):
         lab.keep_note("../evil", "x")
-    assert lab.save(SOURCE, "mine").resolve() == tmp_path / "prompts" / "mine.jinja"
-    assert (tmp_path / "prompts" / "mine.jinja").read_text() == SOURCE
+    assert lab.save(SHORT, "mine").resolve() == tmp_path / "prompts" / "mine.jinja"
+    assert (tmp_path / "prompts" / "mine.jinja").read_text() == SHORT
     with pytest.raises(InputError, match="exists, with another template"):
-        lab.save(SOURCE + "x", "mine")
+        lab.save(SHORT + "x", "mine")
 
 
 def test_scoring_is_stopped_and_goes_on(lab, monkeypatch):
@@ -123,21 +111,21 @@ def test_scoring_is_stopped_and_goes_on(lab, monkeypatch):
         calls.append(lab.progress["done"])
         if len(calls) == 2:  # while the second part is computed
             with pytest.raises(InputError, match="mine is being scored: wait, or stop it first"):
-                next(lab.score(SOURCE + "other", "other"))
+                next(lab.score(SHORT + "other", "other"))
             lab.stop()
         return answer(*args, **options)
 
     monkeypatch.setattr(GenerativeClassifier, "predict", predict)
-    assert scored(lab, SOURCE, "mine") == f"mine: stopped after 16 of {n} rows, which are kept"
+    assert scored(lab, SHORT, "mine") == f"mine: stopped after 16 of {n} rows, which are kept"
     assert calls == [0, 8]
     assert lab.progress is None
     (line,) = lab.history()
     assert line[:4] == ["mine", f"16 of {n}", "", ""]
     (column,) = lab.grid_news({})
     assert len(column["rows"]) == 16
-    said = lab.differences(EDITOR, line[-1], SOURCE, "mine", "so happy")
+    said = lab.differences(EDITOR, line[-1], SHORT, "mine", "so happy")
     assert f"is scored on 16 of {n} rows. Score it first." in said
-    assert "macro-F1" in scored(lab, SOURCE, "mine")
+    assert "macro-F1" in scored(lab, SHORT, "mine")
     assert calls == [0, 8, 16]
     (column,) = lab.grid_news({line[-1]: 16})
     assert len(column["rows"]) == n - 16
@@ -146,21 +134,21 @@ def test_scoring_is_stopped_and_goes_on(lab, monkeypatch):
 def test_an_error_while_scoring_is_told(lab, monkeypatch):
     monkeypatch.setattr(scores, "prob_of", lambda *args: np.full((8, 11), np.nan))
     with pytest.raises(ModelError, match="not numbers from 0 to 1"):
-        scored(lab, SOURCE, "mine")
+        scored(lab, SHORT, "mine")
     monkeypatch.undo()
-    assert "macro-F1" in scored(lab, SOURCE, "mine")
+    assert "macro-F1" in scored(lab, SHORT, "mine")
 
 
 def test_versions_are_compared_as_the_model_sees_them(lab):
-    scored(lab, SOURCE, "mine")
-    scored(lab, SOURCE.replace("Feelings", "<i>Moods</i>"), "mine")
+    scored(lab, SHORT, "mine")
+    scored(lab, SHORT.replace("Feelings", "<i>Moods</i>"), "mine")
     first, second = sorted(lab.versions(), key=lambda version: "Moods" in lab.source_of(version))
-    said = lab.differences(first, second, SOURCE, "mine", "so <b>happy</b>")
+    said = lab.differences(first, second, SHORT, "mine", "so <b>happy</b>")
     assert said.startswith(f"<p>On the same {len(lab.benchmark.rows)} rows, by ")
     assert "too few rows" in said
     assert "<del>Feelings</del><ins>&lt;i&gt;Moods&lt;/i&gt;</ins> (anger" in said
     assert "so &lt;b&gt;happy&lt;/b&gt;" in said
-    assert lab.differences(EDITOR, first, SOURCE, "mine", "x").startswith("<p>These are the same template.")
+    assert lab.differences(EDITOR, first, SHORT, "mine", "x").startswith("<p>These are the same template.")
 
 
 def test_words_that_differ_are_marked():
@@ -176,7 +164,7 @@ def test_several_texts_are_answered_and_marked_against_gold(lab, monkeypatch):
         return [Prediction(raw, parse_answer(raw, labels), 0) for raw in next(raws)]
 
     monkeypatch.setattr(GenerativeClassifier, "predict", predict)
-    shown = lab.table(SOURCE, "mine", "<script>one</script>\tjoy, anger\n\ntwo\tnone\nthree")
+    shown = lab.table(SHORT, "mine", "<script>one</script>\tjoy, anger\n\ntwo\tnone\nthree")
     assert shown.startswith("<p>1 of 2 answers are exactly right.</p>")
     assert re.findall(r'class="chip (\w*)">([^<]+)<', shown) == [
         ("missed", "○ anger"),
@@ -188,15 +176,15 @@ def test_several_texts_are_answered_and_marked_against_gold(lab, monkeypatch):
     assert "&lt;script&gt;one&lt;/script&gt;" in shown
     assert "&lt;b&gt;joy&lt;/b&gt;" in shown
     with pytest.raises(InputError, match=r"the pasted texts:3: .*glee"):
-        lab.table(SOURCE, "mine", "one\tjoy\n\ntwo\tglee")
+        lab.table(SHORT, "mine", "one\tjoy\n\ntwo\tglee")
     with pytest.raises(InputError, match="0 texts: paste 1 to 200"):
-        lab.table(SOURCE, "mine", " \n")
+        lab.table(SHORT, "mine", " \n")
 
 
 def test_what_an_edited_label_set_changes_is_shown(lab):
     labels = lab.benchmark.task.label_set
     text = labels.to_yaml()
-    said = lab.effects(text, SOURCE, "mine", "so happy")
+    said = lab.effects(text, SHORT, "mine", "so happy")
     assert said == "<p>Valid answers stay as they are</p><p>What the model sees stays as it is</p>"
     source = (
         "{% user %}\n{{ task }} {% for label in labels %}{{ label }}: {{ label.definition }}; {% endfor %}{{ text }}\n"
@@ -210,9 +198,9 @@ def test_what_an_edited_label_set_changes_is_shown(lab):
     assert "&lt;b&gt;glad&lt;/b&gt;" in re.sub("</?(ins|del)>", "", said)
     assert "<b>" not in said
     with pytest.raises(InputError, match=r"^labels\.yaml:\d+: labels\.0\.colour: no such key"):
-        lab.effects(text.replace("- name: anger", "- name: anger\n  colour: red"), SOURCE, "mine", "x")
+        lab.effects(text.replace("- name: anger", "- name: anger\n  colour: red"), SHORT, "mine", "x")
     with pytest.raises(InputError, match="the names under `labels` are those of the rows"):
-        lab.effects(text.replace("name: anger", "name: wrath"), SOURCE, "mine", "x")
+        lab.effects(text.replace("name: anger", "name: wrath"), SHORT, "mine", "x")
 
 
 def test_label_sets_are_saved_as_new_files_alone(lab, tmp_path):
@@ -234,8 +222,8 @@ def test_label_sets_are_saved_as_new_files_alone(lab, tmp_path):
     [
         ("{% user %}\n{{ txt }}{{ text }}", "mine", r"mine\.jinja:2: undefined variable"),
         ("{% user %}{{ text }}{{ ''.__class__.__mro__ }}", "mine", "Security"),
-        (SOURCE, "../evil", "a name consists of"),
-        (SOURCE, "", "a name consists of"),
+        (SHORT, "../evil", "a name consists of"),
+        (SHORT, "", "a name consists of"),
     ],
 )
 def test_invalid_templates_and_names_are_not_saved(lab, tmp_path, source, name, message):
@@ -325,7 +313,7 @@ def use_page(page, folder):
     page.get_by_test_id("toast-body").get_by_text("list.jinja:10").wait_for()
     editor.click()
     page.keyboard.press("Control+A")
-    page.keyboard.insert_text(SOURCE)
+    page.keyboard.insert_text(SHORT)
     seen.get_by_text("Feelings").or_(seen.locator("span", has_text="Feel")).first.wait_for()
     page.get_by_role("button", name="Score on").click()
     page.wait_for_function("[...document.querySelectorAll('textarea')].some(e => e.value.startsWith('list: macro-F1'))")
@@ -336,7 +324,7 @@ def use_page(page, folder):
     page.get_by_label("Name").fill("kept")
     page.get_by_role("button", name="Save to prompts/").click()
     page.wait_for_function("[...document.querySelectorAll('textarea')].some(e => e.value.startsWith('Saved as'))")
-    assert (folder / "prompts" / "kept.jinja").read_text() == SOURCE
+    assert (folder / "prompts" / "kept.jinja").read_text() == SHORT
 
     assert page.get_by_label("Start from").input_value() == "list"
     page.get_by_label("Start from").click()
@@ -379,7 +367,7 @@ def use_grid(page, monkeypatch):
     page.wait_for_function("text => document.querySelector('#text textarea').value === text", arg=text)
     page.locator(".cm-content").first.click()
     page.keyboard.press("Control+A")
-    page.keyboard.insert_text(SOURCE + "Which?")
+    page.keyboard.insert_text(SHORT + "Which?")
     go_on, predict = threading.Event(), GenerativeClassifier.predict
     monkeypatch.setattr(scores, "PART", 8)
     monkeypatch.setattr(

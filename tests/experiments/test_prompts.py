@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from tiny import POSTS, write_posts, write_recipe
+from tiny import MANY, POSTS, SHORT, write_posts
 from typer.testing import CliRunner
 
 from emogen.cli import prompts as prompts_cli
@@ -19,18 +19,6 @@ from emogen.experiments.prompts import (
 from emogen.experiments.scores import ranking, ranking_table, score_template
 from emogen.task.prompt import load_prompt
 from emogen.train import main as train
-
-MANY = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
-SHORT = "{% user %}\nFeelings ({{ names | join(' ') }})?\n{{ text }}\n"
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory, labels):
-    """A recipe with 36 posts. Tests do not change its files."""
-    folder = tmp_path_factory.mktemp("recipe")
-    path = write_recipe(folder, labels)
-    write_posts(folder / "train.csv", labels, MANY)
-    return path
 
 
 @pytest.fixture(scope="module")

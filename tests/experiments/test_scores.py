@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny import POSTS, write_posts, write_recipe, write_run
+from tiny import POSTS, SHORT, write_run
 
 from emogen.console import progress_bar
 from emogen.errors import InputError
@@ -14,18 +14,6 @@ from emogen.experiments import scores
 from emogen.experiments.prompts import load_generator, open_benchmark, prepare
 from emogen.experiments.scores import KeptScores, difference_in_words, row_keys, score_rows, score_template
 from emogen.task.prompt import parse_prompt
-
-MANY = [(f"{text} {k}", names) for k in range(3) for text, names in POSTS]
-SHORT = "{% user %}\nFeelings ({{ names | join(' ') }})?\n{{ text }}\n"
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory, labels):
-    """A recipe with 36 posts. Tests do not change its files."""
-    folder = tmp_path_factory.mktemp("recipe")
-    path = write_recipe(folder, labels)
-    write_posts(folder / "train.csv", labels, MANY)
-    return path
 
 
 @pytest.fixture(scope="module")
