@@ -57,8 +57,8 @@ from emogen.model.onednn import pack_weights, use_onednn
 from emogen.model.sources import PACKAGED, fetch_gguf, locate
 from emogen.model.tokenizer import load_chat_tokenizer
 from emogen.prediction.generator import predict_texts
-from emogen.task.answer import pieces
-from emogen.task.labels import LabelSet, load_label_set
+from emogen.task.answer_patterns import answer_gbnf, answer_regex
+from emogen.task.labels import load_label_set
 from emogen.task.parse import parse_answer
 from emogen.task.task import load_task_with_rows
 
@@ -72,17 +72,6 @@ GROWTH_TOKENS = (64, 128, 256, 512, 1024)  # lengths of the instruction
 GROWTH_ROWS = 96
 GROWTH_TEXTS = (1_000, 10_000, 100_000)
 PACKAGES = ("torch", "transformers", "peft")
-
-
-def answer_patterns(label_set: LabelSet) -> tuple[str, str]:
-    """All valid list answers as a regular expression and as a GBNF grammar."""
-    parts, order = pieces(label_set, "list"), label_set.answer_order
-    # Each alternative begins with another label; any of the labels after it may follow.
-    alternatives = [(parts.first[i], [parts.following[j] for j in order[k + 1 :]]) for k, i in enumerate(order)]
-    regex = "|".join([parts.empty, *(first + "".join(f"({piece})?" for piece in rest) for first, rest in alternatives)])
-    gbnf = [f'"{parts.empty}"']
-    gbnf += [" ".join([f'"{first}"', *(f'("{piece}")?' for piece in rest)]) for first, rest in alternatives]
-    return f"({regex})", f"root ::= {' | '.join(gbnf)}"
 
 
 # ---------------------------------------------------------------------------------------------- one run
@@ -177,7 +166,7 @@ def transformers_answer(system: str, model: Any, encoder: Any, tokenizer: Any) -
 
 def constraint_of(system: str, model: Any, encoder: Any, tokenizer: Any) -> Callable[[], dict[str, Any]]:
     """A function that returns the arguments of `model.generate` with which a system constrains one batch."""
-    regex, _ = answer_patterns(encoder.label_set)
+    regex = answer_regex(encoder.label_set, "list")
     if system == "xgrammar":
         import xgrammar
 
@@ -254,7 +243,7 @@ def llama_cpp_task(model: str, instruction: str, n_texts: int) -> dict[str, Any]
     encoder = load_encoder(task)
     texts = splits.train.texts[:n_texts]
     return {
-        "gbnf": answer_patterns(encoder.label_set)[1],
+        "gbnf": answer_gbnf(encoder.label_set, "list"),
         "prompts": [[*encoder.prefix_ids, *encoder.rows(text)[0].suffix_ids] for text in texts],
         "max_tokens": encoder.grammar.max_length,
         "threads": len(os.sched_getaffinity(0)),

@@ -2,7 +2,6 @@
 
 import gzip
 import importlib
-import itertools
 import json
 import re
 import shutil
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 import answering
 import common
 import decode_speed
+import distillation
 import gpu
 import grid_page
 import large_file
@@ -34,15 +34,13 @@ from emogen import paths
 from emogen.errors import InputError
 from emogen.evaluation.results import read_records, read_scored
 from emogen.model.encode import load_encoder
-from emogen.task.answer import answer_text
-from emogen.task.labels import LabelSet
+from emogen.task.answer_patterns import answer_gbnf
 from emogen.task.task import load_task_with_rows
 from emogen.train import main as train
 
 pytestmark = pytest.mark.slow
 
 BENCHMARKS = Path(common.__file__).parent
-ABC = LabelSet.model_validate({"name": "abc", "labels": [{"name": name} for name in "abc"], "order": list("cab")})
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +76,7 @@ def test_every_script_is_tested_here():
         answering,
         common,
         decode_speed,
+        distillation,
         gpu,
         grid_page,
         large_file,
@@ -203,20 +202,6 @@ def test_decode_speed_needs_a_tuned_model(tmp_path, capsys):
     assert "no tuned model here" in capsys.readouterr().err
 
 
-def test_the_patterns_of_the_peers_are_the_valid_answers(labels):
-    regex, gbnf = decode_speed.answer_patterns(ABC)
-    assert gbnf == 'root ::= "none" | "c" (", a")? (", b")? | "a" (", b")? | "b"'
-    subsets = [subset for k in range(4) for subset in itertools.combinations("abc", k)]
-    answers = {answer_text(subset, ABC, "list") for subset in subsets}
-    assert answers == {"none", "a", "b", "c", "a, b", "c, a", "c, b", "c, a, b"}
-    parts = ["none", "a", "b", "c", "d", ""]
-    candidates = {", ".join(words) for k in range(4) for words in itertools.product(parts, repeat=k)}
-    assert {text for text in candidates if re.fullmatch(regex, text)} == answers
-    whole, _ = decode_speed.answer_patterns(labels)
-    assert re.fullmatch(whole, ", ".join(labels.names))
-    assert not re.fullmatch(whole, "joy, anger")
-
-
 STUB = '''
 """Stands for llama.cpp, which is not installed: answers with the grammar and the prompt's length."""
 
@@ -238,7 +223,7 @@ def test_llama_cpp_gets_the_same_prompts(model, tmp_path):
     encoder = load_encoder(task)
     made = decode_speed.llama_cpp_task(str(model), "short", 2)
     assert made["max_tokens"] == encoder.grammar.max_length
-    assert made["gbnf"] == decode_speed.answer_patterns(task.label_set)[1]
+    assert made["gbnf"] == answer_gbnf(task.label_set, "list")
     assert len(made["prompts"]) == 2
     prompt = encoder.tokenizer.decode(made["prompts"][0])
     assert prompt.startswith("<|im_start|>system\n")
@@ -377,6 +362,34 @@ def test_settings_rejects_unknown_names(capsys):
     with pytest.raises(SystemExit, match="2"):
         settings.main(["posts.csv", "lists"])
     assert "no such settings: lists" in capsys.readouterr().err
+
+
+def test_students_learn_from_the_stack_without_their_own_fold(model, labels, tmp_path, capsys):
+    members = [write_run(tmp_path / f"member-{k}", labels, noise=0.3 + k / 2, seed=k) for k in range(2)]
+    keys = [f"model_name_or_path={model}", "answer=head", "max_steps=1"]
+    command = [
+        "recipes/minilm.yaml",
+        *map(str, members),
+        "--plain",
+        str(members[1]),
+        "--out",
+        str(tmp_path / "student"),
+    ]
+    file = tmp_path / "distillation.json"
+    distillation.main([*command, "--weight", "0.75", "--json", str(file), "--keys", *keys])
+    result = json.loads(file.read_text())
+    assert list(result["systems"]) == ["the teacher", "the student", "the same, trained on labels"]
+    assert result["systems"]["the teacher"]["difference"] == 0
+    gold = {record["id"]: record["gold"] for record in read_records(members[0] / "predictions.jsonl")}
+    train = read_records(tmp_path / "student" / "fold-2-train.jsonl")
+    assert {record["id"] for record in train} == {row_id for k, row_id in enumerate(gold) if k % 5 != 2}
+    for record in train:  # a label counts a quarter, so no target is on the other side of it by more than that
+        for name, target in record["prob"].items():
+            assert (0.25 <= target <= 1) if name in gold[record["id"]] else (0 <= target <= 0.75)
+    student = read_scored(tmp_path / "student", labels)
+    assert sorted(student.ids) == sorted(gold)
+    assert student.folds.tolist() == [int(row_id[1:]) % 5 for row_id in student.ids]
+    assert "the same, trained on labels" in capsys.readouterr().out
 
 
 def test_kept_predictions_are_restored_without_a_text_in_them(labels, tmp_path, monkeypatch):

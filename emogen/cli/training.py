@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -72,8 +73,9 @@ def print_findings(console: Console, recipe: str, overrides: Sequence[str]) -> b
     for problem in findings.problems:
         color = "red" if problem.level == "error" else "yellow"
         console.print(message(f"{problem.level:<8}", color, str(problem)), soft_wrap=True)
-    levels = [problem.level for problem in findings.problems]
-    console.print(f"{recipe}: {levels.count('error')} errors, {levels.count('warning')} warnings", soft_wrap=True)
+    counts = Counter(problem.level for problem in findings.problems)
+    said = ", ".join(f"{counts[level]} {level}{'' if counts[level] == 1 else 's'}" for level in ("error", "warning"))
+    console.print(f"{recipe}: {said}", soft_wrap=True)
     return findings.failed
 
 

@@ -56,7 +56,11 @@ def use_onednn(model: nn.Module, *, bf16: bool = False) -> None:
             module.__class__ = _FASTER[type(module)]
         if bf16 and type(module) in (_Linear, _Linear4bit):
             module.in_bf16 = True
-    output = model.get_output_embeddings() if bf16 and hasattr(model, "get_output_embeddings") else None
+    if not bf16:
+        return
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        log.warning("bf16: no weight of this model is frozen, so it computes in float32")
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if output is not None:
         output.in_bf16 = False
 

@@ -107,7 +107,7 @@ class Recipe(BaseModel):
     soft_labels: bool = Field(
         False,
         description="the training rows have probabilities, from 0 to 1, in place of 0 and 1: a head learns them, and "
-        "answers are drawn from them",
+        "answers are drawn from them; labels_column is then theirs alone",
     )
     separator: str | None = Field(None, description="character between columns, or \\t for a tab; detected by default")
     quoting: Literal["csv", "none"] | None = Field(

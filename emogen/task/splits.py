@@ -45,25 +45,29 @@ def load_splits(recipe: Recipe, label_set: LabelSet) -> tuple[Splits | None, lis
     columns: dict[str, Any] = {
         "text_column": recipe.text_column,
         "id_column": recipe.id_column,
-        "labels_column": recipe.labels_column,
         "need_labels": True,
     }
 
-    def read(file: str | None, split: str | None, *, soft: bool = False) -> tuple[Rows, list[Problem]]:
+    def read(file: str | None, split: str | None, **labels: Any) -> tuple[Rows, list[Problem]]:
         if file is not None:
-            return read_rows(recipe.find(file), label_set, **columns, **recipe.file_form, soft_labels=soft)
-        return read_hub(
-            str(recipe.dataset_name), recipe.dataset_config, str(split), label_set, **columns, soft_labels=soft
-        )
+            return read_rows(recipe.find(file), label_set, **columns, **recipe.file_form, **labels)
+        return read_hub(str(recipe.dataset_name), recipe.dataset_config, str(split), label_set, **columns, **labels)
 
-    train, problems = read(recipe.train_file, recipe.dataset_train_split, soft=recipe.soft_labels)
+    # A teacher's probabilities have a column of their own, which rows labelled by people do not have.
+    own_column = None if recipe.soft_labels else recipe.labels_column
+    train, problems = read(
+        recipe.train_file,
+        recipe.dataset_train_split,
+        soft_labels=recipe.soft_labels,
+        labels_column=recipe.labels_column,
+    )
     problems += check_rows(train)
     if recipe.soft_labels and label_set.exactly_one:
         message = f"soft_labels: not for {label_set.name!r}, which says exactly_one; its rows need one certain label"
         problems.append(Problem("error", train.path, message))
     eval_rows = None
     if recipe.eval_file or recipe.dataset_test_split:
-        eval_rows, more = read(recipe.eval_file, recipe.dataset_test_split)
+        eval_rows, more = read(recipe.eval_file, recipe.dataset_test_split, labels_column=own_column)
         problems += more + check_rows(eval_rows) + check_overlap(train, eval_rows)
     if has_errors(problems):
         return None, problems

@@ -109,7 +109,7 @@ def test_check_reports_everything_at_once_and_exits_with_2(emogen, tiny_recipe, 
     long = write_posts(tmp_path / "long.csv", labels, [*POSTS, ("a long post " * 100, ("joy",))])
     warned = emogen("check", tiny_recipe(), f"train_file={long}", "max_length=400").out
     assert "long.csv:14: 1 texts are shortened to fit max_length=400" in warned
-    assert "0 errors, 1 warnings" in warned
+    assert "0 errors, 1 warning" in warned
 
 
 def test_show_marks_the_supervised_tokens(emogen, tiny_recipe):

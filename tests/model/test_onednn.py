@@ -144,6 +144,13 @@ def test_in_bf16_only_the_frozen_products_of_training_steps_are_rounded(quantise
     assert rounded.state_dict().keys() == model.state_dict().keys()
 
 
+def test_bf16_without_a_frozen_weight_is_a_warning(caplog):
+    use_onednn(nn.Sequential(nn.Linear(8, 8).requires_grad_(False), nn.Linear(8, 8)), bf16=True)
+    assert caplog.text == ""
+    use_onednn(nn.Linear(8, 8), bf16=True)
+    assert "bf16: no weight of this model is frozen, so it computes in float32" in caplog.text
+
+
 def test_a_changed_weight_is_rounded_anew():
     layer = nn.Linear(8, 8, bias=False).requires_grad_(False)
     use_onednn(layer, bf16=True)

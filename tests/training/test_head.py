@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import POSTS, SIZE, make_tokenizer, write_posts, write_recipe
+from tiny import POSTS, SIZE, invented_posts, make_tokenizer, write_posts, write_recipe
 from transformers import (
     AutoModel,
     BertConfig,
@@ -23,6 +23,7 @@ from transformers import (
 
 from emogen.console import progress_bar
 from emogen.errors import ModelError
+from emogen.evaluation.results import read_scored
 from emogen.evaluation.run_folder import member_folders
 from emogen.prediction.classifier import prob_of
 from emogen.prediction.ensemble import DecisionRule, load_run, load_runs, predict_rows
@@ -145,8 +146,10 @@ def test_a_student_learns_the_probabilities_of_its_teacher(head_recipe, tmp_path
         for k, ((text, _), prob) in enumerate(zip(POSTS, wanted.tolist(), strict=True))
     ]
     teacher.write_text("".join(json.dumps(record) + "\n" for record in records))
+    mine = write_posts(tmp_path / "mine.csv", labels, invented_posts(20))  # has no column `prob`
     keys = {"train_file": str(teacher), "labels_column": "prob", "soft_labels": True, "max_steps": 150}
-    main([head_recipe("llama", learning_rate=1e-2, lora_r=8, **keys)])
+    main([head_recipe("llama", learning_rate=1e-2, lora_r=8, eval_file=str(mine), **keys)])
+    assert len(read_scored(tmp_path / "run", labels).ids) == 20
     learnt = load_run(tmp_path / "run").predict_proba([text for text, _ in POSTS])
     assert np.abs(learnt - wanted).mean() < 0.05  # certain labels would be learnt as 0 and 1, 0.2 away
 
