@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import answering
 import common
 import decode_speed
-import distillation
 import gpu
 import grid_page
 import large_file
@@ -76,7 +75,6 @@ def test_every_script_is_tested_here():
         answering,
         common,
         decode_speed,
-        distillation,
         gpu,
         grid_page,
         large_file,
@@ -362,34 +360,6 @@ def test_settings_rejects_unknown_names(capsys):
     with pytest.raises(SystemExit, match="2"):
         settings.main(["posts.csv", "lists"])
     assert "no such settings: lists" in capsys.readouterr().err
-
-
-def test_students_learn_from_the_stack_without_their_own_fold(model, labels, tmp_path, capsys):
-    members = [write_run(tmp_path / f"member-{k}", labels, noise=0.3 + k / 2, seed=k) for k in range(2)]
-    keys = [f"model_name_or_path={model}", "answer=head", "max_steps=1"]
-    command = [
-        "recipes/minilm.yaml",
-        *map(str, members),
-        "--plain",
-        str(members[1]),
-        "--out",
-        str(tmp_path / "student"),
-    ]
-    file = tmp_path / "distillation.json"
-    distillation.main([*command, "--weight", "0.75", "--json", str(file), "--keys", *keys])
-    result = json.loads(file.read_text())
-    assert list(result["systems"]) == ["the teacher", "the student", "the same, trained on labels"]
-    assert result["systems"]["the teacher"]["difference"] == 0
-    gold = {record["id"]: record["gold"] for record in read_records(members[0] / "predictions.jsonl")}
-    train = read_records(tmp_path / "student" / "fold-2-train.jsonl")
-    assert {record["id"] for record in train} == {row_id for k, row_id in enumerate(gold) if k % 5 != 2}
-    for record in train:  # a label counts a quarter, so no target is on the other side of it by more than that
-        for name, target in record["prob"].items():
-            assert (0.25 <= target <= 1) if name in gold[record["id"]] else (0 <= target <= 0.75)
-    student = read_scored(tmp_path / "student", labels)
-    assert sorted(student.ids) == sorted(gold)
-    assert student.folds.tolist() == [int(row_id[1:]) % 5 for row_id in student.ids]
-    assert "the same, trained on labels" in capsys.readouterr().out
 
 
 def test_kept_predictions_are_restored_without_a_text_in_them(labels, tmp_path, monkeypatch):

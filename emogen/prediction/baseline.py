@@ -10,7 +10,7 @@ import numpy as np
 from emogen.evaluation import results
 from emogen.evaluation.results import Prediction
 from emogen.prediction.classifier import predictions_from_prob
-from emogen.prediction.features import Features, load_features, make_vectorizer
+from emogen.prediction.features import Features, load_features, make_vectorizer, remembered
 from emogen.task.labels import LabelSet
 from emogen.task.recipe import Recipe
 
@@ -18,15 +18,19 @@ Fitted = Callable[[Sequence[str]], np.ndarray]  # m texts -> the probability of 
 
 
 def fit_baseline(
-    texts: Sequence[str], gold: np.ndarray, *, features: Sequence[str] = ("tfidf",), exactly_one: bool = False
+    texts: Sequence[str],
+    gold: np.ndarray,
+    *,
+    features: Sequence[str | Features] = ("tfidf",),
+    exactly_one: bool = False,
 ) -> Fitted:
     """Fit one logistic regression per label to each kind of features. Their probabilities are averaged.
 
     Args:
         texts: n texts.
         gold: 0/1, [n, L].
-        features: `tfidf` (`make_vectorizer`, what occurs in two texts or more; C = 4), or what `load_features` takes,
-            whose arrays are standardised (C = 0.01).
+        features: `tfidf` (`make_vectorizer`, what occurs in two texts or more; C = 4), or functions from texts to an
+            array, or their names (`load_features`); arrays are standardised (C = 0.01).
         exactly_one: whether each text has one label. One multinomial regression then takes the place of the L others.
 
     Returns:
@@ -39,9 +43,11 @@ def fit_baseline(
     return _fit_each([_load(name) for name in features], texts, gold, exactly_one)
 
 
-def _load(name: str) -> Features | None:
+def _load(features: str | Features) -> Features | None:
     """A function from texts to an array; None for TF-IDF, which is fitted to texts."""
-    return None if name == "tfidf" else load_features(name)
+    if not isinstance(features, str):
+        return features
+    return None if features == "tfidf" else load_features(features)
 
 
 def _fit_each(features: Sequence[Features | None], texts: Sequence[str], gold: np.ndarray, exactly_one: bool) -> Fitted:
@@ -58,7 +64,7 @@ def cross_fit_baseline(
     gold: np.ndarray,
     folds: np.ndarray,
     *,
-    features: Sequence[str] = ("tfidf",),
+    features: Sequence[str | Features] = ("tfidf",),
     exactly_one: bool = False,
     progress: Callable[[int], Any] = lambda n: None,
 ) -> np.ndarray:
@@ -69,7 +75,7 @@ def cross_fit_baseline(
         folds: the fold of each row, [n].
         progress: called with the number of folds that were done since the last call.
     """
-    loaded = [own and _remembered(own, texts) for own in map(_load, features)]
+    loaded = [own and remembered(own, texts) for own in map(_load, features)]
     array = np.array(texts, dtype=object)
     prob = np.zeros(gold.shape, dtype=np.float32)
     for fold in np.unique(folds):
@@ -77,12 +83,6 @@ def cross_fit_baseline(
         prob[held] = _fit_each(loaded, array[~held], gold[~held], exactly_one)(array[held])
         progress(1)
     return prob
-
-
-def _remembered(features: Features, texts: Sequence[str]) -> Features:
-    """Features that are computed once for these texts, the only ones they are asked about."""
-    row_of = dict(zip(texts, features(texts), strict=True))
-    return lambda some: np.stack([row_of[text] for text in some])
 
 
 def _fit(features: Features | None, texts: Sequence[str], gold: np.ndarray, exactly_one: bool) -> Fitted:

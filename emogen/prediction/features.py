@@ -50,6 +50,12 @@ def load_features(name: str) -> Features:
     return _checked(name, _own_features(name))
 
 
+def remembered(features: Features, texts: Sequence[str]) -> Features:
+    """Features that are computed once for these texts, the only ones that they are then asked about."""
+    row_of = dict(zip(texts, features(texts), strict=True))
+    return lambda some: np.stack([row_of[text] for text in some])
+
+
 def _own_features(name: str) -> Features:
     """Import a function of the user, `MODULE:FUNCTION`, from the current folder or an installed package.
 

@@ -161,6 +161,13 @@ class Recipe(BaseModel):
         le=1,
         description="loss weight of the text's tokens, relative to the answer's: 0, or .01 to .1",
     )
+    teacher_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="answer: head: share that a teacher has in what is learnt, such as 0.5; the rest is the labels. The "
+        "teacher is a stack of baselines, one for each of `features`, cross-fitted to the training rows",
+    )
     select_best: SelectBest | None = Field(
         None,
         description="choose the final checkpoint: of those within a tolerance (`within`) of the best `metric`, the one "
@@ -172,7 +179,7 @@ class Recipe(BaseModel):
     features: list[str] = Field(
         ["tfidf"],
         min_length=1,
-        description="what texts are described by, for the regressions of emogen baseline and for examples_by: nearest: "
+        description="what texts are described by, for emogen baseline, teacher_weight and examples_by: nearest: "
         "tfidf, emoji, a sentence encoder (a name on the Hub, or a folder), or MODULE:FUNCTION, a function of yours "
         "from texts to an array",
     )
@@ -481,6 +488,10 @@ def _conflicts(recipe: Recipe, where: dict[str, str]) -> Iterator[str]:
                 f"{where[key]}: {key}: cannot be combined with soft_labels: rows without certain labels cannot be "
                 "scored; name labelled rows with eval_file"
             )
+    if recipe.teacher_weight and recipe.answer != "head":
+        yield f"{where['teacher_weight']}: teacher_weight: only for answer: head; a generator learns whole answers"
+    if recipe.teacher_weight and recipe.soft_labels:
+        yield f"{where['teacher_weight']}: teacher_weight: cannot be combined with soft_labels; choose one"
     if recipe.eval_file and recipe.eval_fraction:
         yield f"{where['eval_fraction']}: eval_fraction: cannot be combined with eval_file; choose one"
     if recipe.answer == "head":

@@ -62,9 +62,10 @@ def load_splits(recipe: Recipe, label_set: LabelSet) -> tuple[Splits | None, lis
         labels_column=recipe.labels_column,
     )
     problems += check_rows(train)
-    if recipe.soft_labels and label_set.exactly_one:
-        message = f"soft_labels: not for {label_set.name!r}, which says exactly_one; its rows need one certain label"
-        problems.append(Problem("error", train.path, message))
+    for key in ("soft_labels", "teacher_weight"):
+        if getattr(recipe, key) and label_set.exactly_one:
+            message = f"{key}: not for {label_set.name!r}, which says exactly_one; its rows need one certain label"
+            problems.append(Problem("error", train.path, message))
     eval_rows = None
     if recipe.eval_file or recipe.dataset_test_split:
         eval_rows, more = read(recipe.eval_file, recipe.dataset_test_split, labels_column=own_column)

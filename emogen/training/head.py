@@ -28,6 +28,7 @@ from emogen.task.rows import Rows
 from emogen.task.task import Task
 from emogen.training.sampling import label_weights, repeat_rare
 from emogen.training.scoring import ScoringMixin
+from emogen.training.teacher import soften
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ def prepare(
     elif recipe.lm_args["use_peft"]:
         model = get_peft_model(model, new_adapter(model, recipe.lm_config(), "SEQ_CLS"))
 
+    if recipe.teacher_weight:
+        train_rows = soften(train_rows, recipe)
     weights = label_weights(train_rows.truth, recipe.label_weights)
     if recipe.sampling == "rare":
         train_rows = train_rows.take(repeat_rare(train_rows.truth, recipe.seed))
