@@ -21,6 +21,12 @@ from emogen.task.rows import Rows
 
 log = logging.getLogger(__name__)
 
+# Keys of a recipe that describe the form of the user's data files, which does not apply to files of `write_rows`.
+FORM = (
+    "text_column", "id_column", "labels_column", "separator", "quoting", "encoding",
+    "dataset_name", "dataset_config", "dataset_test_split",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Prediction:
