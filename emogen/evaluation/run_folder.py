@@ -16,13 +16,14 @@ from emogen.evaluation.metrics import Objective
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.recipe import Recipe, load_recipe
 from emogen.task.task import EXAMPLES
-from emogen.task.yaml_files import read_yaml
+from emogen.task.yaml_files import read_value, read_yaml
 
 # Read by prediction. A model that was tuned in full is in MODEL and has no ADAPTER.
 RECIPE, PROMPT, LABELS, ADAPTER, MODEL = "recipe.yaml", "prompt.jinja", "labels.yaml", "adapter", "model"
 # Written by scoring.
 PREDICTIONS, THRESHOLDS, METRICS = "predictions.jsonl", "thresholds.json", "metrics.json"
 FOLDS, DATA = "folds.csv", "data"  # cross-validations only: the fold of each id; the rows of each fold
+LEARNED = ("labels", "prompt", "answer", "order", "examples", "examples_by", "features")  # keys of a recipe
 LOG = "train_log.jsonl"  # the log entries of the trainer, one JSON object per line
 AUDIT = "audit.json"  # what emogen audit says about the rows
 PAGE, CARD = "report.html", "README.md"
@@ -115,15 +116,16 @@ def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Label
 
     Args:
         run: a folder or a recipe file.
-        overrides: `key=value` pairs that replace values of the recipe.
+        overrides: `key=value` pairs that replace values of the recipe; those of a folder see `_allowed`.
 
     Raises:
-        InputError: the folder is not a run folder.
+        InputError: the folder is not a run folder, or an override would change what its model learned.
         ModelError: the run has not finished.
     """
     if run.is_dir():
         if not (run / RECIPE).is_file():
             raise InputError(f"{run}: not a run folder: it has no {RECIPE}")
+        overrides = _allowed(run, overrides)
         if kind_of(run) in UNTUNED:
             # The recipe of such a folder names no training data, which every recipe needs.
             train_file = f"train_file={run.resolve() / PREDICTIONS}"
@@ -134,6 +136,31 @@ def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Label
             )
     recipe = load_recipe(run / RECIPE if run.is_dir() else run, overrides)
     return recipe, load_label_set(recipe.find(recipe.labels))
+
+
+def _allowed(run: Path, overrides: Sequence[str]) -> list[str]:
+    """The overrides of a finished run, which may not change what its model learned and its thresholds rest on.
+
+    `features` allows the functions in it to run, those of several baselines at once; each keeps its own features.
+
+    Raises:
+        InputError: one of them does.
+    """
+    recorded, _ = read_yaml(run / RECIPE)
+    allowed = []
+    for override in overrides:
+        key, _, text = override.partition("=")
+        if key in LEARNED:
+            own, value = recorded.get(key, Recipe.model_fields[key].default), read_value(text)
+            if key == "features" and isinstance(value, list) and all(name in value for name in own):
+                override = f"features={json.dumps(own)}"
+            elif value != own:
+                raise InputError(
+                    f"{override!r}: {run} was made with {key}: {json.dumps(own, ensure_ascii=False)}, and its model "
+                    f"knows nothing else; leave {key} out, or make another run"
+                )
+        allowed.append(override)
+    return allowed
 
 
 def tuned_for(run: Path) -> Objective:
