@@ -19,7 +19,7 @@ from emogen.evaluation import results
 from emogen.evaluation.run_folder import PREDICTIONS
 from emogen.prediction.classifier import prob_of
 from emogen.prediction.ensemble import load_rule, load_runs, read_members
-from emogen.prediction.features import make_vectorizer
+from emogen.prediction.features import fit_tfidf
 from emogen.task.labels import LabelSet
 from emogen.task.readers import read_rows
 from emogen.task.rows import Rows, checked, normalise_text
@@ -64,6 +64,7 @@ def select_rows(runs: Sequence[Path], source: Path, n: int, overrides: Sequence[
             text_column=recipe.text_column, id_column=recipe.id_column, **recipe.file_form, need_ids=False,
         )
     )  # fmt: skip
+    thresholds = _thresholds(runs, label_set)  # before the models, which take the time
     probs = np.stack(
         [
             prob_of(classifier, rows.texts, [], bar, f"Probabilities, model {k} of {len(folders)}")
@@ -71,7 +72,7 @@ def select_rows(runs: Sequence[Path], source: Path, n: int, overrides: Sequence[
         ]
     )
     known = [text for run in runs if (run / PREDICTIONS).is_file() for text in _texts(run)]
-    chosen = choose(rows.texts, worth(probs, _thresholds(runs, label_set)), n, known)
+    chosen = choose(rows.texts, worth(probs, thresholds), n, known)
     if not chosen:
         raise InputError(f"{source}: no row is left to label: all texts are empty or labelled already")
     if len(chosen) < n:
@@ -136,7 +137,9 @@ def choose(texts: Sequence[str], worths: np.ndarray, n: int, known: Sequence[str
             candidates.append(i)
     if len(candidates) <= n:
         return candidates
-    vectors = make_vectorizer(min_df=1).fit_transform([texts[i] for i in candidates])
+    vectors, _ = fit_tfidf([texts[i] for i in candidates], min_df=1)
+    # The square of the length of a vector: 2 for words and characters, two unit vectors side by side.
+    length = max(1, round(vectors.multiply(vectors).sum(axis=1).max()))
     own = worths[candidates].astype(np.float64)
     nearest = np.zeros(len(candidates))  # the cosine with the nearest chosen text
     chosen: list[int] = []
@@ -145,7 +148,7 @@ def choose(texts: Sequence[str], worths: np.ndarray, n: int, known: Sequence[str
         product[chosen] = -1
         best = int(product.argmax())
         chosen.append(best)
-        cosine = (vectors @ vectors[best].T).toarray()[:, 0] / 2  # two unit vectors side by side
+        cosine = (vectors @ vectors[best].T).toarray()[:, 0] / length
         nearest = np.maximum(nearest, np.minimum(cosine, 1))
     return [candidates[k] for k in chosen]
 

@@ -10,7 +10,7 @@ import numpy as np
 from emogen.evaluation import results
 from emogen.evaluation.results import Prediction
 from emogen.prediction.classifier import predictions_from_prob
-from emogen.prediction.features import Features, load_features, make_vectorizer
+from emogen.prediction.features import Features, fit_tfidf, load_features
 from emogen.task.labels import LabelSet
 from emogen.task.recipe import Recipe
 
@@ -25,7 +25,7 @@ def fit_baseline(
     Args:
         texts: n texts.
         gold: 0/1, [n, L].
-        features: `tfidf` (`make_vectorizer`, what occurs in two texts or more; C = 4), or what `load_features` takes,
+        features: `tfidf` (`fit_tfidf`, what occurs in two texts or more; C = 4), or what `load_features` takes,
             whose arrays are standardised (C = 0.01).
         exactly_one: whether each text has one label. One multinomial regression then takes the place of the L others.
 
@@ -92,16 +92,17 @@ def _fit(features: Features | None, texts: Sequence[str], gold: np.ndarray, exac
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
     if features is None:
-        transform, c = make_vectorizer(min_df=2), 4.0
+        vectors, vectorise = fit_tfidf(texts, min_df=2)
+        c = 4.0
     else:
-        transform, c = make_pipeline(FunctionTransformer(features), StandardScaler()), 0.01
-    vectors = transform.fit_transform(texts)
+        scaled = make_pipeline(FunctionTransformer(features), StandardScaler())
+        vectors, vectorise, c = scaled.fit_transform(texts), scaled.transform, 0.01
     if exactly_one and len(np.unique(gold.argmax(axis=1))) > 1:
         multinomial = LogisticRegression(C=c, max_iter=1000).fit(vectors, gold.argmax(axis=1))
 
         def predict_one(new_texts: Sequence[str]) -> np.ndarray:
             prob = np.zeros((len(new_texts), gold.shape[1]), dtype=np.float32)
-            prob[:, multinomial.classes_] = multinomial.predict_proba(transform.transform(new_texts))
+            prob[:, multinomial.classes_] = multinomial.predict_proba(vectorise(new_texts))
             return prob
 
         return predict_one
@@ -111,7 +112,7 @@ def _fit(features: Features | None, texts: Sequence[str], gold: np.ndarray, exac
     ]
 
     def predict_proba(new_texts: Sequence[str]) -> np.ndarray:
-        new_vectors = transform.transform(new_texts)
+        new_vectors = vectorise(new_texts)
         columns = [
             np.full(len(new_texts), truth[0]) if regression is None else regression.predict_proba(new_vectors)[:, 1]
             for truth, regression in zip(gold.T, regressions, strict=True)
