@@ -4,8 +4,6 @@ A row teaches where the model hesitates (Lewis and Gale 1994), where its members
 rare labels are expected; and it teaches little beside a row that is nearly the same.
 """
 
-import csv
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from emogen.evaluation.run_folder import PREDICTIONS
 from emogen.prediction.classifier import prob_of
 from emogen.prediction.ensemble import load_rule, load_runs, read_members
 from emogen.prediction.features import fit_tfidf
+from emogen.task.delimited import csv_text
 from emogen.task.labels import LabelSet
 from emogen.task.readers import read_rows
 from emogen.task.rows import Rows, checked, normalise_text
@@ -155,8 +154,5 @@ def choose(texts: Sequence[str], worths: np.ndarray, n: int, known: Sequence[str
 
 def selection_csv(rows: Rows) -> str:
     """Rows as a CSV file with an empty column `labels`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([rows.id_column, rows.text_column, "labels"])
-    writer.writerows([row_id, row_text, ""] for row_id, row_text in zip(rows.ids, rows.texts, strict=True))
-    return text.getvalue()
+    cells = ([row_id, row_text, ""] for row_id, row_text in zip(rows.ids, rows.texts, strict=True))
+    return csv_text([[rows.id_column, rows.text_column, "labels"], *cells])

@@ -15,6 +15,7 @@ import numpy as np
 from emogen import paths
 from emogen.errors import InputError
 from emogen.evaluation.run_folder import FOLDS, LOG, PREDICTIONS, THRESHOLDS, read_json, read_text
+from emogen.task.delimited import csv_text
 from emogen.task.labels import LabelSet
 from emogen.task.parse import ParsedAnswer
 from emogen.task.rows import Rows
@@ -95,13 +96,8 @@ def parse_audit(predictions: Sequence[Prediction]) -> dict[str, float]:
 
 def csv_lines(rows: Rows, pred: np.ndarray, label_set: LabelSet, *, header: bool = True) -> str:
     """Format predictions as a Kaggle submission: the id and a 0/1 column for each label of `pred` [n, L]."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow([rows.id_column, *label_set.names])
-    for row_id, vector in zip(rows.ids, pred.tolist(), strict=True):
-        writer.writerow([row_id, *vector])
-    return text.getvalue()
+    first = [[rows.id_column, *label_set.names]] if header else []
+    return csv_text([*first, *([row_id, *vector] for row_id, vector in zip(rows.ids, pred.tolist(), strict=True))])
 
 
 def json_lines(

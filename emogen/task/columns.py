@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from emogen.task.label_cells import OFF, ON, UNLABELLED, LabelCells, Vector, expected, key_of, read_value
-from emogen.task.labels import LabelSet
+from emogen.task.label_cells import OFF, ON, UNLABELLED, LabelCells, Vector, expected, read_value
+from emogen.task.labels import LabelSet, key_of
 from emogen.task.rows import Mistakes, Problem, Rows, at_lines
 
 ID_NAMES = ("id", "tweet_id", "post_id", "text_id", "row_id")
