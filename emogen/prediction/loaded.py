@@ -107,7 +107,7 @@ def load(*runs: str | os.PathLike[str], decide: Decision | None = None, **overri
 
 def as_words(overrides: dict[str, Any]) -> list[str]:
     """Overrides as on the command line, `key=value`. A value is read back as what it is: None is no name."""
-    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    return [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in overrides.items()]
 
 
 def _has_thresholds(run: Path) -> bool:
