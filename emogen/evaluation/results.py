@@ -1,7 +1,5 @@
 """Predictions and thresholds on disk. They can be read again and scored without a model."""
 
-import csv
-import io
 import json
 import logging
 import math
@@ -14,7 +12,7 @@ import numpy as np
 
 from emogen import paths
 from emogen.errors import InputError
-from emogen.evaluation.run_folder import FOLDS, LOG, PREDICTIONS, THRESHOLDS, read_json, read_text
+from emogen.evaluation.run_folder import FOLDS, LOG, PREDICTIONS, THRESHOLDS, read_folds, read_json, read_text
 from emogen.task.delimited import csv_text
 from emogen.task.labels import LabelSet
 from emogen.task.parse import ParsedAnswer
@@ -245,8 +243,7 @@ def _check_complete(folder: Path, ids: Sequence[str]) -> None:
     """Refuse the predictions of a cross-validation or a baseline if rows of its folds are missing or were added."""
     if not (folder / FOLDS).is_file():
         return
-    lines = io.StringIO(read_text(folder / FOLDS), newline="")
-    fold_of = {row[0]: row[-1] for row in list(csv.reader(lines))[1:] if row}
+    fold_of = read_folds(folder)
     missing = {fold_of[row_id] for row_id in fold_of.keys() - set(ids)}
     if missing or len(ids) != len(fold_of):
         raise InputError(

@@ -1,8 +1,11 @@
 """The contents of a run folder: names of its files, format and kind, recipe and labels."""
 
+import csv
 import hashlib
+import io
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
@@ -91,13 +94,43 @@ def kind_of(folder: Path) -> str:
         return str(manifest["kind"])
     if not (folder / FOLDS).is_file():
         return RUN
-    has_folds = (folder / DATA).is_dir() or any(folder.glob("fold-*/"))
+    has_folds = (folder / DATA).is_dir() or bool(fold_folders(folder))
     return CROSS_VALIDATION if has_folds else BASELINE
 
 
 def member_folders(runs: Sequence[Path]) -> list[Path]:
-    """Replace each cross-validation in a list of run folders by the run folders of its folds."""
-    return [member for run in runs for member in (sorted(run.glob("fold-*/")) or [run])]
+    """Replace each cross-validation in a list of run folders by the run folders of its folds.
+
+    Raises:
+        ModelError: folds of it are missing.
+    """
+    members = []
+    for run in runs:
+        folds, wanted = fold_folders(run), set(read_folds(run).values())
+        if folds and wanted and len(folds) != len(wanted):
+            raise ModelError(
+                f"{run}: it has {len(folds)} folders of {len(wanted)} folds ({FOLDS}); the command that started the "
+                "cross-validation completes it"
+            )
+        members += folds or [run]
+    return members
+
+
+def fold_folders(run: Path) -> list[Path]:
+    """The run folders of the folds of a cross-validation, by number; a copy of one (`fold-0 old`) is none of them."""
+    folders = [folder for folder in run.glob("fold-*/") if re.fullmatch(r"fold-\d+", folder.name)]
+    return sorted(folders, key=fold_number)
+
+
+def fold_number(folder: Path) -> int:
+    """The number of a fold, of which this is the run folder."""
+    return int(folder.name.removeprefix("fold-"))
+
+
+def read_folds(run: Path) -> dict[str, str]:
+    """The fold of each id, for a cross-validation or a baseline; empty for others."""
+    lines = io.StringIO(read_text(run / FOLDS), newline="")
+    return {row[0]: row[-1] for row in list(csv.reader(lines))[1:] if row}
 
 
 def label_set_of(run: Path) -> LabelSet:
@@ -178,7 +211,7 @@ def content_hash(run: Path) -> str:
         recipe = load_recipe(run)
         files = [recipe.find(name) for name in (recipe.prompt, recipe.labels) if recipe.find(name).is_file()]
         return _sha256([recipe.path, *files])
-    folders = [run, *run.glob("fold-*/")]
+    folders = [run, *fold_folders(run)]
     names = (RECIPE, PROMPT, LABELS, EXAMPLES, THRESHOLDS, PREDICTIONS)
     files = [folder / name for folder in folders for name in names]
     files += [file for folder in folders for weights in (ADAPTER, MODEL) for file in (folder / weights).rglob("*")]
