@@ -1,6 +1,7 @@
 """Finished runs as one object in Python: `emogen.load`."""
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,10 @@ from emogen.console import no_bar, progress_bar, quiet_libraries
 from emogen.errors import InputError
 from emogen.evaluation.run_folder import CROSS_VALIDATION, THRESHOLDS, UNTUNED, kind_of
 from emogen.prediction.ensemble import BatchPrediction, Ensemble
+from emogen.task.columns import whole_characters
 from emogen.task.rows import Rows
+
+log = logging.getLogger(__name__)
 
 Decision = Literal["answer", "thresholds", "stack"]
 
@@ -126,5 +130,8 @@ def rows_of_texts(texts: Sequence[str]) -> Rows:
     for k, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"text {k}: expected a string, got {type(text).__name__}: {text!r:.80}")
+    whole = [whole_characters(text) for text in texts]
+    if n_broken := sum(text != own for text, own in zip(whole, texts, strict=True)):
+        log.warning(f"{n_broken:,} texts with half a character (such as half an emoji), which is replaced by \ufffd")
     numbers = list(range(len(texts)))
-    return Rows("texts", [str(k) for k in numbers], texts, None, numbers)
+    return Rows("texts", [str(k) for k in numbers], whole, None, numbers)
