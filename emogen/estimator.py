@@ -1,9 +1,8 @@
 """emogen as an estimator of scikit-learn: `emogen.EmogenClassifier`."""
 
-import csv
-import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from emogen import train
 from emogen.errors import InputError
+from emogen.evaluation import results
 from emogen.evaluation.metrics import score as score_labels
-from emogen.prediction.loaded import LoadedClassifier, load
+from emogen.prediction.loaded import LoadedClassifier, as_words, load, rows_of_texts
 from emogen.task.labels import LabelSet
 from emogen.task.recipe import load_recipe
 from emogen.task.task import load_recipe_labels
@@ -56,35 +56,30 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
             X: n texts.
-            y: the true labels: 0/1 [n, L] in canonical label order, or the label names of each text.
+            y: the true labels: 0/1 [n, L] in canonical label order, a table with a 0/1 column for each label, in any
+                order, or the label names of each text.
 
         Raises:
             InputError: the recipe is not valid; `y` does not fit the texts or the labels.
+            TypeError: a text is no string.
         """
-        label_set = load_recipe_labels(load_recipe(self.recipe, _words(self._own_keys("rows.csv"))))
-        texts = [str(text) for text in X]
-        gold = _label_matrix(y, label_set)
-        if len(texts) != len(gold):
-            raise InputError(f"{len(texts)} texts and {len(gold)} rows of labels; they must be the same rows")
+        label_set = load_recipe_labels(load_recipe(self.recipe, as_words(self._own_keys("rows.jsonl"))))
+        rows, gold = rows_of_texts(X), _label_matrix(y, label_set)
+        if len(rows) != len(gold):
+            raise InputError(f"{len(rows)} texts and {len(gold)} rows of labels; they must be the same rows")
         self._scratch = tempfile.TemporaryDirectory(prefix="emogen-", ignore_cleanup_errors=True)
-        file = Path(self._scratch.name) / "rows.csv"
-        with file.open("w", encoding="utf-8", newline="") as target:
-            writer = csv.writer(target)
-            writer.writerow(["ID", "Tweet", *label_set.names])
-            writer.writerows(
-                [k, text, *vector] for k, (text, vector) in enumerate(zip(texts, gold.tolist(), strict=True))
-            )
+        file = Path(self._scratch.name) / "rows.jsonl"
+        results.write_rows(file, replace(rows, gold=gold), label_set)
         self.run_ = Path(self.overrides.get("output_dir") or Path(self._scratch.name) / "run")
-        train.main([self.recipe, *_words(self._own_keys(str(file)) | {"output_dir": str(self.run_)})])
-        self.classes_ = np.array(label_set.names)
+        train.main([self.recipe, *as_words(self._own_keys(str(file)) | {"output_dir": str(self.run_)})])
+        self.classes_, self._label_set = np.array(label_set.names), label_set
         self._loaded = load(self.run_)
         return self
 
     def _own_keys(self, train_file: str) -> dict[str, Any]:
         """The overrides, with all rows in one file and none held out unless that is asked for."""
-        own = {"train_file": train_file, "eval_file": None, "dataset_name": None, "eval_fraction": 0.0}
-        own |= {"text_column": None, "id_column": None, "labels_column": None, "separator": None, "encoding": None}
-        return own | self.overrides
+        own = {"train_file": train_file, "eval_file": None, "eval_fraction": 0.0, "soft_labels": False}
+        return dict.fromkeys(results.FORM) | own | self.overrides
 
     @property
     def loaded(self) -> LoadedClassifier:
@@ -102,21 +97,25 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
         return self.loaded.predict_proba(list(X))
 
     def score(self, X: Sequence[str], y: Any, sample_weight: None = None) -> float:
-        """The macro-F1 of n texts; see `emogen.score`."""
-        names = [str(name) for name in self.classes_]
-        return float(score_labels(np.asarray(y), self.predict(X), names)["f1_macro"])
-
-
-def _words(keys: dict[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+        """The macro-F1 of n texts, with `y` as for `fit`; see `emogen.score`."""
+        pred = self.predict(X)
+        return float(score_labels(_label_matrix(y, self._label_set), pred, self._label_set.names)["f1_macro"])
 
 
 def _label_matrix(y: Any, label_set: LabelSet) -> np.ndarray:
-    """0/1 [n, L], or n collections of label names -> int8 [n, L].
+    """0/1 [n, L], a table with a column for each label, or n collections of label names -> int8 [n, L].
 
     Raises:
-        InputError: it is neither.
+        InputError: it is none of these.
     """
+    columns = list(getattr(y, "columns", ()))
+    if columns and columns != list(range(len(columns))):  # a table whose columns have names
+        if len(columns) != len(label_set) or set(columns) != set(label_set.names):
+            raise InputError(
+                f"y: expected a column for each label ({', '.join(label_set.names)}), got the columns "
+                f"{', '.join(map(str, columns))}"
+            )
+        y = y[list(label_set.names)]
     rows = list(y)
     if rows and all(
         isinstance(row, list | tuple | set | frozenset) and all(isinstance(v, str) for v in row) for row in rows

@@ -1,6 +1,7 @@
 """`emogen.EmogenClassifier` among scikit-learn's tools."""
 
 import numpy as np
+import pandas
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -11,6 +12,8 @@ from tiny import POSTS
 
 from emogen import EmogenClassifier
 from emogen.errors import InputError
+from emogen.estimator import _label_matrix
+from emogen.evaluation.results import read_held_out
 
 TEXTS = [text for text, _ in POSTS]
 NAMES = [names for _, names in POSTS]
@@ -34,8 +37,37 @@ def test_it_is_tuned_and_predicts(tiny_recipe, labels):
     assert pred.shape == prob.shape == (len(TEXTS), len(labels))
     assert pred.dtype == np.int8
     gold = np.array([labels.vector(names) for names in NAMES])
-    assert 0 <= classifier.score(TEXTS, gold) <= 1
+    by_matrix = classifier.score(TEXTS, gold)
+    assert 0 <= by_matrix <= 1
+    assert classifier.score(TEXTS, NAMES) == by_matrix
     assert (classifier.run_ / "adapter").is_dir()
+
+
+@pytest.mark.slow
+def test_it_is_tuned_on_the_texts_as_they_are(tiny_recipe, labels):
+    """Whatever they contain, and whatever the recipe says of the form of its own files."""
+    texts = ['"quoted", and; more\nin two lines', "=1+1\rthen", "", "Tweet", *TEXTS[4:]]
+    recipe = tiny_recipe(quoting="none", separator=";", text_column="Kommentar", encoding="latin-1")
+    overrides = QUICK | {"eval_fraction": 0.5}
+    classifier = EmogenClassifier(str(recipe), **overrides).fit(texts, NAMES)
+    held_out = read_held_out(classifier.run_, labels)
+    assert held_out.texts == [texts[int(row_id)] for row_id in held_out.ids]
+    assert held_out.truth.tolist() == [list(labels.vector(NAMES[int(row_id)])) for row_id in held_out.ids]
+
+
+def test_the_columns_of_a_table_are_taken_by_their_names(labels):
+    names = list(reversed(labels.names))
+    table = pandas.DataFrame(np.eye(len(names), dtype=int), columns=names)
+    assert (_label_matrix(table, labels) == np.eye(len(names))[:, ::-1]).all()
+    unnamed = pandas.DataFrame(np.eye(len(names), dtype=int))
+    assert (_label_matrix(unnamed, labels) == np.eye(len(names))).all()
+    with pytest.raises(InputError, match=r"y: expected a column for each label .*got the columns .*rage"):
+        _label_matrix(table.rename(columns={"anger": "rage"}), labels)
+
+
+def test_a_text_that_is_none_is_refused():
+    with pytest.raises(TypeError, match="text 1: expected a string, got NoneType"):
+        EmogenClassifier("recipes/demo.yaml").fit(["a", None], [["joy"], ["joy"]])
 
 
 @pytest.mark.slow

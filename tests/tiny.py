@@ -168,7 +168,7 @@ def invented_posts(n: int):
     return [*EVIL, *usual][:n]
 
 
-def write_run(folder: Path, labels: LabelSet, n: int = 40, *, posts=None, noise=0.7, seed: int = 0, **keys) -> Path:
+def write_run(folder: Path, labels: LabelSet, /, n: int = 40, *, posts=None, noise=0.7, seed: int = 0, **keys) -> Path:
     """The folder of a run that has ended, with everything that a report reads; no model. `keys` go into its recipe."""
     posts = posts or invented_posts(n)
     n = len(posts)

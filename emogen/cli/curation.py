@@ -100,9 +100,13 @@ def _print_changes(before: "Rows", after: "Rows", label_set: "LabelSet") -> None
 
 def _command_again(run: Path, file: Path, n_folds: int) -> list[str]:
     """The command that cross-validates a folder's recipe again, on a file that `write_rows` has written."""
+    from emogen.evaluation.results import FORM
     from emogen.evaluation.run_folder import BASELINE, LABELS, PROMPT, RECIPE, kind_of
+    from emogen.task.yaml_files import read_yaml
 
+    recipe, _ = read_yaml(run / RECIPE)
     columns = ["id_column=id", "text_column=text", "labels_column=labels"]
+    columns += [f"{key}=null" for key in FORM if not key.endswith("_column") and recipe.get(key) is not None]
     return [
         *("emogen", "baseline" if kind_of(run) == BASELINE else "cv", str(run / RECIPE), "--folds", str(n_folds)),
         *(f"train_file={file}", *columns, f"prompt={PROMPT}", f"labels={LABELS}"),

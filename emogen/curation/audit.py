@@ -5,8 +5,6 @@ Confident learning (Northcutt et al. 2021, arXiv 1911.00068) tells how many labe
 confidence, label by label. Its implementation is cleanlab's.
 """
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from emogen.evaluation import results
 from emogen.evaluation.audit_file import AuditedRelation, AuditedRow, AuditFile, predictions_digest
 from emogen.evaluation.run_folder import PROMPTED, kind_of
 from emogen.evaluation.stack import cross_fit
+from emogen.task.delimited import csv_text
 from emogen.task.labels import LabelSet
 from emogen.task.readers import read_rows
 from emogen.task.rows import Rows, checked, normalise_text, repeated_ids
@@ -295,9 +294,7 @@ def audit_csv(found: Audit) -> str:
         `correct` holds the given labels until somebody changes it. The list is made for a spreadsheet, so other cells
         are those of `spreadsheet_cell`.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([ID, TEXT, CORRECT, "given", "suggested", "quality", "why"])
+    lines = [[ID, TEXT, CORRECT, "given", "suggested", "quality", "why"]]
     rows, suggested = found.rows, found.suggested
     for i in found.worst_first:
         given = found.label_set.cell(rows.truth[i].tolist())
@@ -306,8 +303,8 @@ def audit_csv(found: Audit) -> str:
         why = "; ".join(found.reasons(i))
         cells = (str(rows.ids[i]), rows.texts[i], given, suggestion, quality, why)
         row_id, row_text, *others = map(spreadsheet_cell, cells)
-        writer.writerow([row_id, row_text, given, *others])
-    return text.getvalue()
+        lines.append([row_id, row_text, given, *others])
+    return csv_text(lines)
 
 
 def spreadsheet_cell(text: str) -> str:

@@ -4,8 +4,6 @@ A row teaches where the model hesitates (Lewis and Gale 1994), where its members
 rare labels are expected; and it teaches little beside a row that is nearly the same.
 """
 
-import csv
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +17,8 @@ from emogen.evaluation import results
 from emogen.evaluation.run_folder import PREDICTIONS
 from emogen.prediction.classifier import prob_of
 from emogen.prediction.ensemble import load_rule, load_runs, read_members
-from emogen.prediction.features import make_vectorizer
+from emogen.prediction.features import fit_tfidf
+from emogen.task.delimited import csv_text
 from emogen.task.labels import LabelSet
 from emogen.task.readers import read_rows
 from emogen.task.rows import Rows, checked, normalise_text
@@ -64,6 +63,7 @@ def select_rows(runs: Sequence[Path], source: Path, n: int, overrides: Sequence[
             text_column=recipe.text_column, id_column=recipe.id_column, **recipe.file_form, need_ids=False,
         )
     )  # fmt: skip
+    thresholds = _thresholds(runs, label_set)  # before the models, which take the time
     probs = np.stack(
         [
             prob_of(classifier, rows.texts, [], bar, f"Probabilities, model {k} of {len(folders)}")
@@ -71,7 +71,7 @@ def select_rows(runs: Sequence[Path], source: Path, n: int, overrides: Sequence[
         ]
     )
     known = [text for run in runs if (run / PREDICTIONS).is_file() for text in _texts(run)]
-    chosen = choose(rows.texts, worth(probs, _thresholds(runs, label_set)), n, known)
+    chosen = choose(rows.texts, worth(probs, thresholds), n, known)
     if not chosen:
         raise InputError(f"{source}: no row is left to label: all texts are empty or labelled already")
     if len(chosen) < n:
@@ -136,7 +136,9 @@ def choose(texts: Sequence[str], worths: np.ndarray, n: int, known: Sequence[str
             candidates.append(i)
     if len(candidates) <= n:
         return candidates
-    vectors = make_vectorizer(min_df=1).fit_transform([texts[i] for i in candidates])
+    vectors, _ = fit_tfidf([texts[i] for i in candidates], min_df=1)
+    # The square of the length of a vector: 2 for words and characters, two unit vectors side by side.
+    length = max(1, round(vectors.multiply(vectors).sum(axis=1).max()))
     own = worths[candidates].astype(np.float64)
     nearest = np.zeros(len(candidates))  # the cosine with the nearest chosen text
     chosen: list[int] = []
@@ -145,15 +147,12 @@ def choose(texts: Sequence[str], worths: np.ndarray, n: int, known: Sequence[str
         product[chosen] = -1
         best = int(product.argmax())
         chosen.append(best)
-        cosine = (vectors @ vectors[best].T).toarray()[:, 0] / 2  # two unit vectors side by side
+        cosine = (vectors @ vectors[best].T).toarray()[:, 0] / length
         nearest = np.maximum(nearest, np.minimum(cosine, 1))
     return [candidates[k] for k in chosen]
 
 
 def selection_csv(rows: Rows) -> str:
     """Rows as a CSV file with an empty column `labels`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([rows.id_column, rows.text_column, "labels"])
-    writer.writerows([row_id, row_text, ""] for row_id, row_text in zip(rows.ids, rows.texts, strict=True))
-    return text.getvalue()
+    cells = ([row_id, row_text, ""] for row_id, row_text in zip(rows.ids, rows.texts, strict=True))
+    return csv_text([[rows.id_column, rows.text_column, "labels"], *cells])

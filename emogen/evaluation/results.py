@@ -1,7 +1,5 @@
 """Predictions and thresholds on disk. They can be read again and scored without a model."""
 
-import csv
-import io
 import json
 import logging
 import math
@@ -14,12 +12,19 @@ import numpy as np
 
 from emogen import paths
 from emogen.errors import InputError
-from emogen.evaluation.run_folder import FOLDS, LOG, PREDICTIONS, THRESHOLDS, read_json, read_text
+from emogen.evaluation.run_folder import FOLDS, LOG, PREDICTIONS, THRESHOLDS, read_folds, read_json, read_text
+from emogen.task.delimited import csv_text
 from emogen.task.labels import LabelSet
 from emogen.task.parse import ParsedAnswer
 from emogen.task.rows import Rows
 
 log = logging.getLogger(__name__)
+
+# Keys of a recipe that describe the form of the user's data files, which does not apply to files of `write_rows`.
+FORM = (
+    "text_column", "id_column", "labels_column", "separator", "quoting", "encoding",
+    "dataset_name", "dataset_config", "dataset_test_split",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,13 +94,8 @@ def parse_audit(predictions: Sequence[Prediction]) -> dict[str, float]:
 
 def csv_lines(rows: Rows, pred: np.ndarray, label_set: LabelSet, *, header: bool = True) -> str:
     """Format predictions as a Kaggle submission: the id and a 0/1 column for each label of `pred` [n, L]."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if header:
-        writer.writerow([rows.id_column, *label_set.names])
-    for row_id, vector in zip(rows.ids, pred.tolist(), strict=True):
-        writer.writerow([row_id, *vector])
-    return text.getvalue()
+    first = [[rows.id_column, *label_set.names]] if header else []
+    return csv_text([*first, *([row_id, *vector] for row_id, vector in zip(rows.ids, pred.tolist(), strict=True))])
 
 
 def json_lines(
@@ -243,8 +243,7 @@ def _check_complete(folder: Path, ids: Sequence[str]) -> None:
     """Refuse the predictions of a cross-validation or a baseline if rows of its folds are missing or were added."""
     if not (folder / FOLDS).is_file():
         return
-    lines = io.StringIO(read_text(folder / FOLDS), newline="")
-    fold_of = {row[0]: row[-1] for row in list(csv.reader(lines))[1:] if row}
+    fold_of = read_folds(folder)
     missing = {fold_of[row_id] for row_id in fold_of.keys() - set(ids)}
     if missing or len(ids) != len(fold_of):
         raise InputError(

@@ -1,8 +1,11 @@
 """The contents of a run folder: names of its files, format and kind, recipe and labels."""
 
+import csv
 import hashlib
+import io
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
@@ -16,13 +19,14 @@ from emogen.evaluation.metrics import Objective
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.recipe import Recipe, load_recipe
 from emogen.task.task import EXAMPLES
-from emogen.task.yaml_files import read_yaml
+from emogen.task.yaml_files import read_value, read_yaml
 
 # Read by prediction. A model that was tuned in full is in MODEL and has no ADAPTER.
 RECIPE, PROMPT, LABELS, ADAPTER, MODEL = "recipe.yaml", "prompt.jinja", "labels.yaml", "adapter", "model"
 # Written by scoring.
 PREDICTIONS, THRESHOLDS, METRICS = "predictions.jsonl", "thresholds.json", "metrics.json"
 FOLDS, DATA = "folds.csv", "data"  # cross-validations only: the fold of each id; the rows of each fold
+LEARNED = ("labels", "prompt", "answer", "order", "examples", "examples_by", "features")  # keys of a recipe
 LOG = "train_log.jsonl"  # the log entries of the trainer, one JSON object per line
 AUDIT = "audit.json"  # what emogen audit says about the rows
 PAGE, CARD = "report.html", "README.md"
@@ -90,13 +94,43 @@ def kind_of(folder: Path) -> str:
         return str(manifest["kind"])
     if not (folder / FOLDS).is_file():
         return RUN
-    has_folds = (folder / DATA).is_dir() or any(folder.glob("fold-*/"))
+    has_folds = (folder / DATA).is_dir() or bool(fold_folders(folder))
     return CROSS_VALIDATION if has_folds else BASELINE
 
 
 def member_folders(runs: Sequence[Path]) -> list[Path]:
-    """Replace each cross-validation in a list of run folders by the run folders of its folds."""
-    return [member for run in runs for member in (sorted(run.glob("fold-*/")) or [run])]
+    """Replace each cross-validation in a list of run folders by the run folders of its folds.
+
+    Raises:
+        ModelError: folds of it are missing.
+    """
+    members = []
+    for run in runs:
+        folds, wanted = fold_folders(run), set(read_folds(run).values())
+        if folds and wanted and len(folds) != len(wanted):
+            raise ModelError(
+                f"{run}: it has {len(folds)} folders of {len(wanted)} folds ({FOLDS}); the command that started the "
+                "cross-validation completes it"
+            )
+        members += folds or [run]
+    return members
+
+
+def fold_folders(run: Path) -> list[Path]:
+    """The run folders of the folds of a cross-validation, by number; a copy of one (`fold-0 old`) is none of them."""
+    folders = [folder for folder in run.glob("fold-*/") if re.fullmatch(r"fold-\d+", folder.name)]
+    return sorted(folders, key=fold_number)
+
+
+def fold_number(folder: Path) -> int:
+    """The number of a fold, of which this is the run folder."""
+    return int(folder.name.removeprefix("fold-"))
+
+
+def read_folds(run: Path) -> dict[str, str]:
+    """The fold of each id, for a cross-validation or a baseline; empty for others."""
+    lines = io.StringIO(read_text(run / FOLDS), newline="")
+    return {row[0]: row[-1] for row in list(csv.reader(lines))[1:] if row}
 
 
 def label_set_of(run: Path) -> LabelSet:
@@ -115,15 +149,16 @@ def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Label
 
     Args:
         run: a folder or a recipe file.
-        overrides: `key=value` pairs that replace values of the recipe.
+        overrides: `key=value` pairs that replace values of the recipe; those of a folder see `_allowed`.
 
     Raises:
-        InputError: the folder is not a run folder.
+        InputError: the folder is not a run folder, or an override would change what its model learned.
         ModelError: the run has not finished.
     """
     if run.is_dir():
         if not (run / RECIPE).is_file():
             raise InputError(f"{run}: not a run folder: it has no {RECIPE}")
+        overrides = _allowed(run, overrides)
         if kind_of(run) in UNTUNED:
             # The recipe of such a folder names no training data, which every recipe needs.
             train_file = f"train_file={run.resolve() / PREDICTIONS}"
@@ -134,6 +169,31 @@ def read_recipe(run: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Label
             )
     recipe = load_recipe(run / RECIPE if run.is_dir() else run, overrides)
     return recipe, load_label_set(recipe.find(recipe.labels))
+
+
+def _allowed(run: Path, overrides: Sequence[str]) -> list[str]:
+    """The overrides of a finished run, which may not change what its model learned and its thresholds rest on.
+
+    `features` allows the functions in it to run, those of several baselines at once; each keeps its own features.
+
+    Raises:
+        InputError: one of them does.
+    """
+    recorded, _ = read_yaml(run / RECIPE)
+    allowed = []
+    for override in overrides:
+        key, _, text = override.partition("=")
+        if key in LEARNED:
+            own, value = recorded.get(key, Recipe.model_fields[key].default), read_value(text)
+            if key == "features" and isinstance(value, list) and all(name in value for name in own):
+                override = f"features={json.dumps(own)}"
+            elif value != own:
+                raise InputError(
+                    f"{override!r}: {run} was made with {key}: {json.dumps(own, ensure_ascii=False)}, and its model "
+                    f"knows nothing else; leave {key} out, or make another run"
+                )
+        allowed.append(override)
+    return allowed
 
 
 def tuned_for(run: Path) -> Objective:
@@ -151,7 +211,7 @@ def content_hash(run: Path) -> str:
         recipe = load_recipe(run)
         files = [recipe.find(name) for name in (recipe.prompt, recipe.labels) if recipe.find(name).is_file()]
         return _sha256([recipe.path, *files])
-    folders = [run, *run.glob("fold-*/")]
+    folders = [run, *fold_folders(run)]
     names = (RECIPE, PROMPT, LABELS, EXAMPLES, THRESHOLDS, PREDICTIONS)
     files = [folder / name for folder in folders for name in names]
     files += [file for folder in folders for weights in (ADAPTER, MODEL) for file in (folder / weights).rglob("*")]

@@ -15,8 +15,6 @@ newest checkpoint of the fold that was running.
         report.html        all of this on a page; README.md is the model card
 """
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -68,6 +66,7 @@ from emogen.prediction.remote import Endpoint, RemoteClassifier
 from emogen.report.figures import draw_reliability, save
 from emogen.report.page import report_finished
 from emogen.report.trackers import load_trackers, log_results
+from emogen.task.delimited import csv_text
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.prompt import load_prompt
 from emogen.task.recipe import Recipe, load_recipe
@@ -227,9 +226,8 @@ def begin(folder: Path, kind: str, recipe: Recipe, label_set: LabelSet, rows: Ro
         folds = make_folds(rows, n_folds, recipe.seed)
     except ValueError as error:
         raise InputError(str(error)) from None
-    folds_csv = io.StringIO()
-    csv.writer(folds_csv, lineterminator="\n").writerows([("id", "fold"), *zip(rows.ids, folds, strict=True)])
-    if recipe.init_adapter and read_text(recipe.find(recipe.init_adapter) / FOLDS) != folds_csv.getvalue():
+    folds_csv = csv_text([("id", "fold"), *zip(rows.ids, folds, strict=True)])
+    if recipe.init_adapter and read_text(recipe.find(recipe.init_adapter) / FOLDS) != folds_csv:
         raise InputError(
             f"init_adapter: {recipe.init_adapter}: not a cross-validation with the same rows and folds; its adapters "
             "were trained on rows that these folds hold out"
@@ -241,7 +239,7 @@ def begin(folder: Path, kind: str, recipe: Recipe, label_set: LabelSet, rows: Ro
         RECIPE: yaml.safe_dump(values, sort_keys=False, allow_unicode=True),
         PROMPT: read_text(recipe.find(recipe.prompt)) or "",
         LABELS: label_set.to_yaml(),
-        FOLDS: folds_csv.getvalue(),
+        FOLDS: folds_csv,
     }
     digest = digest_of(rows)
     if changed := _changes(folder, files, digest):

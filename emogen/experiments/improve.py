@@ -18,7 +18,6 @@ runs/NAME-prompts/
                                       each row that it was tried on
 """
 
-import csv
 import logging
 import re
 import sys
@@ -52,6 +51,7 @@ from emogen.prediction.generator import GenerativeClassifier
 from emogen.prediction.remote import BudgetError, Endpoint, RemoteClassifier
 from emogen.report.compare import System, compare
 from emogen.task.blocks import BlockTemplate, find_blocks
+from emogen.task.delimited import csv_text
 from emogen.task.prompt import VARIABLES, Message, load_prompt, parse_prompt
 from emogen.task.recipe import load_recipe
 from emogen.task.rows import Rows, normalise_text
@@ -586,20 +586,20 @@ class _Search:
 
 def _write_tried(path: Path, tried: Sequence[Tried], figure: str) -> None:
     """Write everything that was tried as a CSV file."""
+    ends = ("low", "high")
+    lines = [
+        ["candidate", "rows", f"{figure} to start", *ends, "f1_macro", *ends, "f1_macro to start", *ends, "refused"]
+    ]
+    for each in tried:
+        cells = [each.name, str(each.rows), *_cells(each.gain, each.gain_interval)]
+        if each.system:
+            cells += _cells(each.system.metrics["f1_macro"], each.system.interval)
+            cells += _cells(each.system.difference, each.system.difference_interval)
+        else:
+            cells += [""] * 6
+        lines.append([*cells, each.refused or ""])
     with paths.writing(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        ends = ("low", "high")
-        writer.writerow(
-            ["candidate", "rows", f"{figure} to start", *ends, "f1_macro", *ends, "f1_macro to start", *ends, "refused"]
-        )
-        for each in tried:
-            cells = [each.name, each.rows, *_cells(each.gain, each.gain_interval)]
-            if each.system:
-                cells += _cells(each.system.metrics["f1_macro"], each.system.interval)
-                cells += _cells(each.system.difference, each.system.difference_interval)
-            else:
-                cells += [""] * 6
-            writer.writerow([*cells, each.refused or ""])
+        file.write(csv_text(lines))
 
 
 def _cells(value: float | None, ends: Interval) -> list[str]:

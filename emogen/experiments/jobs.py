@@ -22,12 +22,6 @@ POD = ("-m", "emogen.cli", "pod", "launch", "--follow")
 
 POLL_SECONDS = 0.5
 
-# Recipe keys that describe the form of the user's data files, which does not apply to files written by `write_rows`.
-_FORM = (
-    "text_column", "id_column", "labels_column", "separator", "quoting", "encoding",
-    "dataset_name", "dataset_config", "dataset_test_split",
-)  # fmt: skip
-
 
 @dataclass
 class RunProcess:
@@ -78,7 +72,7 @@ def overrides_of(run: RunProcess, train_file: Path, eval_file: Path, more: dict[
         "resume_from_checkpoint": True,
         "disable_tqdm": True,
     }
-    return [f"{key}={json.dumps(value)}" for key, value in (own | dict.fromkeys(_FORM) | more).items()]
+    return [f"{key}={json.dumps(value)}" for key, value in (own | dict.fromkeys(results.FORM) | more).items()]
 
 
 def run_all(

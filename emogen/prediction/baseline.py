@@ -10,7 +10,7 @@ import numpy as np
 from emogen.evaluation import results
 from emogen.evaluation.results import Prediction
 from emogen.prediction.classifier import predictions_from_prob
-from emogen.prediction.features import Features, load_features, make_vectorizer, remembered
+from emogen.prediction.features import Features, fit_tfidf, load_features
 from emogen.task.labels import LabelSet
 from emogen.task.recipe import Recipe
 
@@ -18,19 +18,15 @@ Fitted = Callable[[Sequence[str]], np.ndarray]  # m texts -> the probability of 
 
 
 def fit_baseline(
-    texts: Sequence[str],
-    gold: np.ndarray,
-    *,
-    features: Sequence[str | Features] = ("tfidf",),
-    exactly_one: bool = False,
+    texts: Sequence[str], gold: np.ndarray, *, features: Sequence[str] = ("tfidf",), exactly_one: bool = False
 ) -> Fitted:
     """Fit one logistic regression per label to each kind of features. Their probabilities are averaged.
 
     Args:
         texts: n texts.
         gold: 0/1, [n, L].
-        features: `tfidf` (`make_vectorizer`, what occurs in two texts or more; C = 4), or functions from texts to an
-            array, or their names (`load_features`); arrays are standardised (C = 0.01).
+        features: `tfidf` (`fit_tfidf`, what occurs in two texts or more; C = 4), or what `load_features` takes,
+            whose arrays are standardised (C = 0.01).
         exactly_one: whether each text has one label. One multinomial regression then takes the place of the L others.
 
     Returns:
@@ -43,11 +39,9 @@ def fit_baseline(
     return _fit_each([_load(name) for name in features], texts, gold, exactly_one)
 
 
-def _load(features: str | Features) -> Features | None:
+def _load(name: str) -> Features | None:
     """A function from texts to an array; None for TF-IDF, which is fitted to texts."""
-    if not isinstance(features, str):
-        return features
-    return None if features == "tfidf" else load_features(features)
+    return None if name == "tfidf" else load_features(name)
 
 
 def _fit_each(features: Sequence[Features | None], texts: Sequence[str], gold: np.ndarray, exactly_one: bool) -> Fitted:
@@ -64,7 +58,7 @@ def cross_fit_baseline(
     gold: np.ndarray,
     folds: np.ndarray,
     *,
-    features: Sequence[str | Features] = ("tfidf",),
+    features: Sequence[str] = ("tfidf",),
     exactly_one: bool = False,
     progress: Callable[[int], Any] = lambda n: None,
 ) -> np.ndarray:
@@ -75,7 +69,7 @@ def cross_fit_baseline(
         folds: the fold of each row, [n].
         progress: called with the number of folds that were done since the last call.
     """
-    loaded = [own and remembered(own, texts) for own in map(_load, features)]
+    loaded = [own and _remembered(own, texts) for own in map(_load, features)]
     array = np.array(texts, dtype=object)
     prob = np.zeros(gold.shape, dtype=np.float32)
     for fold in np.unique(folds):
@@ -85,6 +79,12 @@ def cross_fit_baseline(
     return prob
 
 
+def _remembered(features: Features, texts: Sequence[str]) -> Features:
+    """Features that are computed once for these texts, the only ones they are asked about."""
+    row_of = dict(zip(texts, features(texts), strict=True))
+    return lambda some: np.stack([row_of[text] for text in some])
+
+
 def _fit(features: Features | None, texts: Sequence[str], gold: np.ndarray, exactly_one: bool) -> Fitted:
     """Fit the regressions to one kind of features."""
     from sklearn.linear_model import LogisticRegression
@@ -92,16 +92,17 @@ def _fit(features: Features | None, texts: Sequence[str], gold: np.ndarray, exac
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
     if features is None:
-        transform, c = make_vectorizer(min_df=2), 4.0
+        vectors, vectorise = fit_tfidf(texts, min_df=2)
+        c = 4.0
     else:
-        transform, c = make_pipeline(FunctionTransformer(features), StandardScaler()), 0.01
-    vectors = transform.fit_transform(texts)
+        scaled = make_pipeline(FunctionTransformer(features), StandardScaler())
+        vectors, vectorise, c = scaled.fit_transform(texts), scaled.transform, 0.01
     if exactly_one and len(np.unique(gold.argmax(axis=1))) > 1:
         multinomial = LogisticRegression(C=c, max_iter=1000).fit(vectors, gold.argmax(axis=1))
 
         def predict_one(new_texts: Sequence[str]) -> np.ndarray:
             prob = np.zeros((len(new_texts), gold.shape[1]), dtype=np.float32)
-            prob[:, multinomial.classes_] = multinomial.predict_proba(transform.transform(new_texts))
+            prob[:, multinomial.classes_] = multinomial.predict_proba(vectorise(new_texts))
             return prob
 
         return predict_one
@@ -111,7 +112,7 @@ def _fit(features: Features | None, texts: Sequence[str], gold: np.ndarray, exac
     ]
 
     def predict_proba(new_texts: Sequence[str]) -> np.ndarray:
-        new_vectors = transform.transform(new_texts)
+        new_vectors = vectorise(new_texts)
         columns = [
             np.full(len(new_texts), truth[0]) if regression is None else regression.predict_proba(new_vectors)[:, 1]
             for truth, regression in zip(gold.T, regressions, strict=True)

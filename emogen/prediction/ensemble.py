@@ -57,8 +57,17 @@ def read_members(runs: Sequence[Path], overrides: Sequence[str] = ()) -> tuple[l
     folders = member_folders(runs)
     recipe, label_set = read_recipe(folders[0], overrides)
     for folder in folders[1:]:
-        if read_recipe(folder, overrides)[1].names != label_set.names:
+        other = read_recipe(folder, overrides)[1]
+        if sorted(other.names) == sorted(label_set.names) and other.names != label_set.names:
+            raise InputError(f"{folder}: its labels are in another order than those of {folders[0]}")
+        if other.names != label_set.names:
             raise InputError(f"{folder}: its labels are not those of {folders[0]}")
+        if other.exactly_one != label_set.exactly_one:
+            single, several = (folder, folders[0]) if other.exactly_one else (folders[0], folder)
+            raise InputError(
+                f"{folder}: {single} gives exactly one label to a text (exactly_one), and {several} any number: they "
+                "cannot decide together"
+            )
     return folders, recipe, label_set
 
 

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,38 @@ from emogen.task.recipe import is_encoder
 Features = Callable[[Sequence[str]], np.ndarray]  # n texts -> [n, d], the same for a text whatever the others are
 
 
-def make_vectorizer(*, min_df: int) -> Any:
+def fit_tfidf(texts: Sequence[str], *, min_df: int) -> tuple[Any, Callable[[Sequence[str]], Any]]:
     """TF-IDF of words and pairs of words, and of sequences of two to five characters within words, both sublinear.
 
-    Args:
-        min_df: the number of texts in which a feature has to occur.
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_union
+    One of the two is left out if the texts have none of it: no words are in texts of emoji alone.
 
-    return make_union(
+    Args:
+        texts: n texts.
+        min_df: the number of texts in which a feature has to occur.
+
+    Returns:
+        The vectors of the texts, a sparse matrix [n, d], and a function from m texts to theirs, [m, d].
+
+    Raises:
+        InputError: the texts have neither.
+    """
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    fitted, vectors = [], []
+    for vectorizer in (
         TfidfVectorizer(ngram_range=(1, 2), min_df=min_df, sublinear_tf=True),
         TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=min_df, sublinear_tf=True),
-    )
+    ):
+        with suppress(ValueError):  # no feature occurs in so many texts
+            vectors.append(vectorizer.fit_transform(texts))
+            fitted.append(vectorizer)
+    if not fitted:
+        raise InputError(
+            f"TF-IDF: no word and no sequence of characters is in {min_df} or more of {len(texts):,} texts; more rows "
+            "are needed, or other `features`"
+        )
+    return hstack(vectors).tocsr(), lambda new: hstack([one.transform(new) for one in fitted]).tocsr()
 
 
 def load_features(name: str) -> Features:
@@ -48,12 +68,6 @@ def load_features(name: str) -> Features:
 
         return encoder_features(name)
     return _checked(name, _own_features(name))
-
-
-def remembered(features: Features, texts: Sequence[str]) -> Features:
-    """Features that are computed once for these texts, the only ones that they are then asked about."""
-    row_of = dict(zip(texts, features(texts), strict=True))
-    return lambda some: np.stack([row_of[text] for text in some])
 
 
 def _own_features(name: str) -> Features:

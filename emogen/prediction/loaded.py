@@ -1,5 +1,7 @@
 """Finished runs as one object in Python: `emogen.load`."""
 
+import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +14,10 @@ from emogen.console import no_bar, progress_bar, quiet_libraries
 from emogen.errors import InputError
 from emogen.evaluation.run_folder import CROSS_VALIDATION, THRESHOLDS, UNTUNED, kind_of
 from emogen.prediction.ensemble import BatchPrediction, Ensemble
+from emogen.task.columns import whole_characters
 from emogen.task.rows import Rows
+
+log = logging.getLogger(__name__)
 
 Decision = Literal["answer", "thresholds", "stack"]
 
@@ -70,7 +75,7 @@ class LoadedClassifier:
         return names, found.prob.astype(np.float32)
 
     def _run(self, texts: Sequence[str], with_prob: bool, batch_size: int, progress: bool) -> BatchPrediction:
-        rows = _as_rows(texts)
+        rows = rows_of_texts(texts)
         if not len(rows):
             empty = np.zeros((0, len(self.labels)), dtype=np.int8)
             return BatchPrediction(empty, empty.astype(np.float32), None)
@@ -101,20 +106,32 @@ def load(*runs: str | os.PathLike[str], decide: Decision | None = None, **overri
     folders = [Path(run) for run in runs]
     if decide is None:
         decide = "thresholds" if all(map(_has_thresholds, folders)) else "answer"
-    words = [f"{key}={value}" for key, value in overrides.items()]
-    return LoadedClassifier(Ensemble(folders, [*words, f"predict_by={decide}"]), decide)
+    return LoadedClassifier(Ensemble(folders, as_words(overrides | {"predict_by": decide})), decide)
+
+
+def as_words(overrides: dict[str, Any]) -> list[str]:
+    """Overrides as on the command line, `key=value`. A value is read back as what it is: None is no name."""
+    return [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in overrides.items()]
 
 
 def _has_thresholds(run: Path) -> bool:
     return run.is_dir() and ((run / THRESHOLDS).is_file() or kind_of(run) in (CROSS_VALIDATION, *UNTUNED))
 
 
-def _as_rows(texts: Sequence[str]) -> Rows:
+def rows_of_texts(texts: Sequence[str]) -> Rows:
+    """Rows without labels, whose ids are the positions of the texts.
+
+    Raises:
+        TypeError: `texts` is a single string, or one of its items is no string.
+    """
     if isinstance(texts, str):
         raise TypeError("expected a list of texts, got a single string; write [text]")
     texts = list(texts)
     for k, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"text {k}: expected a string, got {type(text).__name__}: {text!r:.80}")
+    whole = [whole_characters(text) for text in texts]
+    if n_broken := sum(text != own for text, own in zip(whole, texts, strict=True)):
+        log.warning(f"{n_broken:,} texts with half a character (such as half an emoji), which is replaced by \ufffd")
     numbers = list(range(len(texts)))
-    return Rows("texts", [str(k) for k in numbers], texts, None, numbers)
+    return Rows("texts", [str(k) for k in numbers], whole, None, numbers)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from emogen.prediction.features import load_features, make_vectorizer
+from emogen.prediction.features import fit_tfidf, load_features
 from emogen.task.rows import Rows, normalise_text
 
 
@@ -17,7 +17,7 @@ class Neighbours:
 
     Args:
         rows: the rows; n of them.
-        features: what the vectors are: `tfidf` (`make_vectorizer`), or what `load_features` takes. The cosines of
+        features: what the vectors are: `tfidf` (`fit_tfidf`), or what `load_features` takes. The cosines of
             several are averaged.
 
     Raises:
@@ -28,8 +28,7 @@ class Neighbours:
         self.rows = rows
         self._texts = np.array([normalise_text(text) for text in rows.texts], dtype=object)
         self._vectorise = [
-            make_vectorizer(min_df=1).fit(rows.texts).transform if name == "tfidf" else load_features(name)
-            for name in features
+            fit_tfidf(rows.texts, min_df=1)[1] if name == "tfidf" else load_features(name) for name in features
         ]
         self._vectors = self._unit_vectors(rows.texts)
 

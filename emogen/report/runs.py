@@ -32,8 +32,11 @@ from emogen.evaluation.run_folder import (
     PROMPT,
     RECIPE,
     RUN,
+    fold_folders,
+    fold_number,
     kind_of,
     label_set_of,
+    read_folds,
     read_json,
     read_manifest,
     read_text,
@@ -207,7 +210,7 @@ def read_run(folder: Path) -> Run:
     files = {name: text for name in (RECIPE, PROMPT, LABELS, MANIFEST) if (text := read_text(folder / name))}
     recipe = read_yaml(folder / RECIPE)[0] if RECIPE in files else {}
     generates = kind != BASELINE and recipe.get("answer") != "head"
-    fold_folders = sorted(folder.glob("fold-*/"))
+    folds = fold_folders(folder)
     has_predictions = (folder / run_folder.PREDICTIONS).is_file()
     return Run(
         name=folder.resolve().name,
@@ -220,13 +223,9 @@ def read_run(folder: Path) -> Run:
         files=files,
         manifest=read_manifest(folder),
         metrics=read_json(folder / METRICS),
-        fold_metrics={
-            int(fold.name.removeprefix("fold-")): read_json(fold / METRICS)
-            for fold in fold_folders
-            if (fold / METRICS).is_file()
-        },
-        n_folds=_n_folds(folder),
-        logs=[entries for trained in fold_folders or [folder] if (entries := results.read_log(trained))],
+        fold_metrics={fold_number(fold): read_json(fold / METRICS) for fold in folds if (fold / METRICS).is_file()},
+        n_folds=len(set(read_folds(folder).values())),
+        logs=[entries for trained in folds or [folder] if (entries := results.read_log(trained))],
         scores=_score(folder, label_set, generates, tuned_for(folder)) if has_predictions else None,
         audit=read_audit(folder),
     )
@@ -235,11 +234,6 @@ def read_run(folder: Path) -> Run:
 def _baseline_name(recipe: dict[str, Any]) -> str:
     features = recipe.get("features") or ["tfidf"]
     return f"{', '.join(FEATURES.get(name, name) for name in features)} and logistic regression"
-
-
-def _n_folds(folder: Path) -> int:
-    lines = (read_text(folder / run_folder.FOLDS) or "").split("\n")[1:]
-    return len({line.rpartition(",")[2] for line in lines if line})
 
 
 def _score(folder: Path, label_set: LabelSet, generates: bool, objective: Objective) -> Scores:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from emogen.task.label_cells import OFF, ON, UNLABELLED, LabelCells, Vector, expected, key_of, read_value
-from emogen.task.labels import LabelSet
+from emogen.task.label_cells import OFF, ON, UNLABELLED, LabelCells, Vector, expected, read_value
+from emogen.task.labels import LabelSet, key_of
 from emogen.task.rows import Mistakes, Problem, Rows, at_lines
 
 ID_NAMES = ("id", "tweet_id", "post_id", "text_id", "row_id")
@@ -414,13 +414,20 @@ def _text_of(record: Record, column: str | None, line: int, mistakes: Mistakes) 
     if column not in record:
         mistakes.add(line, f"no text ({column})")
     elif isinstance(value, str):
-        if not _SURROGATE.search(value):
+        if (text := whole_characters(value)) == value:
             return value
         mistakes.add(line, "half a character (such as half an emoji) in the text; replaced by \ufffd", level="warning")
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text
     elif value is not None:
         mistakes.add(line, "the text is no string: ", _shown_value(value))
     return ""
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD in the place of half a character (such as half an emoji), which no encoding can write."""
+    if not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _shown_value(value: Any) -> str:

@@ -6,6 +6,7 @@ tabs are CSV. For files with tabs, both readings of the first lines are compared
 """
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,18 @@ def read_delimited(
         return [], iter(())
     shapes = _shapes(_try(sample, form.separator, form.is_quoted, is_whole).records) if form.is_quoted else {}
     return columns, _checked_records(records, form, len(columns), columns, shapes, mistakes)
+
+
+def csv_text(records: Iterable[Sequence[Any]]) -> str:
+    """Cells as a CSV file that `read_delimited` reads.
+
+    A carriage return ends a line for readers, but csv does not quote it where lines end otherwise.
+    """
+    text = io.StringIO()
+    usual, quoted = (csv.writer(text, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    for cells in records:
+        (quoted if any("\r" in str(cell) for cell in cells) else usual).writerow(cells)
+    return text.getvalue()
 
 
 def _checked_separator(separator: str | None) -> str | None:

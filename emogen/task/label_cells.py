@@ -10,11 +10,10 @@ import difflib
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from emogen.task.labels import LabelSet
+from emogen.task.labels import LabelSet, key_of
 from emogen.task.rows import Mistakes
 
 Vector = tuple[float, ...]  # 0 or 1 for each label, or its probability
@@ -22,7 +21,6 @@ ON, OFF = ("1", "1.0", "true"), ("0", "0.0", "false")
 UNLABELLED = ("none", "", "nan", "null")  # how test files write that a row is unlabelled
 
 _LIMIT = 100_000  # characters of a list
-_INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _QUOTED_LIST = re.compile(rf"\s*(?:{_QUOTED})(?:(?:\s*,\s*|\s+)(?:{_QUOTED}))*\s*,?\s*")
 _QUOTED_PAIRS = re.compile(rf"\s*(?:{_QUOTED})\s*:\s*[\w.]+(?:\s*,\s*(?:{_QUOTED})\s*:\s*[\w.]+)*\s*,?\s*")
@@ -30,12 +28,6 @@ _QUOTED_PAIRS = re.compile(rf"\s*(?:{_QUOTED})\s*:\s*[\w.]+(?:\s*,\s*(?:{_QUOTED
 
 class _Unreadable(Exception):
     """A cell that is no list."""
-
-
-def key_of(name: str) -> str:
-    """A key that is equal for names that differ in case, Unicode form, outer spaces and invisible characters alone."""
-    name = unicodedata.normalize("NFC", _INVISIBLE.sub("", name)).strip()
-    return unicodedata.normalize("NFC", name.casefold())
 
 
 def read_value(cell: str, *, soft: bool) -> float | None:
@@ -198,10 +190,11 @@ def _parse(text: str, known: dict[str, str]) -> Any:
         raise _Unreadable
     if text == "set()":
         return []
-    if text[0] in "[{(":
-        return _parse_brackets(text)
     parts = [part.strip() for part in re.split("[,;]", text)]
-    if "|" in text and not all(key_of(part) in known for part in parts):
+    are_names = all(key_of(part) in known for part in parts)
+    if text[0] in "[{(" and not are_names:  # a name may begin with a bracket, too: "(other), joy"
+        return _parse_brackets(text)
+    if "|" in text and not are_names:
         parts = [part.strip() for part in re.split("[,;|]", text)]
     if len(parts) == 1 and re.fullmatch(r"\d+(\s+\d+)+", text):
         parts = text.split()

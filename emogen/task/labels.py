@@ -1,5 +1,6 @@
 """Label sets: names in canonical order with definitions and aliases, and conversion to and from 0/1 vectors."""
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 
 MAX_PROBLEMS = 10  # that a message lists
 NEUTRAL_TASK = "Label the text."  # the task of a label set that does not say what it is about
+_INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+
+
+def key_of(name: str) -> str:
+    """A key that is equal for names that differ in case, Unicode form, outer spaces and invisible characters alone."""
+    name = unicodedata.normalize("NFC", _INVISIBLE.sub("", name)).strip()
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def _is_one_name(word: str) -> str:
@@ -75,12 +83,15 @@ class LabelSet(BaseModel):
 
     @model_validator(mode="after")
     def _words_are_unambiguous(self) -> "LabelSet":
-        owner: dict[str, str] = {self.empty.casefold(): f"the empty answer {self.empty!r}"}
+        owner: dict[str, str] = {key_of(self.empty): f"the empty answer {self.empty!r}"}
         for label in self.labels:
             for word in (label.name, *label.aliases):
-                if word.casefold() in owner:
-                    raise ValueError(f"{word!r} stands for both {owner[word.casefold()]} and {label.name!r}")
-                owner[word.casefold()] = repr(label.name)
+                key = key_of(word)
+                if not key:
+                    raise ValueError(f"{word!a} has no visible character")
+                if key in owner:
+                    raise ValueError(f"{word!r} stands for both {owner[key]} and {label.name!r}")
+                owner[key] = repr(label.name)
         if self.order and sorted(self.order) != sorted(label.name for label in self.labels):
             raise ValueError("order must name each label once")
         if self.exactly_one and len(self.labels) < 2:

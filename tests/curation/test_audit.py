@@ -30,6 +30,7 @@ def write_baseline(folder, label_set, gold, prob):
     folds = np.arange(len(gold)) % 5
     results.write_jsonl(folder / "predictions.jsonl", rows, (prob > 0.5).astype(np.int8), prob, label_set, folds=folds)
     (folder / "labels.yaml").write_text(label_set.to_yaml())
+    (folder / "recipe.yaml").write_text("labels: labels.yaml\n")
     (folder / "folds.csv").write_text("id,fold\n" + "".join(f"r{i},{fold}\n" for i, fold in enumerate(folds)))
     return folder
 
@@ -140,14 +141,19 @@ def test_a_corrected_list_changes_its_rows_alone(doubted, emogen):
     assert np.argwhere(after.gold != before.gold).tolist() == [[8, 0]]
 
 
-def test_the_command_that_trains_again_runs_as_it_is_printed(tmp_path, emogen, tiny_recipe, monkeypatch):
-    """Also where the recipe names columns and a prompt that the new file and the folder do not have under these names."""
+def test_the_command_that_trains_again_runs_as_it_is_printed(tmp_path, emogen, tiny_recipe, labels, monkeypatch):
+    """Also where the recipe names columns, a prompt and a form that the new file and the folder do not have."""
     monkeypatch.chdir(tmp_path)
-    names = paths.shipped("sample/train.csv").read_text(encoding="utf-8").splitlines()[:61]
-    (tmp_path / "mine.csv").write_text("\n".join(names).replace("Tweet", "review", 1), encoding="utf-8")
+    rows = checked(read_rows(paths.shipped("sample/train.csv"), labels, need_labels=True)).take(range(60))
+    with (tmp_path / "mine.csv").open("w", encoding="cp1252", errors="replace", newline="") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(["ID", "review", *labels.names])
+        texts = [text.replace("e", "é") for text in rows.texts]
+        writer.writerows([i, t, *gold] for i, t, gold in zip(rows.ids, texts, rows.truth.tolist(), strict=True))
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "mine.jinja").write_text(paths.shipped("prompts/list.jinja").read_text())
     emogen("baseline", tiny_recipe(), "train_file=mine.csv", "text_column=review", "prompt=words/mine.jinja",
+           "separator=;", "encoding=cp1252",
            "--folds", 3, "output_dir=runs/base")  # fmt: skip
     emogen("audit", "runs/base")
     said = emogen("audit", "runs/base", "--apply", "runs/base/audit.csv").out

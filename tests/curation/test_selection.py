@@ -4,8 +4,10 @@ import csv
 
 import numpy as np
 import pytest
+from tiny import write_run
 
-from emogen.curation.selection import choose, worth
+from emogen.curation.selection import choose, select_rows, worth
+from emogen.errors import InputError
 
 
 def test_hesitation_counts_by_the_nearness_to_the_threshold():
@@ -32,6 +34,17 @@ def test_no_text_is_chosen_twice_or_known_or_empty():
 def test_of_similar_texts_a_different_one_comes_before_the_second():
     texts = ["the cat sat on the mat", "the cat sat on the mat again", "quantum physics lecture"]
     assert choose(texts, np.array([1.0, 0.99, 0.6]), 2) == [0, 2]
+
+
+def test_texts_of_emoji_differ_by_their_characters():
+    assert choose(["😀😀", "😀😀😀", "😡"], np.array([1.0, 0.99, 0.6]), 2) == [0, 2]
+
+
+def test_runs_that_cannot_decide_together_are_refused_before_their_models_are_asked(tmp_path, labels):
+    runs = [write_run(tmp_path / name, labels, n) for name, n in (("a", 10), ("b", 12))]
+    (tmp_path / "new.csv").write_text("ID,Tweet\n1,one\n")
+    with pytest.raises(InputError, match=r"b/predictions\.jsonl: not the same rows as in"):
+        select_rows(runs, tmp_path / "new.csv", 1, bar=lambda title, n: pytest.fail("a model is asked"))
 
 
 def test_rows_to_label_are_written_for_a_person(tmp_path, labels, emogen):

@@ -66,7 +66,19 @@ def test_a_cross_validation_is_replaced_by_its_folds(tmp_path):
     for folder in (run, cv / "fold-1", cv / "fold-0"):
         folder.mkdir(parents=True)
     (cv / "fold-0.log").touch()
+    (cv / "fold-0 old").mkdir()
     assert member_folders([run, cv, run]) == [run, cv / "fold-0", cv / "fold-1", run]
+
+
+def test_the_members_of_a_cross_validation_are_all_its_folds_by_number(tmp_path):
+    lines = ["id,fold", *(f'"r,{k}\n",{k}' for k in range(11))]
+    (tmp_path / "folds.csv").write_text("\n".join(lines) + "\n")
+    for k in range(10):
+        (tmp_path / f"fold-{k}").mkdir()
+    with pytest.raises(ModelError, match=r"10 folders of 11 folds .*completes it"):
+        member_folders([tmp_path])
+    (tmp_path / "fold-10").mkdir()
+    assert [folder.name for folder in member_folders([tmp_path])] == [f"fold-{k}" for k in range(11)]
 
 
 def test_the_labels_of_a_folder(tmp_path, labels):

@@ -12,7 +12,7 @@ from emogen.errors import InputError, ModelError
 from emogen.experiments.crossval import cross_validate_baseline
 from emogen.model.emoji import emoji_features, prepare
 from emogen.prediction.baseline import BaselineClassifier, cross_fit_baseline, fit_baseline
-from emogen.prediction.ensemble import load_run
+from emogen.prediction.ensemble import load_run, load_runs
 from emogen.prediction.files import predict_file
 from emogen.task.readers import read_rows
 from emogen.task.recipe import RecipeError, load_recipe
@@ -32,6 +32,17 @@ def test_words_predict_labels_and_constant_labels_stay_constant():
     assert prob[1, 1] > 0.5
     assert (prob[:, 2] == 1).all()
     assert (prob[:, 3] == 0).all()
+
+
+def test_texts_without_words_are_told_apart_by_their_characters():
+    texts, gold = ["😀🎉", "😀🎉", "😡🌧", "😡🌧"] * 5, np.array([[1], [1], [0], [0]] * 5)
+    happy, angry = fit_baseline(texts, gold)(["😀🎉", "😡🌧"])[:, 0]
+    assert happy > 0.5 > angry
+
+
+def test_texts_that_share_nothing_are_too_few():
+    with pytest.raises(InputError, match="no sequence of characters is in 2 or more of 2 texts; more rows are needed"):
+        fit_baseline(["one", "你好"], np.array([[0], [1]]))
 
 
 @pytest.fixture
@@ -89,7 +100,12 @@ def test_only_the_command_line_names_code(own_features, baseline):
     (folder / "recipe.yaml").write_text((folder / "recipe.yaml").read_text().replace("- tfidf", f"- {own_features}"))
     with pytest.raises(RecipeError, match=r"features: mine:shouts: a file cannot run code; add features="):
         load_run(folder)
-    assert load_run(folder, [f"features=[tfidf,{own_features}]"]).predict_proba(["joy!"]).shape == (1, 11)
+    allowed = f"features=[tfidf,{own_features}]"
+    both = [one.predict_proba(["it was joy!"]) for one in load_runs([baseline, folder], [allowed])]
+    assert both[1].shape == (1, 11)
+    np.testing.assert_array_equal(both[0], load_run(baseline).predict_proba(["it was joy!"]))  # keeps its own features
+    with pytest.raises(InputError, match=r"features=\[emoji\].* was made with features: ..tfidf.., and its model"):
+        load_run(baseline, ["features=[emoji]"])
 
 
 def test_emoji_are_asked_about_prepared_texts():

@@ -5,14 +5,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
-from tiny import write_recipe
+from tiny import write_recipe, write_run
 
 from emogen.errors import InputError, ModelError
 from emogen.evaluation import results
 from emogen.evaluation.metrics import tune_thresholds
 from emogen.evaluation.results import Prediction
 from emogen.model import loading
-from emogen.prediction.ensemble import DecisionRule, Ensemble, load_rule, load_run, load_runs, predict_rows
+from emogen.prediction.ensemble import (
+    DecisionRule,
+    Ensemble,
+    load_rule,
+    load_run,
+    load_runs,
+    predict_rows,
+    read_members,
+)
 from emogen.task.answer import answer_text
 from emogen.task.labels import Label, LabelSet
 from emogen.task.parse import parse_answer
@@ -40,6 +48,8 @@ def write_scored(folder, label_set, gold, prob, folds):
     return folder
 
 
+SIX = [("text", ("red",)), ("text", ("blue",))] * 3
+
 # By hand: red is best told apart at (0.8 + 0.4) / 2 = 0.6, blue at (0.9 + 0.3) / 2 = 0.6. Both reach F1 1 with one
 # positive, so both are drawn to 1/2: (1 * 0.6 + 50 * 1/2) / 51.
 GOLD = [[1, 0], [0, 1]]
@@ -57,6 +67,38 @@ def test_a_single_run_decides_by_its_own_thresholds(tmp_path, pair):
 def test_a_single_run_needs_thresholds(tmp_path, pair):
     with pytest.raises(InputError, match=r"thresholds\.json"):
         load_rule([tmp_path], pair, "thresholds")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ((("blue", "red"), False), "b: its labels are in another order than those of .*a"),
+        ((("red", "green"), False), "b: its labels are not those of .*a"),
+        ((("red", "blue"), True), "b gives exactly one label .* and .*a any number"),
+    ],
+)
+def test_runs_with_other_labels_do_not_decide_together(tmp_path, pair, other, message):
+    names, single = other
+    others = LabelSet(name="other", labels=tuple(Label(name=name) for name in names), exactly_one=single)
+    runs = [
+        write_run(tmp_path / "a", pair, posts=SIX, labels="labels.yaml"),
+        write_run(tmp_path / "b", others, posts=[("x", names[:1])] * 6, labels="labels.yaml"),
+    ]
+    with pytest.raises(InputError, match=message):
+        read_members(runs)
+    assert read_members([runs[0], runs[0]])[2].names == ("red", "blue")
+
+
+@pytest.mark.parametrize(
+    "override", ["labels=other.yaml", "prompt=other.jinja", "answer=json", "order=rare_first", "examples=3"]
+)
+def test_a_run_keeps_what_its_model_learned(tmp_path, pair, override):
+    """With labels in another order, a head would name each column by another label."""
+    run = write_run(tmp_path / "a", pair, posts=SIX, labels="labels.yaml")
+    key = override.partition("=")[0]
+    with pytest.raises(InputError, match=rf"{override}.*a was made with {key}: .* leave {key} out"):
+        read_members([run], [override])
+    read_members([run], ["labels=labels.yaml", "answer=list", "order=canonical", "max_length=99"])
 
 
 def test_several_runs_decide_by_thresholds_on_their_mean(tmp_path, pair):

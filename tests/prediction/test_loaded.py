@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import emogen
 from emogen.errors import InputError
 from emogen.evaluation.run_folder import THRESHOLDS
 from emogen.prediction.ensemble import load_run
+from emogen.prediction.loaded import as_words, rows_of_texts
+from emogen.task.yaml_files import read_value
 from emogen.train import main as train
 
 pytestmark = pytest.mark.slow
@@ -72,3 +75,15 @@ def test_importing_emogen_loads_nothing_heavy():
     code = "import sys, emogen; print([m for m in ('torch', 'numpy', 'transformers', 'sklearn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_overrides_are_read_back_as_what_they_are():
+    given = {"text_column": None, "separator": ": #", "max_length": 256, "labels": Path("a b.yaml"), "id_column": "yes"}
+    words = (word.partition("=") for word in as_words(given))
+    assert {key: read_value(text) for key, _, text in words} == given | {"labels": "a b.yaml"}
+
+
+def test_half_a_character_is_replaced_with_a_warning(caplog):
+    """No tokenizer takes it, and no file. JSON and JavaScript make it of an emoji that was cut."""
+    assert rows_of_texts(["a \ud83d b", "\ud83d\ude00", "😀"]).texts == ["a \ufffd b", "😀", "😀"]
+    assert "2 texts with half a character" in caplog.text

@@ -213,3 +213,13 @@ def test_label_columns_take_precedence_over_a_column_of_names():
 )
 def test_a_wrong_value_in_a_column_of_names_is_an_error(value, message):
     assert errors_in(read({"text": "x", "labels": value})) == [message]
+
+
+@pytest.mark.parametrize(
+    "names", [["(other)", "A=B"], ["{x}", "(other)"], ["A=B", "pop|rock"], ["pop|rock"], ["(other)"]]
+)
+def test_the_cell_that_emogen_writes_is_read_back(names):
+    odd = LabelSet(name="odd", labels=tuple(Label(name=name) for name in ("{x}", "(other)", "A=B", "pop|rock")))
+    rows, problems = read({"id": "1", "text": "x", "labels": odd.cell(odd.vector(names))}, label_set=odd)
+    assert not problems
+    assert odd.names_of(rows.truth[0].tolist()) == odd.sort(names)

@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 from tiny import write_posts
 
+from emogen.task.delimited import csv_text
 from emogen.task.readers import read_hub, read_rows, stream_rows
 from emogen.task.rows import DataError, checked
 
@@ -35,6 +36,12 @@ def test_kaggle_csv(tmp_path, labels):
     assert rows.lines == [2, 3, 5]
     assert rows.gold.dtype == np.int8
     assert rows.gold.sum(1).tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("text", ["a\rb", "\r", "a\r\nb", 'a "b"\r', "a, b"])
+def test_what_emogen_writes_as_csv_is_read_back(tmp_path, labels, text):
+    path = write_file(tmp_path / "d.csv", csv_text([["ID", "Tweet"], ["1", "x"], ["2", text], ["3", "y"]]))
+    assert checked(read_rows(path, labels)).texts == ["x", text, "y"]
 
 
 def test_semeval_tsv_has_no_quoting_and_ends_lines_with_crlf(tmp_path, labels):
