@@ -28,7 +28,8 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
     are decided by thresholds that are tuned on it.
 
     Args:
-        recipe: a recipe file. Its data files are not used.
+        recipe: a recipe file. Its data files are not used, so nothing is evaluated during training unless the overrides
+            hold rows out.
         overrides: keys of the recipe, such as `num_train_epochs=2` or `labels="my_labels.yaml"`. With `output_dir`, the
             run is kept there; otherwise it is in a temporary folder until the estimator is deleted.
 
@@ -61,7 +62,8 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             InputError: the recipe is not valid; `y` does not fit the texts or the labels.
         """
-        label_set = load_recipe_labels(load_recipe(self.recipe, _words(self._own_keys("rows.csv"))))
+        recipe = load_recipe(self.recipe, _words(self._own_keys("rows.csv")))
+        label_set = load_recipe_labels(recipe)
         texts = [str(text) for text in X]
         gold = _label_matrix(y, label_set)
         if len(texts) != len(gold):
@@ -75,7 +77,10 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
                 [k, text, *vector] for k, (text, vector) in enumerate(zip(texts, gold.tolist(), strict=True))
             )
         self.run_ = Path(self.overrides.get("output_dir") or Path(self._scratch.name) / "run")
-        train.main([self.recipe, *_words(self._own_keys(str(file)) | {"output_dir": str(self.run_)})])
+        keys = self._own_keys(str(file)) | {"output_dir": str(self.run_)}
+        if not (recipe.eval_file or recipe.eval_fraction or recipe.select_best):
+            keys.setdefault("eval_strategy", "no")  # a recipe evaluates on its own file, which is not used
+        train.main([self.recipe, *_words(keys)])
         self.classes_ = np.array(label_set.names)
         self._loaded = load(self.run_)
         return self
@@ -83,7 +88,8 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
     def _own_keys(self, train_file: str) -> dict[str, Any]:
         """The overrides, with all rows in one file and none held out unless that is asked for."""
         own = {"train_file": train_file, "eval_file": None, "dataset_name": None, "eval_fraction": 0.0}
-        own |= {"text_column": None, "id_column": None, "labels_column": None, "separator": None, "encoding": None}
+        own |= {"text_column": None, "id_column": None, "labels_column": None}
+        own |= {"separator": None, "quoting": None, "encoding": None}
         return own | self.overrides
 
     @property
