@@ -28,7 +28,8 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
     are decided by thresholds that are tuned on it.
 
     Args:
-        recipe: a recipe file. Its data files are not used.
+        recipe: a recipe file. Its data files are not used, so nothing is evaluated during training unless the overrides
+            hold rows out.
         overrides: keys of the recipe, such as `num_train_epochs=2` or `labels="my_labels.yaml"`. With `output_dir`, the
             run is kept there; otherwise it is in a temporary folder until the estimator is deleted.
 
@@ -63,7 +64,8 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
             InputError: the recipe is not valid; `y` does not fit the texts or the labels.
             TypeError: a text is no string.
         """
-        label_set = load_recipe_labels(load_recipe(self.recipe, as_words(self._own_keys("rows.jsonl"))))
+        recipe = load_recipe(self.recipe, as_words(self._own_keys("rows.jsonl")))
+        label_set = load_recipe_labels(recipe)
         rows, gold = rows_of_texts(X), _label_matrix(y, label_set)
         if len(rows) != len(gold):
             raise InputError(f"{len(rows)} texts and {len(gold)} rows of labels; they must be the same rows")
@@ -71,7 +73,10 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
         file = Path(self._scratch.name) / "rows.jsonl"
         results.write_rows(file, replace(rows, gold=gold), label_set)
         self.run_ = Path(self.overrides.get("output_dir") or Path(self._scratch.name) / "run")
-        train.main([self.recipe, *as_words(self._own_keys(str(file)) | {"output_dir": str(self.run_)})])
+        keys = self._own_keys(str(file)) | {"output_dir": str(self.run_)}
+        if not (recipe.eval_file or recipe.eval_fraction or recipe.select_best):
+            keys.setdefault("eval_strategy", "no")  # a recipe evaluates on its own file, which is not used
+        train.main([self.recipe, *as_words(keys)])
         self.classes_, self._label_set = np.array(label_set.names), label_set
         self._loaded = load(self.run_)
         return self

@@ -26,12 +26,14 @@ def find(path: str | Path, base: Path | None = None) -> Path:
     the shipped files.
 
     Returns:
-        The first path that exists. If there is none, the path as given, so that the error that follows repeats what
-        the user wrote.
+        The first path that exists, without `..` (as in `reviews/../rows.csv`) where that is the same file. If there is
+        none, the path as given, so that the error that follows repeats what the user wrote.
     """
     path = expand(path)
     candidates = [path] if path.is_absolute() else [*([base / path] if base else []), path, shipped(path)]
-    return next((candidate for candidate in candidates if candidate.exists()), path)
+    found = next((candidate for candidate in candidates if candidate.exists()), path)
+    short = Path(os.path.normpath(found))  # wrong where a link precedes `..`
+    return short if short.exists() and short.samefile(found) else found
 
 
 def expand(path: str | Path) -> Path:

@@ -71,6 +71,17 @@ def test_a_text_that_is_none_is_refused():
 
 
 @pytest.mark.slow
+def test_a_recipe_that_evaluates_on_its_own_file_is_fitted_without_it(tiny_recipe):
+    recipe = tiny_recipe(eval_file="not/there.csv", eval_strategy="steps", eval_steps=1, quoting="none")
+    texts = [f'{text}, "quoted"' for text in TEXTS]
+    quick = {"max_steps": 2, "save_strategy": "no"}
+    pred = EmogenClassifier(str(recipe), **quick).fit(texts, NAMES).predict(texts[:2])
+    assert pred.shape == (2, 11)
+    held = EmogenClassifier(str(recipe), eval_fraction=0.25, **quick).fit(texts, NAMES)
+    assert '"eval_loss"' in (held.run_ / "train_log.jsonl").read_text(encoding="utf-8")  # evaluated while it trained
+
+
+@pytest.mark.slow
 def test_it_works_in_pipelines_and_cross_validations(tiny_recipe, labels):
     gold = np.array([labels.vector(names) for names in NAMES])
     strip = FunctionTransformer(lambda texts: [text.strip() for text in texts])

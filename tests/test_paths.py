@@ -41,6 +41,17 @@ def test_a_path_is_looked_up_beside_the_recipe_then_here_then_among_the_shipped_
     assert paths.find(name, base) == paths.shipped(name)
 
 
+def test_a_path_through_the_parent_folder_is_shown_without_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reviews").mkdir()
+    (tmp_path / "rows.csv").touch()
+    assert paths.find("../rows.csv", Path("reviews")) == Path("rows.csv")
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    (tmp_path / "elsewhere" / "rows.csv").touch()  # what link/../rows.csv is
+    assert paths.find("../rows.csv", Path("link")) == Path("link/../rows.csv")
+
+
 def test_a_path_that_is_nowhere_is_returned_as_given(tmp_path):
     assert paths.find("nothing/here.yaml", tmp_path) == Path("nothing/here.yaml")
 

@@ -149,8 +149,9 @@ def select(
     Those are rows whose labels the runs are unsure of or disagree about, rare labels before frequent ones, and no two
     rows that are nearly the same. Texts that the runs were scored on are left out.
 
-    The result has an empty column `labels`. Fill it with names and commas (or with the empty answer of the label set),
-    append the rows to the training file, and train again.
+    The result has an empty column `labels`. Fill it with names and commas (or with the empty answer of the label set).
+    Append the rows to a training file with the same columns (one with a column for each label needs 0 and 1), and train
+    again.
     """
     from emogen.curation.selection import select_rows, selection_csv
 

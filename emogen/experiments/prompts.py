@@ -205,6 +205,8 @@ def _with_prompt(benchmark: PromptBenchmark, prompt: Prompt) -> Task:
             f"{prompt.path}:{line}: the template asks for `answer: {style}`, but {benchmark.source} was tuned with "
             f"`answer: {task.recipe.answer}`"
         )
+    if benchmark.recipe.api_base and style == "yes_no":  # as a recipe with both keys
+        raise PromptError(f"{prompt.path}:{line}: the model of an endpoint is not asked one question for each label")
     examples = make_examples([(example.text, example.labels) for example in task.examples], task.label_set, style)
     recipe = task.recipe.model_copy(update={"answer": style})
     return Task(recipe, task.label_set, prompt, examples)

@@ -165,8 +165,8 @@ class Recipe(BaseModel):
         0.0,
         ge=0,
         le=1,
-        description="answer: head: share that a teacher has in what is learnt, such as 0.5; the rest is the labels. The "
-        "teacher is a stack of baselines, one for each of `features`, cross-fitted to the training rows",
+        description="answer: head: share that a teacher has in what is learnt, such as 0.5; the rest is the labels. "
+        "The teacher is a stack of baselines, one for each of `features`, cross-fitted to the training rows",
     )
     select_best: SelectBest | None = Field(
         None,

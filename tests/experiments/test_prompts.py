@@ -132,6 +132,14 @@ def test_a_template_scores_the_same_whatever_was_scored_before_it(benchmark, rec
     assert second["log_likelihood"] == alone["log_likelihood"]
 
 
+def test_an_endpoint_is_not_asked_one_question_for_each_label(endpoint, tmp_path):
+    words = [f"api_base={endpoint.base}", f"output_dir={tmp_path / 'out'}"]
+    remote = open_benchmark("recipes/remote.yaml", words, limit=20)
+    accepted, refused = load_templates(remote, ["prompts/list.jinja", "prompts/yes_no.jinja"])
+    assert [template.prompt.path for template in accepted] == ["prompts/list.jinja"]
+    assert "prompts/yes_no.jinja:2: the model of an endpoint is not asked one question for each label" in refused[0]
+
+
 def test_compare_ranks_templates_and_tests_their_differences(recipe, tmp_path, short, run):
     (tmp_path / "bad.jinja").write_text("{% user %}\n{{ label.name }}: {{ text }}")
     words = ["compare", recipe, short, "prompts/list.jinja", tmp_path / "bad.jinja", f"output_dir={tmp_path / 'out'}"]
