@@ -1,11 +1,15 @@
 """Paths of shipped files and of the model cache; atomic writes."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
+
+log = logging.getLogger(__name__)
 
 
 def shipped(relative: str | Path) -> Path:
@@ -23,7 +27,7 @@ def find(path: str | Path, base: Path | None = None) -> Path:
     """Resolve a path that a recipe or a command names.
 
     The path is looked up in `base` (the folder of the recipe that names it), then in the current folder, then among
-    the shipped files.
+    the shipped files. If it is in both folders and not the same file, a warning says which one is taken.
 
     Returns:
         The first path that exists, without `..` (as in `reviews/../rows.csv`) where that is the same file. If there is
@@ -32,8 +36,15 @@ def find(path: str | Path, base: Path | None = None) -> Path:
     path = expand(path)
     candidates = [path] if path.is_absolute() else [*([base / path] if base else []), path, shipped(path)]
     found = next((candidate for candidate in candidates if candidate.exists()), path)
+    if found != path and path.exists() and not path.samefile(found):
+        _say_which(found, path)
     short = Path(os.path.normpath(found))  # wrong where a link precedes `..`
     return short if short.exists() and short.samefile(found) else found
+
+
+@cache  # once for each path
+def _say_which(taken: Path, other: Path) -> None:
+    log.warning(f"{taken} is read, which is beside the recipe, and not {other} of the current folder ({Path.cwd()})")
 
 
 def expand(path: str | Path) -> Path:

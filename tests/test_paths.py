@@ -115,3 +115,18 @@ def test_a_json_file_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         paths.write_json(path, {"b": object()})
     assert json.loads(path.read_text()) == {"a": [1, 2]}
+
+
+def test_a_file_of_the_recipe_and_one_of_the_current_folder_are_told_apart(tmp_path, monkeypatch, caplog):
+    for folder in ("here", "recipes"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.csv").write_text(folder)
+    monkeypatch.chdir(tmp_path / "here")
+    for _ in range(2):
+        assert paths.find("rows.csv", tmp_path / "recipes").read_text() == "recipes"
+    (warning,) = caplog.messages
+    assert "recipes/rows.csv is read, which is beside the recipe, and not rows.csv of the current folder" in warning
+    caplog.clear()
+    assert paths.find("rows.csv", tmp_path / "here").read_text() == "here"  # the same file
+    assert paths.find("rows.csv").read_text() == "here"
+    assert caplog.messages == []
