@@ -14,10 +14,11 @@ from emogen import train
 from emogen.errors import InputError
 from emogen.evaluation import results
 from emogen.evaluation.metrics import score as score_labels
-from emogen.prediction.loaded import LoadedClassifier, as_words, load, rows_of_texts
+from emogen.prediction.loaded import LoadedClassifier, load, rows_of_texts
 from emogen.task.labels import LabelSet
 from emogen.task.recipe import load_recipe
 from emogen.task.task import load_recipe_labels
+from emogen.task.yaml_files import as_overrides
 
 
 class EmogenClassifier(ClassifierMixin, BaseEstimator):
@@ -64,7 +65,7 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
             InputError: the recipe is not valid; `y` does not fit the texts or the labels.
             TypeError: a text is no string.
         """
-        recipe = load_recipe(self.recipe, as_words(self._own_keys("rows.jsonl")))
+        recipe = load_recipe(self.recipe, as_overrides(self._own_keys("rows.jsonl")))
         label_set = load_recipe_labels(recipe)
         rows, gold = rows_of_texts(X), _label_matrix(y, label_set)
         if len(rows) != len(gold):
@@ -76,7 +77,7 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
         keys = self._own_keys(str(file)) | {"output_dir": str(self.run_)}
         if not (recipe.eval_file or recipe.eval_fraction or recipe.select_best):
             keys.setdefault("eval_strategy", "no")  # a recipe evaluates on its own file, which is not used
-        train.main([self.recipe, *as_words(keys)])
+        train.main([self.recipe, *as_overrides(keys)])
         self.classes_, self._label_set = np.array(label_set.names), label_set
         self._loaded = load(self.run_)
         return self

@@ -1,6 +1,5 @@
 """Several runs of a recipe, each in its own process and on its own GPU or cores."""
 
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 from emogen.errors import ModelError
 from emogen.evaluation import results, run_folder
 from emogen.task.recipe import Recipe
+from emogen.task.yaml_files import as_overrides
 
 # Where a run is trained, as the arguments of Python that start it. POD rents a GPU, waits, and fetches the run folder.
 LOCAL = ("-m", "emogen.worker")
@@ -72,7 +72,7 @@ def overrides_of(run: RunProcess, train_file: Path, eval_file: Path, more: dict[
         "resume_from_checkpoint": True,
         "disable_tqdm": True,
     }
-    return [f"{key}={json.dumps(value)}" for key, value in (own | dict.fromkeys(results.FORM) | more).items()]
+    return as_overrides(own | dict.fromkeys(results.FORM) | more)
 
 
 def run_all(

@@ -27,7 +27,7 @@ from emogen.evaluation.resume import changed_keys
 from emogen.evaluation.run_folder import METRICS, RECIPE, read_json
 from emogen.experiments.jobs import LOCAL, POLL_SECONDS, RunProcess, failure, own_folder, shares_of, start
 from emogen.task.recipe import Recipe, load_recipe
-from emogen.task.yaml_files import read_value, read_yaml
+from emogen.task.yaml_files import as_overrides, read_value, read_yaml
 
 if TYPE_CHECKING:
     import optuna
@@ -119,7 +119,7 @@ def sweep(
                     trial = study.ask(_distributions(space))
                     run = running[trial.number] = RunProcess(trial.number, folder / f"trial-{_digest(trial.params)}")
                 own = {**trial.params, "output_dir": str(run.folder), "resume_from_checkpoint": True}
-                argv = [str(path), *overrides, *_as_overrides(own | {"disable_tqdm": True})]
+                argv = [str(path), *overrides, *as_overrides(own | {"disable_tqdm": True})]
                 while is_tried_elsewhere(run):  # the same combination twice at a time: the second reads the first
                     if stop.wait(POLL_SECONDS):
                         return
@@ -197,11 +197,7 @@ def _check_values(path: str | Path, space: Space, overrides: Sequence[str]) -> N
     """Check the recipe with every value of a choice and both ends of a range, before anything is tried."""
     for key, values in space.items():
         for value in (values.low, values.high) if isinstance(values, Range) else values:
-            load_recipe(path, [*overrides, *_as_overrides({key: value})])
-
-
-def _as_overrides(values: dict[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+            load_recipe(path, [*overrides, *as_overrides({key: value})])
 
 
 def _check_unchanged(study: "optuna.Study", folder: Path, recipe: Recipe, space: Space, metric: str) -> None:

@@ -1,6 +1,5 @@
 """Finished runs as one object in Python: `emogen.load`."""
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from emogen.evaluation.run_folder import CROSS_VALIDATION, THRESHOLDS, UNTUNED, 
 from emogen.prediction.ensemble import BatchPrediction, Ensemble
 from emogen.task.columns import whole_characters
 from emogen.task.rows import Rows
+from emogen.task.yaml_files import as_overrides
 
 log = logging.getLogger(__name__)
 
@@ -106,12 +106,7 @@ def load(*runs: str | os.PathLike[str], decide: Decision | None = None, **overri
     folders = [Path(run) for run in runs]
     if decide is None:
         decide = "thresholds" if all(map(_has_thresholds, folders)) else "answer"
-    return LoadedClassifier(Ensemble(folders, as_words(overrides | {"predict_by": decide})), decide)
-
-
-def as_words(overrides: dict[str, Any]) -> list[str]:
-    """Overrides as on the command line, `key=value`. A value is read back as what it is: None is no name."""
-    return [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in overrides.items()]
+    return LoadedClassifier(Ensemble(folders, as_overrides(overrides | {"predict_by": decide})), decide)
 
 
 def _has_thresholds(run: Path) -> bool:

@@ -1,5 +1,7 @@
 """YAML files of `key: value` lines -> values, and the line of each key for messages."""
 
+import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +112,11 @@ def read_value(text: str) -> Any:
         return _load(text)
     except (yaml.YAMLError, ValueError):
         return text
+
+
+def as_overrides(values: dict[str, Any]) -> list[str]:
+    """Write keys and values as on the command line, `key=value`; `read_value` reads the values back as they are."""
+    return [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in values.items()]
 
 
 def _check_size(root: yaml.Node) -> None:

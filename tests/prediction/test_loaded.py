@@ -13,8 +13,8 @@ import emogen
 from emogen.errors import InputError
 from emogen.evaluation.run_folder import THRESHOLDS
 from emogen.prediction.ensemble import load_run
-from emogen.prediction.loaded import as_words, rows_of_texts
-from emogen.task.yaml_files import read_value
+from emogen.prediction.loaded import rows_of_texts
+from emogen.task.yaml_files import as_overrides, read_value
 from emogen.train import main as train
 
 pytestmark = pytest.mark.slow
@@ -79,7 +79,7 @@ def test_importing_emogen_loads_nothing_heavy():
 
 def test_overrides_are_read_back_as_what_they_are():
     given = {"text_column": None, "separator": ": #", "max_length": 256, "labels": Path("a b.yaml"), "id_column": "yes"}
-    words = (word.partition("=") for word in as_words(given))
+    words = (word.partition("=") for word in as_overrides(given))
     assert {key: read_value(text) for key, _, text in words} == given | {"labels": "a b.yaml"}
 
 
