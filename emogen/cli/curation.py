@@ -57,8 +57,11 @@ def audit(
             found = audit(runs, label_set)
         with paths.writing(target) as file:
             file.write(audit_csv(found))
-        write_audit(runs[0], audit_file(found, runs))
+        write_audit(runs[0], audit_file(found, runs, target))
         _print_audit(found)
+        if not found.worst_first:
+            out.print(f"Nothing is doubted, so the list {target} has no rows.", soft_wrap=True)
+            return
         command = f"emogen audit {shlex.join(map(str, runs))} --apply {shlex.quote(str(target))}"
         out.print(f"The list is {target}. Correct its column 'correct', then: {command}", soft_wrap=True)
         out.print(f"To see these rows in the report: emogen report {shlex.quote(str(runs[0]))}", soft_wrap=True)
@@ -124,8 +127,8 @@ def _print_audit(found: "Audit") -> None:
     }
     _print_by_label(found.label_set, columns)
     out.print(
-        f"{found.suspected.any(axis=1).sum():,} of {len(gold):,} rows have a suspected label; hard rows are among "
-        "them. The worst:"
+        f"{found.suspected.any(axis=1).sum():,} of {len(gold):,} rows have a suspected label"
+        + ("; hard rows are among them. The worst:" if found.suspected.any() else ".")
     )
     for i in found.worst_first[:SHOWN]:
         out.print(f"  {found.rows.ids[i]}: {'; '.join(found.reasons(i))}", markup=False)

@@ -5,6 +5,7 @@ Confident learning (Northcutt et al. 2021, arXiv 1911.00068) tells how many labe
 confidence, label by label. Its implementation is cleanlab's.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -257,8 +258,14 @@ def find_relations(gold: np.ndarray) -> list[Relation]:
     return relations
 
 
-def audit_file(found: Audit, runs: Sequence[Path]) -> AuditFile:
-    """What was found, as the report shows it. `runs` are those of `audit`; the report is that of the first."""
+def audit_file(found: Audit, runs: Sequence[Path], target: Path) -> AuditFile:
+    """What was found, as the report shows it.
+
+    Args:
+        found: the result of `audit`.
+        runs: the folders that were audited. The report is that of the first.
+        target: where the list to correct is.
+    """
     ids, names = [str(row_id) for row_id in found.rows.ids], found.label_set.names
     twins = defaultdict(list)
     for twin in found.twins:
@@ -283,6 +290,7 @@ def audit_file(found: Audit, runs: Sequence[Path]) -> AuditFile:
         systems=tuple(map(str, runs)),
         rows=tuple(rows),
         relations=tuple(relations),
+        list_file=os.path.relpath(target, runs[0]),
     )
 
 

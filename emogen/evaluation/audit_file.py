@@ -45,6 +45,7 @@ class AuditFile(BaseModel):
         predictions: the sha256 of the predictions that were audited. Others make the file outdated.
         systems: the folders whose probabilities were used, as they were named.
         rows: the worst first.
+        list_file: where the list to correct is, from the run folder.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -53,6 +54,7 @@ class AuditFile(BaseModel):
     systems: tuple[str, ...]
     rows: tuple[AuditedRow, ...]
     relations: tuple[AuditedRelation, ...]
+    list_file: str = "audit.csv"
 
     def is_of(self, folder: Path) -> bool:
         """Whether the predictions of a folder are those that were audited."""

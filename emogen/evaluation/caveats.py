@@ -30,7 +30,8 @@ def references(metrics: Metrics) -> list[Reference]:
 
     Returns:
         All labels to every row, the constant prediction with the highest macro-F1; and, unless that is the same, the
-        most frequent labels to every row, as many as give the highest micro-F1.
+        most frequent labels to every row, as many as give the highest micro-F1. Where each row has one label, only the
+        most frequent label to every row, which is the best for both.
     """
     n, per_label = metrics["n"], metrics["per_label"]
     by_frequency = sorted(per_label, key=lambda name: -per_label[name]["support"])
@@ -46,6 +47,8 @@ def references(metrics: Metrics) -> list[Reference]:
         }
         return Reference(title, float(np.mean(list(f1.values()))), float(micro[k - 1]), f1)
 
+    if metrics.get("one_label_each"):
+        return [constant(f"{by_frequency[0]} to every row", 1)]
     found = [constant("all labels to every row", len(support))]
     if best < len(support):
         some = f"{by_frequency[0]} to every row" if best == 1 else f"the {best} most frequent labels to every row"
@@ -76,7 +79,7 @@ def is_collapsed(metrics: Metrics) -> bool:
 
 
 def needs_no_model(metrics: Metrics) -> bool:
-    """Whether the predictions hardly tell rows apart, or score no higher macro-F1 than all labels to every row."""
+    """Whether the predictions hardly tell rows apart, or score no higher macro-F1 than constant ones."""
     return is_collapsed(metrics) or _is_not_above(metrics, references(metrics)[0])
 
 

@@ -29,7 +29,8 @@ def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Metrics:
     Returns:
         `n`, `f1_macro`, `f1_micro`, `precision_macro`, `recall_macro`, `jaccard_samples`, `exact_match`,
         `hamming_loss`, `per_label` (name -> `precision`, `recall`, `f1`, `support`, `predicted`), and `no_positives`
-        (the labels without gold positives). All values are plain numbers, ready for JSON.
+        (the labels without gold positives). `one_label_each` is there, and true, if each row has one true and one
+        predicted label, as where the label set says `exactly_one`. All values are plain numbers, ready for JSON.
 
     Raises:
         ValueError: the shapes differ or are not [n, L], there are no rows, or a value is neither 0 nor 1.
@@ -41,6 +42,7 @@ def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Metrics:
     hits, support, predicted = (gold & pred).sum(0), gold.sum(0), pred.sum(0)  # [L]
     precision, recall = _ratio(hits, predicted, 0.0), _ratio(hits, support, 0.0)
     f1 = _ratio(2 * hits, support + predicted, 0.0)
+    one_each = bool((gold.sum(1) == 1).all() and (pred.sum(1) == 1).all())
     return {
         "n": len(gold),
         "f1_macro": float(f1.mean()),
@@ -61,7 +63,7 @@ def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Metrics:
             for k, name in enumerate(names)
         },
         "no_positives": [name for name, n in zip(names, support, strict=True) if not n],
-    }
+    } | ({"one_label_each": True} if one_each else {})
 
 
 def row_jaccard(gold: np.ndarray, pred: np.ndarray) -> np.ndarray:

@@ -357,7 +357,8 @@ def _metric_of(folder: Path, metric: str) -> float:
     value: Any = read_json(path)
     for key in metric.split("."):
         if not isinstance(value, dict) or key not in value:
-            raise InputError(f"{path}: it has no {metric}")
+            few = "; too few rows are held out for nested thresholds, or each has one label"
+            raise InputError(f"{path}: it has no {metric}{few if key == 'by_thresholds' else ''}; name another metric")
         value = value[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InputError(f"{path}: {metric} is not a number, so no trial can be the best; name another metric")

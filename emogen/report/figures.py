@@ -2,9 +2,12 @@
 
 import html
 import io
+import logging
 import re
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +16,14 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 
+from emogen.evaluation.caveats import listed
 from emogen.evaluation.metrics import MIN_ROWS, Interval
 from emogen.report.compare import ComparisonRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+log = logging.getLogger(__name__)
 
 GENERATOR = "emogen report"  # is in every file that is written here; such a file may be replaced
 INK = "#2b2f34"  # text and axes; `inline_svg` replaces it by the text colour of the page, which is dark or light
@@ -44,13 +50,33 @@ matplotlib.rcParams |= {
 }
 
 
+@contextmanager
+def own_words_for_missing_glyphs(picture: str | None) -> Iterator[None]:
+    """Replace matplotlib's warnings of characters that its font lacks, of which there is one for each character.
+
+    Args:
+        picture: its name. None for an SVG: it keeps its text, and the reader's fonts draw it, so nothing is missing.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    missing = [w for w in caught if str(w.message).startswith("Glyph ")]
+    for other in caught:
+        if other not in missing:
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    if missing and picture is not None:
+        lacking = listed(sorted({chr(int(str(w.message).split()[1])) for w in missing}))
+        log.warning(f"{picture}: the font has no {lacking}; an .svg keeps its text, and the reader's fonts draw it")
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a picture as an .svg, .png or .pdf file with a white background, atomically."""
     scratch = path.with_name(f".{path.name}")
     kind = path.suffix[1:]
     metadata = {"Software": GENERATOR} if kind == "png" else {"Creator": GENERATOR}
+    picture = None if kind == "svg" else str(path)
     try:
-        with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+        with matplotlib.rc_context({"svg.hashsalt": path.stem}), own_words_for_missing_glyphs(picture):
             figure.savefig(scratch, format=kind, dpi=200, facecolor="white", metadata=metadata)
         scratch.replace(path)
     finally:
@@ -67,7 +93,7 @@ def inline_svg(figure: Figure, name: str, alt: str) -> str:
         alt: a description for screen readers.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}), own_words_for_missing_glyphs(None):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

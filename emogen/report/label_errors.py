@@ -1,5 +1,6 @@
 """What `emogen audit` said about the rows of a run -> a section of its page, and data for the row browser."""
 
+import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def label_errors(run: Run) -> LabelErrors | None:
         n_suspected=int(suspected.any(axis=1).sum()),
         n_twins=sum(bool(row.twins) for row in run.audit.rows),
         relations=tuple(relation.sentence for relation in run.audit.relations),
-        apply=f"emogen audit {folder} --apply {shlex.quote(str(run.folder / 'audit.csv'))}",
+        apply=f"emogen audit {folder} --apply {shlex.quote(os.path.normpath(run.folder / run.audit.list_file))}",
         data=data,
     )
 

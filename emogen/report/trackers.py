@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from emogen.errors import InputError, ModelError
 from emogen.evaluation.metrics import Metrics
+from emogen.report.figures import own_words_for_missing_glyphs
 from emogen.report.pictures import draw_run
 from emogen.report.runs import read_run
 from emogen.task.recipe import Recipe
@@ -114,7 +115,8 @@ def _log_results(tracker: Tracker, folder: Path, recipe: Recipe, metrics: Metric
     callback.on_train_begin(args, state, control, model=None)
     callback.on_log(args, state, control, logs={f"eval_{name}": value for name, value in scalars(metrics).items()})
     for picture in draw_run(read_run(folder)):
-        _log_picture(tracker, picture.name, picture.figure)
+        with own_words_for_missing_glyphs(picture.name):
+            _log_picture(tracker, picture.name, picture.figure)
     callback.on_train_end(args, state, control, model=None)
 
 
@@ -122,7 +124,8 @@ def scalars(metrics: Metrics) -> dict[str, float]:
     """The figures among the metrics of a cross-validation by their names; the F1 of a label as `f1/NAME`."""
     found: dict[str, float] = {}
     for place, own in (("", metrics), ("by_thresholds/", metrics.get("by_thresholds", {}))):
-        found |= {f"{place}{name}": value for name, value in own.items() if isinstance(value, int | float)}
+        numbers = {name: value for name, value in own.items() if isinstance(value, int | float) and value is not True}
+        found |= {f"{place}{name}": value for name, value in numbers.items()}
         found |= {f"{place}f1/{name}": label["f1"] for name, label in own.get("per_label", {}).items()}
     for key in ("mean", "sd"):
         for system, values in metrics[key].items():

@@ -15,6 +15,8 @@ from emogen.evaluation import results
 from emogen.evaluation.audit_file import read_audit
 from emogen.evaluation.run_folder import label_set_of
 from emogen.prediction.baseline import fit_baseline
+from emogen.report.label_errors import label_errors
+from emogen.report.runs import read_run
 from emogen.task.labels import Label, LabelSet
 from emogen.task.readers import read_rows
 from emogen.task.rows import Rows, checked
@@ -194,6 +196,19 @@ def test_the_file_for_the_report_says_what_the_list_says(doubted, emogen):
         ("r8", {"joy": 0.125}, ()),
     ]
     assert file.rows[0].reasons == ("joy is missing but probable (0.88)",)
+
+
+def test_the_report_names_a_list_that_was_written_elsewhere(doubted, tmp_path, emogen):
+    emogen("audit", doubted, "-o", tmp_path / "mine.csv")
+    assert label_errors(read_run(doubted)).apply == f"emogen audit {doubted} --apply {tmp_path / 'mine.csv'}"
+
+
+def test_labels_that_nothing_speaks_against_are_not_to_be_corrected(tmp_path, emogen):
+    gold = np.stack([np.arange(N) % 2, np.arange(N) // 2 % 2], 1).astype(np.int8)
+    said = emogen("audit", write_baseline(tmp_path / "right", TWO, gold, np.where(gold, 0.875, 0.125))).out
+    assert "0 of 100 rows have a suspected label.\n" in said
+    assert "Nothing is doubted" in said
+    assert "--apply" not in said
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,21 @@ def test_references_by_hand():
     )
 
 
+def test_rows_with_one_label_each_are_held_against_one_label():
+    """All labels to every row is no answer where each row has one label."""
+    gold = np.eye(3, dtype=np.int8)[[0] * 20 + [1] * 12 + [2] * 8]
+    pred = np.eye(3, dtype=np.int8)[[0] * 18 + [1] * 18 + [2] * 4]
+    metrics = score(gold, pred, NAMES)
+    (most_frequent,) = references(metrics)
+    assert most_frequent.title == "a to every row"
+    assert most_frequent.f1_macro == pytest.approx(2 / 3 / 3)  # p = 1/2: 2p / (1 + p), of three labels
+    assert most_frequent.f1_micro == pytest.approx(1 / 2)
+    assert not needs_no_model(metrics)
+    two = pred.copy()
+    two[0] = 1
+    assert references(score(gold, two, NAMES))[0].title == "all labels to every row"
+
+
 @settings(deadline=None, max_examples=40)
 @given(hnp.arrays(np.int8, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.sampled_from([0, 0, 1])))
 def test_references_are_what_these_predictions_score(gold):

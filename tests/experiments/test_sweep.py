@@ -109,10 +109,21 @@ def test_a_metric_may_be_nested(done_trials):
     assert study.best_value == pytest.approx(0.7)
 
 
-def test_an_unknown_metric_is_named(done_trials):
+@pytest.mark.parametrize(
+    "metric", ["f1_marco", "by_threshold.f1_macro", "by_thresholds.f1_marco", "calibration.by_thresholds"]
+)
+def test_an_unknown_metric_is_named(done_trials, metric):
     recipe, space = done_trials
-    with pytest.raises(InputError, match=r"metrics\.json: it has no f1_marco"):
-        sweep(recipe, space, n_trials=1, metric="f1_marco")
+    with pytest.raises(InputError, match=rf"metrics\.json: it has no {metric}; name another"):
+        sweep(recipe, space, n_trials=1, metric=metric)
+
+
+def test_why_there_are_no_nested_thresholds_is_said(done_trials, tmp_path):
+    recipe, space = done_trials
+    for path in tmp_path.glob("run-sweep/trial-*/metrics.json"):
+        path.write_text('{"f1_macro": 0.5}')
+    with pytest.raises(InputError, match=r"it has no by_thresholds\.f1_macro; too few rows are held out"):
+        sweep(recipe, space, n_trials=1, metric="by_thresholds.f1_macro")
 
 
 def test_a_trial_that_was_interrupted_is_tried_again(done_trials, tmp_path):

@@ -1,6 +1,7 @@
 """The pictures of a page: which there are, where they are, and what they are made of."""
 
 import re
+import warnings
 from xml.etree import ElementTree
 
 import pytest
@@ -94,3 +95,15 @@ def test_a_saved_picture_is_marked_as_written_by_emogen(tmp_path, kind):
     figures.save(Figure(figsize=(1, 1)), path)
     assert figures.GENERATOR.encode() in path.read_bytes()[:2000]
     assert list(tmp_path.iterdir()) == [path]  # no scratch file
+
+
+@pytest.mark.parametrize(("suffix", "n_warnings"), [(".svg", 0), (".png", 1)])
+def test_characters_without_a_glyph_are_named_once_where_they_are_missing(suffix, n_warnings, tmp_path, caplog):
+    figure = Figure()
+    figure.subplots().set(title="日本 日", xlabel="本")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.save(figure, tmp_path / f"labels{suffix}")
+        figures.inline_svg(figure, "labels", "labels")
+    assert len(caplog.messages) == n_warnings
+    assert all("labels.png: the font has no 日, 本; an .svg" in message for message in caplog.messages)
