@@ -22,7 +22,7 @@ from emogen.evaluation.run_folder import (
     kind_of,
     read_recipe,
 )
-from emogen.model.sources import TOKENIZER_FILES
+from emogen.model.sources import TOKENIZER_FILES, is_path
 from emogen.prediction.weights import name_base_model
 from emogen.task.task import EXAMPLES
 
@@ -85,7 +85,7 @@ def _write_recipe(run: Path, folder: Path) -> None:
 
 def _public(model_name: str) -> str:
     """The name of a base model on the Hub, or of its folder on this machine without the folders above it."""
-    is_local = paths.expand(model_name).is_dir() or model_name.startswith(("/", "~", "."))
+    is_local = paths.expand(model_name).is_dir() or is_path(model_name)
     return Path(model_name).name if is_local else model_name
 
 

