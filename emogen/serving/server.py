@@ -51,17 +51,14 @@ def run_server(
             f"--host {host} is open to other machines: set EMOGEN_API_KEY to a secret that clients send, or serve on "
             "127.0.0.1 behind a proxy that checks who asks"
         )
+    _listen(host, port).close()  # a port that is taken is an error now, not after the model has been loaded
     given: dict[str, Any] = {key: read_value(value) for key, _, value in (word.partition("=") for word in overrides)}
     classifier = load(*runs, decide=cast(Decision | None, decide), **given)
     thread = ThreadPoolExecutor(1, "model")
     thread.submit(classifier.classify, ["warm up"]).result()  # loads the model before the port is open
     model_id = ", ".join(f"{Path(run).resolve().name}@{content_hash(Path(run))[:12]}" for run in runs)
     app = make_app(classifier, thread, model_id, limits, key=key, loopback=loopback)
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+    listener = _listen(host, port)
     settings = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_SECONDS, server_header=False
     )
@@ -75,6 +72,13 @@ def run_server(
         server.run(sockets=[listener])
 
     return serve
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
 
 
 def _is_loopback(host: str) -> bool:
