@@ -4,9 +4,10 @@
     python tools/check_docs.py --write    first writes docs/commands.md and docs/keys.md
 
 A relative link has to lead to a file, and to a heading if it has an anchor. A command has to parse, and its keys and
-files have to exist. Files may be missing if readers bring them (`PLACEHOLDERS`), if the page makes them (`emogen init`,
-`-o`, the title of a code block, a script in one), or if they are in runs/. Python has to compile; recipes, label sets
-and templates have to be valid. It takes a few seconds, and torch is not loaded.
+files have to exist; the README has to name every command. Files may be missing if readers bring them (`PLACEHOLDERS`),
+if the page makes them (`emogen init`, `-o`, the title of a code block, a script in one), or if they are in runs/.
+Python has to compile; recipes, label sets and templates have to be valid. It takes a few seconds, and torch is not
+loaded.
 """
 
 import ast
@@ -100,10 +101,21 @@ def main() -> None:
         page = Page(path, (ROOT / path).read_text(encoding="utf-8"))
         check_page(page)
         problems += page.problems
+    problems += missing_commands((ROOT / "README.md").read_text(encoding="utf-8"))
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"{len(paths)} pages, {len(problems)} problems")
     sys.exit(bool(problems))
+
+
+def missing_commands(readme: str) -> list[str]:
+    """Commands that the table of the README lacks."""
+    names = [name for name, command in reference.all_commands() if not hasattr(command, "commands")]
+    return [
+        f"README.md: the table of commands lacks {name}"
+        for name in names
+        if not (re.search(rf"^\| `{name}[ `]", readme, re.MULTILINE) or name.startswith("emogen pod "))  # all in a row
+    ]
 
 
 def check_page(page: Page) -> None:

@@ -85,3 +85,13 @@ def test_a_mistake_is_reported_with_its_line(problems, text, expected):
 )  # fmt: skip
 def test_what_is_right_is_not_reported(problems, text):
     assert problems(text) == []
+
+
+def test_a_command_that_the_readme_does_not_name_is_found(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import check_docs
+
+    readme = (TOOLS.parent / "README.md").read_text()
+    assert check_docs.missing_commands(readme) == []
+    without = readme.replace("| `emogen audit RUN_DIR", "| `audit RUN_DIR")
+    assert check_docs.missing_commands(without) == ["README.md: the table of commands lacks emogen audit"]
