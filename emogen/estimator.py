@@ -26,7 +26,7 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
 
     It works with scikit-learn's `cross_val_predict`, `Pipeline`, `clone` and `GridSearchCV`. Labels are decided by the
     generated answers; with `eval_fraction` in the recipe or the overrides, a part of the rows is held out, and labels
-    are decided by thresholds that are tuned on it.
+    are decided by thresholds that are tuned on it. `predict_by` in the overrides says otherwise.
 
     Args:
         recipe: a recipe file. Its data files are not used, so nothing is evaluated during training unless the overrides
@@ -63,7 +63,7 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             InputError: the recipe is not valid; `y` does not fit the texts or the labels.
-            TypeError: a text is no string.
+            TypeError: `X` is no list of texts, or a text is no string.
         """
         recipe = load_recipe(self.recipe, as_overrides(self._own_keys("rows.jsonl")))
         label_set = load_recipe_labels(recipe)
@@ -79,7 +79,7 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
             keys.setdefault("eval_strategy", "no")  # a recipe evaluates on its own file, which is not used
         train.main([self.recipe, *as_overrides(keys)])
         self.classes_, self._label_set = np.array(label_set.names), label_set
-        self._loaded = load(self.run_)
+        self._loaded = load(self.run_, decide=self.overrides.get("predict_by"))
         return self
 
     def _own_keys(self, train_file: str) -> dict[str, Any]:
@@ -95,12 +95,12 @@ class EmogenClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Sequence[str]) -> np.ndarray:
         """Label n texts: int8 [n, L], in the order of `classes_`."""
-        names = self.loaded.predict(list(X))
+        names = self.loaded.predict(X)
         return np.array([np.isin(self.classes_, row) for row in names], dtype=np.int8).reshape(-1, len(self.classes_))
 
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
         """The probability of each label for n texts: float32 [n, L]."""
-        return self.loaded.predict_proba(list(X))
+        return self.loaded.predict_proba(X)
 
     def score(self, X: Sequence[str], y: Any, sample_weight: None = None) -> float:
         """The macro-F1 of n texts, with `y` as for `fit`; see `emogen.score`."""

@@ -28,8 +28,15 @@ def fake_endpoint() -> Iterator[type[JsonHandler]]:
             return next((labels for word, labels in words.items() if word in messages[-1]["content"]), "none")
 
         def do_GET(self):
-            known = {"/props": "llama.cpp", "/version": "vllm"}.get(self.path)
-            self.reply({}, 200 if known == Endpoint.kind else 404)
+            known = {
+                "/props": ("llama.cpp", {"default_generation_settings": {}}),
+                "/version": ("vllm", {"version": "0.11.0"}),
+            }
+            kind, value = known[self.path]
+            if Endpoint.kind == "lm studio":
+                self.reply({"error": f"Unexpected endpoint or method. (GET {self.path})"})
+            else:
+                self.reply(value, 200 if kind == Endpoint.kind else 404)
 
         def do_POST(self):
             body = json.loads(self.read())

@@ -41,6 +41,10 @@ def test_it_is_tuned_and_predicts(tiny_recipe, labels):
     assert 0 <= by_matrix <= 1
     assert classifier.score(TEXTS, NAMES) == by_matrix
     assert (classifier.run_ / "adapter").is_dir()
+    with pytest.raises(TypeError, match="got a single string"):
+        classifier.predict(TEXTS[0])
+    with pytest.raises(TypeError, match="got a DataFrame"):
+        classifier.predict_proba(pandas.DataFrame({"text": TEXTS}))
 
 
 @pytest.mark.slow
@@ -78,6 +82,7 @@ def test_a_recipe_that_evaluates_on_its_own_file_is_fitted_without_it(tiny_recip
     pred = EmogenClassifier(str(recipe), **quick).fit(texts, NAMES).predict(texts[:2])
     assert pred.shape == (2, 11)
     held = EmogenClassifier(str(recipe), eval_fraction=0.25, **quick).fit(texts, NAMES)
+    assert held.loaded.decide == "thresholds"
     assert '"eval_loss"' in (held.run_ / "train_log.jsonl").read_text(encoding="utf-8")  # evaluated while it trained
 
 

@@ -8,6 +8,7 @@ import torch
 from tiny import make_tokenizer, write_posts, write_recipe
 from torch.nn import functional
 
+from emogen import load as emogen_load
 from emogen.errors import InputError
 from emogen.evaluation.metrics import most_probable
 from emogen.model.grammar import build_grammar, encode_answer
@@ -71,6 +72,7 @@ def test_the_most_probable_label_is_given_whatever_its_probability(topics):
     prob = np.array([[0.2, 0.1, 0.3], [0.9, 0.8, 0.7], [0.4, 0.4, 0.2]])
     wanted = [[0, 0, 1], [1, 0, 0], [1, 0, 0]]  # of equals the first
     assert most_probable(prob).tolist() == wanted
+    assert most_probable(np.zeros((2, 3))).tolist() == [[0, 0, 0]] * 2  # answers that could not be read
     assert labels_from_prob(prob, topics).tolist() == wanted
     predictions = predictions_from_prob(prob, topics, [0, 0, 0])
     assert [prediction.raw for prediction in predictions] == ["science", "sport", "sport"]
@@ -192,6 +194,11 @@ def test_a_run_gives_each_text_one_label_and_has_no_thresholds(recipe, keys, emo
         lines = (tmp_path / f"{by}.csv").read_text().splitlines()
         assert lines[0] == "ID,sport,politics,science"
         assert [sum(map(int, line.split(",")[1:])) for line in lines[1:]] == [1] * 6
+    (tmp_path / "none.csv").write_text("ID,Tweet\n")
+    emogen("predict", run, tmp_path / "none.csv", "-o", tmp_path / "out.csv", "--jsonl", tmp_path / "out.jsonl")
+    assert (tmp_path / "out.csv").read_text() == "ID,sport,politics,science\n"
+    alone, together = emogen_load(run).predict_proba([""]), emogen_load(run).predict_proba(["", "so be it"])
+    np.testing.assert_allclose(alone[0], together[0], atol=1e-5)  # a text without tokens
     scored = emogen("score", new, tmp_path / "answer.csv", "--labels", tmp_path / "topics.yaml").out
     assert "macro average" in scored
 

@@ -40,6 +40,7 @@ def serve(
     """
     from emogen.serving.server import run_server  # first: it says what is missing
     from emogen.serving.app import Limits  # isort: skip
+    from emogen.prediction.remote import read_key
 
     runs, overrides = split_overrides(words)
     limits = Limits(
@@ -50,6 +51,7 @@ def serve(
         queue=max_queue,
         seconds=timeout,
     )
+    key = read_key(KEY) if os.environ.get(KEY) else None
     with err.status("Loading the model ..."):
-        server = run_server(runs, overrides, decide, limits, host, port, os.environ.get(KEY))
+        server = run_server(runs, overrides, decide, limits, host, port, key)
     server()

@@ -218,10 +218,12 @@ def most_probable(prob: np.ndarray) -> np.ndarray:
     """Assign the most probable label of each row and no other, for label sets with `exactly_one`: int8 [n, L].
 
     Args:
-        prob: [n, L]. Of equal probabilities the first one counts.
+        prob: [n, L]. Of equal probabilities the first one counts. A row of zeros, as an endpoint has whose answer could
+            not be read, stays without a label.
     """
     prob = np.asarray(prob)
-    return (np.arange(prob.shape[1]) == prob.argmax(axis=1)[:, None]).astype(np.int8)
+    is_best = np.arange(prob.shape[1]) == prob.argmax(axis=1)[:, None]
+    return (is_best & (prob > 0)).astype(np.int8)
 
 
 def nested_thresholds(

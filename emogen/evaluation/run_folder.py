@@ -202,6 +202,23 @@ def tuned_for(run: Path) -> Objective:
     return "f1_micro" if recipe.get("tune") == "f1_micro" else "f1_macro"
 
 
+def require_own_prob(run: Path, prob: str) -> None:
+    """Refuse probabilities of another kind than those that the thresholds, or the stack, of a run rest on.
+
+    Args:
+        prob: `prob` of an override.
+
+    Raises:
+        InputError: they are.
+    """
+    own = read_yaml(run / RECIPE)[0].get("prob", Recipe.model_fields["prob"].default) if run.is_dir() else prob
+    if own != prob:
+        raise InputError(
+            f"'prob={prob}': the decisions of {run} were tuned on probabilities with prob: {own}; leave prob out, or "
+            "use predict_by=answer"
+        )
+
+
 def content_hash(run: Path) -> str:
     """The sha256 of everything that the predictions of a run, a cross-validation, a baseline or a recipe depend on.
 

@@ -13,7 +13,7 @@ from emogen.console import Bar
 from emogen.errors import InputError
 from emogen.evaluation import results
 from emogen.evaluation.results import pred_matrix
-from emogen.evaluation.run_folder import CARD, MODEL, PREDICTIONS, THRESHOLDS, read_recipe
+from emogen.evaluation.run_folder import CARD, MODEL, PREDICTIONS, RUN, THRESHOLDS, kind_of, read_recipe
 from emogen.exporting.llama_cpp import convert, find_server, llama_server
 from emogen.exporting.shift import Labelled, describe, measure_shift, require_small
 from emogen.model.encode import Encoder
@@ -88,7 +88,7 @@ def _export(run: Path, folder: Path, target: str, kind: str, force: bool, bar: B
     if target == "onnx":
         assert isinstance(exported, HeadClassifier)
         exported = write_onnx(exported, merged_folder, folder)
-        use = usage(exported)
+        use = usage(exported, folder)
     shifts: dict[str, dict[str, Any]] = {}
     if rows is not None and before is not None:
         after = _label(exported, rows, bar, "The export")
@@ -120,6 +120,8 @@ def _export(run: Path, folder: Path, target: str, kind: str, force: bool, bar: B
 
 def _check_target(run: Path, target: str, style: str, label_set: LabelSet, force: bool) -> None:
     """Refuse what a run cannot become, and what this machine cannot make of it, before anything is computed."""
+    if kind_of(run) != RUN or not run.is_dir():
+        raise InputError(f"{run}: not a run; export the run of a single training")
     if target == "onnx":
         if style != "head":
             raise InputError(f"{run}: it generates its answers; --to onnx is for heads, --to gguf for it")

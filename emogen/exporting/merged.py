@@ -14,7 +14,6 @@ from transformers import AutoConfig
 from trl import ModelConfig
 
 from emogen import paths
-from emogen.errors import InputError
 from emogen.evaluation.run_folder import (
     ADAPTER,
     CARD,
@@ -24,7 +23,6 @@ from emogen.evaluation.run_folder import (
     RECIPE,
     RUN,
     THRESHOLDS,
-    kind_of,
     read_manifest,
     read_recipe,
     write_manifest,
@@ -53,12 +51,10 @@ def write_merged(run: Path, folder: Path, *, force: bool = False) -> None:
         force: see `check_weights`.
 
     Raises:
-        InputError: the folder is no run of a single training, or its weights were changed.
+        InputError: its weights were changed.
         ModelError: the model cannot be loaded.
     """
     recipe, label_set = read_recipe(run)
-    if kind_of(run) != RUN or not run.is_dir():
-        raise InputError(f"{run}: not a run; export the run of a single training")
     if (run / MODEL).is_dir():
         check_weights(run, None, force=force)
         shutil.copytree(run / MODEL, folder / MODEL)

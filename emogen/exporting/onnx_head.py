@@ -110,9 +110,15 @@ class _OnnxModel(torch.nn.Module):
         return SequenceClassifierOutput(logits=torch.from_numpy(self._session.run(["logits"], inputs)[0]))
 
 
-def usage(head: HeadClassifier) -> str:
+def usage(head: HeadClassifier, folder: Path) -> str:
     """How another program uses the folder, as Markdown."""
     tokenizer = head.tokenizer
+    if head.label_set.exactly_one:
+        decision = "The label of a text is the most probable one."
+    elif (folder / THRESHOLDS).is_file():
+        decision = f"`{THRESHOLDS}` has the threshold of each label."
+    else:
+        decision = "A label is given if its probability is above 0.5."
     limit = min(head.recipe.max_length or tokenizer.model_max_length, tokenizer.model_max_length)
     spelt = (
         "\nemogen replaces a symbol that the tokenizer does not know, such as an emoji, by its Unicode name in lower "
@@ -120,6 +126,8 @@ def usage(head: HeadClassifier) -> str:
         if tokenizer.unk_token_id is not None
         else ""
     )
+    if not tokenizer("")["input_ids"]:
+        spelt += "\nA text without tokens, such as an empty one, is computed as a blank; do the same.\n"
     return f"""
 `{ONNX}` computes the probability of each label in onnxruntime:
 
@@ -137,5 +145,5 @@ session = onnxruntime.InferenceSession("{ONNX}")
 (prob,) = session.run(["prob"], {{name: np.array(values, dtype=np.int64) for name, values in inputs.items()}})
 ```
 
-The columns are, in this order: {", ".join(head.label_set.names)}. `thresholds.json` has the threshold of each label.
+The columns are, in this order: {", ".join(head.label_set.names)}. {decision}
 {spelt}"""

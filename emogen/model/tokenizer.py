@@ -154,6 +154,8 @@ class TextTokenizer:
         What looks like a special token in a text is split into characters. A symbol that the vocabulary lacks, such as
         an emoji, is spelt out by its Unicode name: it would be unknown, and so would be the word that it touches.
 
+        A text without tokens, such as an empty one, is encoded as a blank: a model reads one token or more.
+
         Args:
             max_length: the limit in tokens, special tokens included; None for the limit of the tokenizer.
 
@@ -170,7 +172,8 @@ class TextTokenizer:
         if any(cut):
             tokenizer.enable_truncation(limit, direction=self.truncation_side)
             ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-        return {"input_ids": ids, "n_cut": cut}
+        blank = tokenizer.encode(" ").ids
+        return {"input_ids": [row or blank for row in ids], "n_cut": cut}
 
 
 def _spell_out_symbols(tokenizer: Tokenizer, unk_id: int, texts: Sequence[str]) -> list[str]:

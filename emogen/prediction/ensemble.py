@@ -11,7 +11,14 @@ from emogen.errors import InputError
 from emogen.evaluation import results
 from emogen.evaluation.metrics import Objective, apply_thresholds, most_probable, tune_thresholds
 from emogen.evaluation.results import Prediction, pred_matrix
-from emogen.evaluation.run_folder import BASELINE, kind_of, member_folders, read_recipe, tuned_for
+from emogen.evaluation.run_folder import (
+    BASELINE,
+    kind_of,
+    member_folders,
+    read_recipe,
+    require_own_prob,
+    tuned_for,
+)
 from emogen.evaluation.stack import cross_fit, fit_stack
 from emogen.prediction.baseline import load_baseline
 from emogen.prediction.classifier import Classifier, prob_of
@@ -166,7 +173,8 @@ def predict_rows(
         classifiers: models with the same labels, as from `load_runs`. Each is used before the next is asked for.
         rule: how probabilities become labels. Without a rule a label is given if half of the models' answers or more
             name it, and probabilities are averaged.
-        exactly_one: without a rule, give each row the label that most answers name; of equals, the first.
+        exactly_one: without a rule, give each row the label that most answers name; of equals, the first. A row of
+            which no answer could be read stays without a label.
         with_prob: compute probabilities even if they decide nothing.
         bar: makes a progress bar from a title and a number of rows.
     """
@@ -188,17 +196,10 @@ def predict_rows(
         return BatchPrediction(rule.decide(prob), prob, None)
     votes = np.mean([pred_matrix(predictions) for predictions in answers], axis=0)
     return BatchPrediction(
-        pred=_majority(votes, exactly_one=exactly_one),
+        pred=most_probable(votes) if exactly_one else (votes >= 0.5).astype(np.int8),
         prob=_mean(np.stack(probs)) if with_prob else None,
         predictions=answers[0] if len(answers) == 1 else None,
     )
-
-
-def _majority(votes: np.ndarray, *, exactly_one: bool) -> np.ndarray:
-    """Shares of answers [n, L] -> labels, int8 [n, L]. A row of which no answer could be read stays without a label."""
-    if exactly_one:
-        return most_probable(votes) * (votes.max(axis=1, keepdims=True) > 0)
-    return (votes >= 0.5).astype(np.int8)
 
 
 class Ensemble:
@@ -218,10 +219,16 @@ class Ensemble:
         self.folders, self.recipe, self.label_set = read_members(runs, overrides)
         by = self.recipe.predict_by
         self.rule = None if by == "answer" else load_rule(runs, self.label_set, by, self.recipe.tune)
+        if self.rule and any(override.startswith("prob=") for override in overrides):
+            for folder in self.folders:
+                require_own_prob(folder, self.recipe.prob)
         self._single: list[Classifier] = []
 
     def predict(self, rows: Rows, *, with_prob: bool, batch_size: int, bar: Bar) -> BatchPrediction:
         """See `predict_rows`. The model of a single run stays loaded; several are loaded one after another."""
+        if not len(rows):
+            pred = np.zeros((0, len(self.label_set)), dtype=np.int8)
+            return BatchPrediction(pred, pred.astype(np.float32), [])
         if len(self.folders) == 1 and not self._single:
             self._single.append(load_run(self.folders[0], self.overrides, force=self.force))
         classifiers = self._single or load_runs(self.folders, self.overrides, force=self.force)

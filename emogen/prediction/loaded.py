@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +20,15 @@ from emogen.task.yaml_files import as_overrides
 
 log = logging.getLogger(__name__)
 
+_ONE_AT_A_TIME = threading.Lock()  # a model has parts that belong to the call that it computes
+
 Decision = Literal["answer", "thresholds", "stack"]
 
 
 class LoadedClassifier:
     """One or several finished runs that label texts together; made by `emogen.load`.
+
+    Threads may share it: their calls are computed one after another.
 
     Attributes:
         labels: the L label names, in the order of the columns of `predict_proba`.
@@ -50,7 +55,7 @@ class LoadedClassifier:
             The label names of each text, in canonical order; an empty tuple for a text without labels.
 
         Raises:
-            TypeError: `texts` is a single string, or one of its items is no string.
+            TypeError: `texts` is a single string or no list of texts, or one of its items is no string.
         """
         pred = self._run(texts, False, batch_size, progress).pred
         return [self._ensemble.label_set.names_of(vector) for vector in pred.tolist()]
@@ -75,12 +80,9 @@ class LoadedClassifier:
         return names, found.prob.astype(np.float32)
 
     def _run(self, texts: Sequence[str], with_prob: bool, batch_size: int, progress: bool) -> BatchPrediction:
-        rows = rows_of_texts(texts)
-        if not len(rows):
-            empty = np.zeros((0, len(self.labels)), dtype=np.int8)
-            return BatchPrediction(empty, empty.astype(np.float32), None)
-        bar = progress_bar if progress else no_bar
-        return self._ensemble.predict(rows, with_prob=with_prob, batch_size=batch_size, bar=bar)
+        rows, bar = rows_of_texts(texts), progress_bar if progress else no_bar
+        with _ONE_AT_A_TIME:
+            return self._ensemble.predict(rows, with_prob=with_prob, batch_size=batch_size, bar=bar)
 
 
 def load(*runs: str | os.PathLike[str], decide: Decision | None = None, **overrides: Any) -> LoadedClassifier:
@@ -94,7 +96,7 @@ def load(*runs: str | os.PathLike[str], decide: Decision | None = None, **overri
         decide: how labels are decided: by the generated `answer`, by the run's `thresholds`, or by a `stack` of several
             runs. By default thresholds if every run has them, otherwise answers. `emogen predict` decides by answers
             unless it is told otherwise (`predict_by`).
-        overrides: keys of the recipe, such as `max_length=256`.
+        overrides: keys of the recipe, such as `max_length=256`; but `decide` takes the place of `predict_by`.
 
     Raises:
         InputError: a folder is not a finished run, the labels of the runs differ, or `decide` needs what a run lacks.
@@ -103,6 +105,11 @@ def load(*runs: str | os.PathLike[str], decide: Decision | None = None, **overri
     processes.share_cores()
     if not runs:
         raise InputError("emogen.load: name at least one run folder")
+    if "predict_by" in overrides:
+        raise InputError(
+            f"predict_by={overrides['predict_by']}: here `decide` says how labels are decided: decide=... in "
+            "emogen.load, --decide ... in emogen serve"
+        )
     folders = [Path(run) for run in runs]
     if decide is None:
         decide = "thresholds" if all(map(_has_thresholds, folders)) else "answer"
@@ -117,10 +124,12 @@ def rows_of_texts(texts: Sequence[str]) -> Rows:
     """Rows without labels, whose ids are the positions of the texts.
 
     Raises:
-        TypeError: `texts` is a single string, or one of its items is no string.
+        TypeError: `texts` is a single string or no list of texts, or one of its items is no string.
     """
     if isinstance(texts, str):
         raise TypeError("expected a list of texts, got a single string; write [text]")
+    if isinstance(texts, Mapping | Set) or hasattr(texts, "columns"):  # whose items are names, or in any order
+        raise TypeError(f"expected a list or a column of texts, got a {type(texts).__name__}; name its column of texts")
     texts = list(texts)
     for k, text in enumerate(texts):
         if not isinstance(text, str):

@@ -43,7 +43,12 @@ def predict_on_ray(
         raise InputError(f"{output}: exists; name a new folder")
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
-    Ensemble(runs, overrides, force=force)  # reports errors of the runs once, before any worker starts
+    ensemble = Ensemble(runs, overrides, force=force)  # reports errors of the runs once, before any worker starts
+    names = ensemble.label_set.names
+    if clashing := sorted({*names} & {"raw", *map(_prob_column, names)}):
+        raise InputError(
+            f"--engine ray writes columns of its own that are named as labels: {', '.join(clashing)}; leave it out"
+        )
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)  # RAY_ADDRESS, or a cluster on this machine
     n_gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
@@ -59,6 +64,10 @@ def predict_on_ray(
     ).write_parquet(str(scratch.resolve()))
     scratch.replace(output)
     return int(ray.data.read_parquet(str(output.resolve())).count())
+
+
+def _prob_column(label: str) -> str:
+    return f"prob_{label}"
 
 
 class Worker:
@@ -88,7 +97,7 @@ class Worker:
         )
         assert batch.prob is not None
         added: dict[str, Any] = {name: batch.pred[:, k] for k, name in enumerate(label_set.names)}
-        added |= {f"prob_{name}": batch.prob[:, k] for k, name in enumerate(label_set.names)}
+        added |= {_prob_column(name): batch.prob[:, k] for k, name in enumerate(label_set.names)}
         if batch.predictions is not None:
             added["raw"] = [prediction.raw for prediction in batch.predictions]
         table = table.select([name for name in table.column_names if name not in added])

@@ -12,15 +12,16 @@ import json
 import logging
 import os
 import random
+import re
 import sqlite3
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from emogen.errors import InputError, ModelError
 from emogen.evaluation.results import Prediction, pred_matrix, read_held_out
 from emogen.prediction.neighbours import Neighbours
 from emogen.task.answer_patterns import answer_gbnf, answer_regex
+from emogen.task.columns import whole_characters
 from emogen.task.labels import LabelSet
 from emogen.task.parse import parse_answer
 from emogen.task.prompt import Message, fill, load_prompt, render
@@ -116,22 +118,28 @@ class RemoteClassifier:
         if not texts:
             return []
         prompts, constraint = self._prompts(texts), self._constraint
+        same: dict[str, list[int]] = defaultdict(list)  # the positions of each prompt: a repeated one is asked once
+        for i, prompt in enumerate(prompts):
+            same[json.dumps(prompt)].append(i)
         answers: list[str] = [""] * len(texts)
         with ThreadPoolExecutor(self.recipe.api_requests) as pool:
             ask = self._endpoint.answer
-            asked = {pool.submit(ask, prompt, MAX_TOKENS, constraint): i for i, prompt in enumerate(prompts)}
+            asked = {pool.submit(ask, prompts[rows[0]], MAX_TOKENS, constraint): rows for rows in same.values()}
             try:
                 for done in as_completed(asked):
-                    answers[asked[done]] = done.result()
+                    for i in asked[done]:
+                        answers[i] = done.result()
                     if progress:
-                        progress(1)
+                        progress(len(asked[done]))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         if spent := self._endpoint.summary():
             log.info(spent)
-        style = self.recipe.answer
-        return [Prediction(raw, parse_answer(raw, self.label_set, style=style), 0) for raw in answers]
+        parsed = [parse_answer(raw, self.label_set, style=self.recipe.answer) for raw in answers]
+        return [
+            Prediction(raw, each, 0, tuple(map(float, each.vector))) for raw, each in zip(answers, parsed, strict=True)
+        ]
 
     def predict_proba(self, texts: Sequence[str], *, progress: Callable[[int], Any] | None = None) -> np.ndarray:
         """The labels of the answers as float32 [n, L]: 1 or 0."""
@@ -165,9 +173,12 @@ class Endpoint:
         self.recipe = recipe
         self._store = _Answers()
         self._budget = _Budget(recipe.api_prices, recipe.max_dollars)
+        self._warn_once = cache(log.warning)
 
     def answer(self, messages: Sequence[Message], max_tokens: int, constraint: Mapping[str, Any] | None = None) -> str:
         """The most probable answer of the model to a chat, from the disk if it was given before.
+
+        One that was cut off is a warning, and is not kept: once the server is set up otherwise, it is asked again.
 
         Args:
             constraint: what the server takes to constrain the answer.
@@ -189,14 +200,31 @@ class Endpoint:
         with self._budget.request() as count:
             found = self._ask(body)
             count(found.get("usage") if isinstance(found, dict) else None)
-        try:
-            answer = str(found["choices"][0]["message"]["content"] or "")
-        except (KeyError, IndexError, TypeError):
-            raise ModelError(
-                f"{self.recipe.api_base}: not an answer of a chat endpoint: {json.dumps(found)[:200]}"
-            ) from None
-        self._store.put(key, answer)
+        answer, is_whole = self._read(found)
+        if is_whole:
+            self._store.put(key, answer)
+        else:
+            self._warn_once(
+                f"{self.recipe.api_base}: the model did not end each answer within {max_tokens} tokens (finish_reason: "
+                "length); what such an answer lacks is not in its labels. Does the model reason before it answers? "
+                "Turn that off at the server"
+            )
         return answer
+
+    def _read(self, found: Any) -> tuple[str, bool]:
+        """The text of a response, and whether it is whole.
+
+        Raises:
+            ModelError: it is no response of a chat endpoint.
+        """
+        try:
+            choice = found["choices"][0]
+            content = choice["message"]["content"]
+            if content is None or isinstance(content, str):
+                return whole_characters(content or ""), choice.get("finish_reason") != "length"
+        except (KeyError, IndexError, TypeError, AttributeError):
+            pass
+        raise ModelError(f"{self.recipe.api_base}: not an answer of a chat endpoint: {json.dumps(found)[:200]}")
 
     def summary(self) -> str:
         """Tokens and dollars so far; empty if nothing was counted."""
@@ -210,10 +238,10 @@ class Endpoint:
             ModelError: nothing listens at the address.
         """
         root = str(self._client.base_url).removesuffix("v1/")
-        if self._answers_at(f"{root}props"):
+        if "default_generation_settings" in self._object_at(f"{root}props"):
             log.info("The server is llama.cpp: answers are constrained by a grammar.")
             return "llama.cpp"
-        if self._answers_at(f"{root}version"):
+        if "version" in self._object_at(f"{root}version"):
             log.info("The server is vLLM: answers are constrained by a regular expression.")
             return "vLLM"
         log.warning("The server is not known to constrain answers: the model writes what it likes, and it is parsed.")
@@ -225,19 +253,25 @@ class Endpoint:
             import httpx
         except ImportError:
             raise InputError(f"api_base needs httpx: {install_hint('remote')}") from None
-        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+        key = next((read_key(name) for name in KEYS if os.environ.get(name)), None)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=str(self.recipe.api_base).rstrip("/") + "/", headers=headers, timeout=120)
+        try:
+            return httpx.Client(base_url=str(self.recipe.api_base).rstrip("/") + "/", headers=headers, timeout=120)
+        except httpx.InvalidURL as error:
+            raise InputError(f"api_base: {self.recipe.api_base!r}: not an address: {error}") from None
 
-    def _answers_at(self, address: str) -> bool:
+    def _object_at(self, address: str) -> dict[str, Any]:
+        """The JSON object at an address, empty if there is none. Some servers answer 200 wherever they are asked."""
         import httpx
 
         try:
-            return self._client.get(address).status_code == 200
+            response = self._client.get(address)
+            found = response.json() if response.status_code == 200 else {}
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise ModelError(f"{self.recipe.api_base}: cannot connect: {error}") from None
-        except httpx.HTTPError:
-            return False
+        except (httpx.HTTPError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _ask(self, body: dict[str, Any]) -> Any:
         """Send a request, again if the server is busy or fails.
@@ -252,13 +286,17 @@ class Endpoint:
             wait = min(2.0**k, 30) * random.uniform(0.5, 1)  # noqa: S311 - spreads requests
             try:
                 response = self._client.post("chat/completions", json=body)
-                status = response.status_code
+                status, text = response.status_code, response.text[:200]
                 if status == 200:
-                    return response.json()
-                reason = f"{status}: {response.text[:200]}"
+                    try:
+                        return response.json()
+                    except (ValueError, RecursionError):
+                        status, text = 0, f"200, but no JSON: {text}"
+                moved = f"moved to {response.headers['location']}; " if response.has_redirect_location else ""
+                reason = f"{status}: {moved}{text}" if status else text
                 asked_for = response.headers.get("retry-after", "")  # seconds; a date is not waited for
                 wait = float(asked_for) if asked_for.replace(".", "", 1).isdigit() else wait
-            except (httpx.HTTPError, json.JSONDecodeError) as error:
+            except httpx.HTTPError as error:
                 status, reason = 0, f"{type(error).__name__}: {error}"
             if status and status != 429 and status < 500:
                 raise ModelError(f"{self.recipe.api_base}: the server refuses: {reason}")
@@ -268,6 +306,21 @@ class Endpoint:
 
 
 _sleep = time.sleep
+
+
+def read_key(name: str) -> str:
+    """The key in an environment variable.
+
+    Raises:
+        InputError: it has a character that no header can hold, such as the end of a line in a file of Windows. A
+            library would print the key with its own message.
+    """
+    key = os.environ[name]
+    if not re.fullmatch("[!-~]+", key):
+        raise InputError(
+            f"{name}: it has a blank, the end of a line or another character that no key has; set it again without that"
+        )
+    return key
 
 
 class _Budget:
@@ -283,19 +336,22 @@ class _Budget:
         self._tokens: Counter[str] = Counter()
         self._dollars = self._dearest = 0.0
         self._under_way = 0
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()  # notified when a request has ended
 
     @contextmanager
     def request(self) -> Iterator[Callable[[Any], None]]:
         """A request; what it yields takes the server's `usage`. It is not begun if it could exceed the limit.
 
-        Each of the requests that are under way is taken to cost as much as the dearest one so far.
+        Each of the requests that are under way is taken to cost as much as the dearest one so far; with a limit, the
+        first one goes alone, since nothing is known of its cost.
 
         Raises:
             BudgetError: the limit is reached.
             ModelError: the server counts no tokens, so that no limit can be kept.
         """
         with self._lock:
+            if self._limit is not None:
+                self._lock.wait_for(lambda: self._tokens or not self._under_way)
             expected = self._dollars + (self._under_way + 1) * self._dearest
             if self._limit is not None and expected > self._limit:
                 raise BudgetError(
@@ -308,6 +364,7 @@ class _Budget:
         finally:
             with self._lock:
                 self._under_way -= 1
+                self._lock.notify_all()
 
     def _count(self, usage: Any) -> None:
         counted = {name: n for name, n in usage.items() if isinstance(n, int)} if isinstance(usage, dict) else {}
@@ -333,15 +390,26 @@ class _Answers:
     def __post_init__(self) -> None:
         path = paths.cache_dir() / "remote-answers.sqlite"
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()
-        self._file = sqlite3.connect(path, check_same_thread=False, timeout=30)
-        self._file.execute("create table if not exists answers (key text primary key, answer text not null)")
+        self._path, self._lock = path, threading.Lock()
+        with self._failing():
+            self._file = sqlite3.connect(path, check_same_thread=False, timeout=30)
+            self._file.execute("create table if not exists answers (key text primary key, answer text not null)")
 
     def get(self, key: str) -> str | None:
-        with self._lock:
+        with self._lock, self._failing():
             row = self._file.execute("select answer from answers where key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
     def put(self, key: str, answer: str) -> None:
-        with self._lock, self._file:
+        with self._lock, self._failing(), self._file:
             self._file.execute("insert or replace into answers values (?, ?)", (key, answer))
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise ModelError(
+                f"{self._path}: the answers of endpoints cannot be kept there: {error}; if the file is damaged, delete "
+                "it, and everything is asked again"
+            ) from None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from emogen import paths
@@ -116,7 +117,18 @@ def read_value(text: str) -> Any:
 
 def as_overrides(values: dict[str, Any]) -> list[str]:
     """Write keys and values as on the command line, `key=value`; `read_value` reads the values back as they are."""
-    return [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in values.items()]
+    return [f"{key}={_as_yaml(value)}" for key, value in values.items()]
+
+
+def _as_yaml(value: Any) -> str:
+    """A value in JSON that is YAML, too: where JSON writes an emoji as two halves, YAML reads two characters."""
+    text = json.dumps(value, ensure_ascii=False, default=_plain)
+    return re.sub("[^ -~]", lambda found: f"\\U{ord(found[0]):08x}", text)
+
+
+def _plain(value: Any) -> Any:
+    """The number in a scalar of numpy, as the searches of scikit-learn draw them; the name of a path."""
+    return value.item() if isinstance(value, np.generic) else os.fspath(value)
 
 
 def _check_size(root: yaml.Node) -> None:

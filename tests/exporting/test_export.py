@@ -72,6 +72,7 @@ def test_a_head_is_scored_by_onnxruntime(runs, tmp_path, labels, style):
     done = subprocess.run(
         [sys.executable, "-c", code + "print(prob.tolist())"], cwd=folder, capture_output=True, text=True, check=True
     )
+    assert "`thresholds.json` has the threshold of each label" in (folder / "README.md").read_text()
     expected = emogen.load(runs[style]).predict_proba(["so happy for you!!"])
     np.testing.assert_allclose(json.loads(done.stdout), expected, atol=1e-5)
 
@@ -149,6 +150,12 @@ def test_what_cannot_be_exported_is_said_before_anything_is_computed(runs, tmp_p
         export(runs["list"], tmp_path / "out", "onnx", bar=silent)
     with pytest.raises(InputError, match="not a run folder"):
         export(tmp_path, tmp_path / "out", "merged", bar=silent)
+    (tmp_path / "baseline" / "adapter").mkdir(parents=True)
+    (tmp_path / "baseline" / "manifest.json").write_text('{"kind": "baseline"}')
+    for name in ("recipe.yaml", "labels.yaml", "prompt.jinja"):
+        (tmp_path / "baseline" / name).write_bytes((runs["list"] / name).read_bytes())
+    with pytest.raises(InputError, match="not a run; export the run of a single training"):
+        export(tmp_path / "baseline", tmp_path / "out", "merged", bar=silent)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     with pytest.raises(InputError, match="exists and is not empty"):

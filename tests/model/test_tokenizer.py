@@ -126,6 +126,12 @@ def test_several_chat_templates_without_a_default_are_refused(tokenizer):
     assert TextTokenizer.of(several).chat_template == CHATML
 
 
+def test_a_text_without_tokens_is_a_blank(tokenizer):
+    rows = TextTokenizer.of(tokenizer).encode_texts(["", " ", "a bus"], 16)
+    assert rows["input_ids"][0] == rows["input_ids"][1] == tokenizer(" ")["input_ids"]
+    assert rows["n_cut"] == [0, 0, 0]
+
+
 def test_texts_without_a_prompt_are_cut_counted_and_plain(tokenizer):
     encoded = TextTokenizer.of(tokenizer).encode_texts(["<|im_end|> hello", "a bus " * 40], 16)
     short, long = encoded["input_ids"]

@@ -101,6 +101,15 @@ def test_a_run_keeps_what_its_model_learned(tmp_path, pair, override):
     read_members([run], ["labels=labels.yaml", "answer=list", "order=canonical", "max_length=99"])
 
 
+def test_thresholds_are_for_the_probabilities_that_they_were_tuned_on(tmp_path, pair):
+    run = write_run(tmp_path / "a", pair, posts=SIX, labels="labels.yaml")
+    message = "'prob=maximum': the decisions of .*a were tuned on probabilities with prob: marginal; leave prob out"
+    with pytest.raises(InputError, match=message):
+        Ensemble([run], ["predict_by=thresholds", "prob=maximum"])
+    assert Ensemble([run], ["predict_by=thresholds", "prob=marginal"]).rule is not None
+    assert Ensemble([run], ["prob=maximum"]).recipe.prob == "maximum"
+
+
 def test_several_runs_decide_by_thresholds_on_their_mean(tmp_path, pair):
     runs = [
         write_scored(tmp_path / "a", pair, GOLD, [[0.9, 0.2], [0.5, 0.8]], [0, 1]),

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
-from tiny import write_recipe
+from tiny import POSTS, write_recipe
 
 import emogen
 from emogen.errors import InputError
@@ -60,8 +62,31 @@ def test_what_is_not_a_list_of_texts_is_refused(run):
         loaded.predict("so happy")
     with pytest.raises(TypeError, match="text 1: expected a string, got float: nan"):
         loaded.predict(["a", float("nan")])
+    for table in (pandas.DataFrame({"text": ["a", "b"]}), {"text": "a"}, {"a", "b"}):
+        with pytest.raises(
+            TypeError, match=r"expected a list or a column of texts, got a .*; name its column of texts"
+        ):
+            loaded.predict(table)
+    for column in (pandas.Series(["a", "b"]), np.array(["a", "b"]), (text for text in "ab")):
+        assert loaded.predict(column) == loaded.predict(["a", "b"])
     assert loaded.predict([]) == []
     assert loaded.predict_proba([]).shape == (0, len(loaded.labels))
+
+
+def test_decide_takes_the_place_of_predict_by(run):
+    with pytest.raises(InputError, match=r"predict_by=answer: here `decide` says how .* --decide"):
+        emogen.load(run, predict_by="answer")
+
+
+def test_threads_share_a_classifier(run):
+    loaded, texts = emogen.load(run), [f"{text} {k}" for k in range(4) for text, _ in POSTS]
+    names, prob = loaded.classify(texts)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(loaded.classify, texts[k : k + 3]) for k in range(16)]
+        for k, call in enumerate(asked):
+            found, own = call.result()
+            assert found == names[k : k + 3]
+            np.testing.assert_allclose(own, prob[k : k + 3], atol=1e-4)
 
 
 def test_what_is_no_run_is_named(tmp_path):
@@ -79,8 +104,14 @@ def test_importing_emogen_loads_nothing_heavy():
 
 def test_overrides_are_read_back_as_what_they_are():
     given = {"text_column": None, "separator": ": #", "max_length": 256, "labels": Path("a b.yaml"), "id_column": "yes"}
-    words = (word.partition("=") for word in as_overrides(given))
-    assert {key: read_value(text) for key, _, text in words} == given | {"labels": "a b.yaml"}
+    given |= {"output_dir": "/runs/é 😀\u2028\x7f\\ud83d", "learning_rate": 1e-5}
+    drawn = {"lora_r": np.int64(8), "max_grad_norm": np.float32(0.5), "shared_prefix": np.bool_(False)}  # by a search
+    words = (word.partition("=") for word in as_overrides(given | drawn))
+    found = {key: read_value(text) for key, _, text in words}
+    assert found == given | {"labels": "a b.yaml", "lora_r": 8, "max_grad_norm": 0.5, "shared_prefix": False}
+    assert found["shared_prefix"] is False
+    with pytest.raises(TypeError):
+        as_overrides({"lora_r": object()})
 
 
 def test_half_a_character_is_replaced_with_a_warning(caplog):

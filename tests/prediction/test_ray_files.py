@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pyarrow
@@ -37,6 +38,16 @@ def test_invalid_input_is_refused_before_ray_starts(tiny_run, tmp_path, monkeypa
     done = predict(tiny_run, *words, "--overwrite", "--engine", "ray")
     assert isinstance(done.exception, InputError)
     assert message in str(done.exception)
+    assert not ray.is_initialized()
+
+
+def test_labels_named_as_columns_of_ray_are_refused(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    labels = (tiny_run / "labels.yaml").read_text()
+    (tmp_path / "run" / "labels.yaml").write_text(labels.replace("name: fear", "name: prob_joy"))
+    (tmp_path / "in.parquet").write_text("")
+    done = predict(tmp_path / "run", tmp_path / "in.parquet", "-o", tmp_path / "out", "--engine", "ray")
+    assert "columns of its own that are named as labels: prob_joy" in str(done.exception)
     assert not ray.is_initialized()
 
 

@@ -46,7 +46,10 @@ def test_it_asks_with_the_prompt_of_the_recipe_and_the_grammar_of_its_labels(end
     assert "secret" not in caplog.text
 
 
-@pytest.mark.parametrize(("kind", "said"), [("vllm", "a regular expression"), ("other", "writes what it likes")])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("vllm", "a regular expression"), ("other", "writes what it likes"), ("lm studio", "writes what it likes")],
+)
 def test_what_a_server_offers_is_found_out_and_said(endpoint, caplog, kind, said):
     caplog.set_level("INFO")
     endpoint.kind = kind
@@ -88,6 +91,105 @@ def test_a_server_that_refuses_or_never_answers_is_an_error_and_what_it_answered
     asked = len(endpoint.asked)
     load(endpoint, *one).predict(TEXTS[:1])
     assert len(endpoint.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ((307, {"location": "https://other/v1/chat"}, b""), "the server refuses: 307: moved to https://other/v1/chat"),
+        (
+            (200, {}, {"choices": [{"message": {"content": [{"type": "thinking"}]}}]}),
+            "not an answer of a chat endpoint",
+        ),
+        ((200, {}, {"choices": ["joy"]}), "not an answer of a chat endpoint"),
+        ((200, {}, ["joy"]), "not an answer of a chat endpoint"),
+        (
+            (200, {}, b"<html>log in first</html>"),
+            "no answer after 6 tries; the last one: 200, but no JSON: <html>log in",
+        ),
+        ((200, {}, b"\xff\xfe\x00"), "but no JSON"),
+        ((200, {}, b"[" * 100_000), "but no JSON"),
+        ((200, {"content-encoding": "gzip"}, b"not zipped"), "DecodingError"),
+    ],
+)
+def test_what_is_no_answer_is_an_error_that_shows_it(endpoint, reply, message):
+    endpoint.replies = [reply] * remote.TRIES
+    with pytest.raises(ModelError, match=message):
+        load(endpoint, "api_requests=1").predict(TEXTS[:1])
+
+
+def reply_of(content, **choice):
+    usage = {"prompt_tokens": 6, "completion_tokens": 1}
+    return 200, {}, {"choices": [{"message": {"content": content}, **choice}], "usage": usage}
+
+
+def test_an_answer_that_was_cut_off_is_a_warning_and_is_asked_again(endpoint, caplog):
+    endpoint.replies = [reply_of("<think>is it joy? or", finish_reason="length")]
+    found = load(endpoint).predict(TEXTS[:1])
+    assert found[0].parsed.failed
+    assert "the model did not end each answer within 128 tokens (finish_reason: length)" in caplog.text
+    caplog.clear()
+    assert load(endpoint).predict(TEXTS[:1])[0].parsed.labels == ("joy", "love")
+    assert "finish_reason" not in caplog.text
+
+
+def test_nothing_and_half_a_character_are_answers(endpoint):
+    endpoint.replies = [reply_of(None, finish_reason="content_filter"), reply_of("joy \ud83d", finish_reason="stop")]
+    classifier = load(endpoint, "api_requests=1")
+    found = classifier.predict(TEXTS[:2])
+    assert [prediction.raw for prediction in found] == ["", "joy \ufffd"]
+    assert found[0].parsed.status == "empty"
+    assert classifier.predict(TEXTS[:2]) == found
+
+
+def test_a_text_that_is_repeated_is_asked_about_once(endpoint):
+    done = []
+    found = load(endpoint).predict(["so happy", "so sad"] * 20, progress=done.append)
+    assert len(endpoint.asked) == 2
+    assert [prediction.parsed.labels for prediction in found] == [("joy", "love"), ("sadness",)] * 20
+    assert sum(done) == 40
+
+
+def test_the_first_request_of_a_limited_call_goes_alone(endpoint):
+    """Nothing is known of its cost, so eight at once could exceed the limit eight times."""
+    limited = ["api_prices=[1e6, 0]", "max_dollars=6", "api_requests=8"]  # six dollars for each request
+    with pytest.raises(BudgetError):
+        load(endpoint, *limited).predict([f"text {k}" for k in range(8)])
+    assert len(endpoint.asked) == 1
+
+
+@pytest.mark.parametrize("key", ["sk-secret\r", "sk secret", "sk-s\u00e9cret"])
+def test_a_key_that_no_header_holds_is_named_and_not_printed(endpoint, monkeypatch, key):
+    monkeypatch.setenv("EMOGEN_REMOTE_KEY", key)
+    with pytest.raises(InputError, match=r"^EMOGEN_REMOTE_KEY: it has a blank, the end of a line") as raised:
+        load(endpoint).predict(TEXTS[:1])
+    assert "sk" not in str(raised.value)
+
+
+def test_an_address_that_is_none_is_an_error(endpoint):
+    with pytest.raises(InputError, match=r"api_base: .*: not an address"):
+        load_run("recipes/remote.yaml", ['api_base="http://\\0/v1"', "api_model=x"]).predict(TEXTS[:1])
+
+
+def test_damaged_answers_on_disk_are_named(endpoint, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "remote-answers.sqlite").write_bytes(b"x" * 5000)
+    with pytest.raises(ModelError, match=r"remote-answers\.sqlite: the answers .* not a database.*delete it"):
+        load(endpoint).predict(TEXTS[:1])
+
+
+def test_an_answer_that_cannot_be_read_gives_no_label_where_each_text_has_one(endpoint, tmp_path):
+    (tmp_path / "topics.yaml").write_text("name: topics\nexactly_one: true\nlabels: [{name: sport}, {name: science}]\n")
+    endpoint.answer = staticmethod(lambda messages: "I cannot say")
+    for by in ("answer", "thresholds"):
+        loaded = emogen.load(
+            "recipes/remote.yaml",
+            decide=by,
+            api_base=endpoint.base,
+            api_model="x",
+            labels=str(tmp_path / "topics.yaml"),
+        )
+        assert loaded.predict(["so happy"]) == [()]
 
 
 def test_an_address_where_nothing_listens_is_an_error(endpoint, monkeypatch):

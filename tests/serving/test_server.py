@@ -190,7 +190,7 @@ def test_many_clients_get_their_own_answers_though_some_are_killed_and_it_stops_
         assert process.wait(timeout=60) in (0, -signal.SIGTERM)
 
 
-def test_what_cannot_be_served_is_said_at_once(run, tmp_path):
+def test_what_cannot_be_served_is_said_at_once(run, tmp_path, monkeypatch):
     def output(*words):
         result = CliRunner().invoke(app, ["serve", *words])
         return f"{result.output} {result.exception}"
@@ -198,6 +198,10 @@ def test_what_cannot_be_served_is_said_at_once(run, tmp_path):
     assert "open to other machines: set EMOGEN_API_KEY" in output(str(run), "--host", "0.0.0.0")
     assert "not a run folder" in output(str(tmp_path))
     assert "--decide is one of" in output(str(run), "--decide", "dice")
+    assert "here `decide` says how labels are decided" in output(str(run), "predict_by=answer")
+    monkeypatch.setenv("EMOGEN_API_KEY", "secret\r")
+    assert "EMOGEN_API_KEY: it has a blank, the end of a line" in output(str(run))
+    monkeypatch.delenv("EMOGEN_API_KEY")
     assert "expected an IP address" in output(str(run), "--host", "example.org")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
