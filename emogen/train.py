@@ -107,6 +107,7 @@ def _train(
         changes["use_cpu"] = True  # otherwise several processes on a CPU would not train together
         changes["bf16"] = False  # the linear layers do it (`bf16_pays`); autocast would slow down all between them
     args = recipe.sft_config(**changes)
+    run_setup.use_one_gpu(args)
     set_seed(args.seed)  # the trainer also sets the seed, but only after the adapter is initialised
     train_rows, val_rows = run_setup.split_rows(recipe, splits)
     prepare = head.prepare if recipe.answer == "head" else sft.prepare

@@ -123,11 +123,14 @@ def start(
 
     Args:
         argv: a recipe and its overrides.
-        gpu: the only GPU that the process sees.
+        gpu: the only GPU that the process sees, by its number among those that this process sees.
         cores: the only CPU cores that the process uses.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    env = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+    env = os.environ.copy()
+    if gpu is not None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # as a cluster sets it for the GPUs that are lent to this job
+        env["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu].strip() if visible else str(gpu)
     with _log(run).open("a", encoding="utf-8") as log:
         # Standard input is a pipe that nobody writes to. It closes when this process ends, however that happens.
         run.process = subprocess.Popen(

@@ -110,7 +110,8 @@ def agree(model: PreTrainedModel, logits: torch.Tensor, alone: torch.Tensor) -> 
 
 def _is_exact(model: PreTrainedModel) -> bool:
     """Whether a model computes in float32 throughout."""
-    rounds = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    # `allow_tf32` raises an error after `fp32_precision` was set, as transformers sets it for the key `tf32`.
+    rounds = model.device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return model.dtype == torch.float32 and not getattr(model, "is_quantized", False) and not rounds
 
 

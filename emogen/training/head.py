@@ -120,6 +120,12 @@ class HeadTrainer(ScoringMixin, Trainer):
         self.model_metrics, self.select_best = model_metrics, select_best
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss below is a mean over the batch
+        self.label_names = ["labels"]  # not every head takes them, and then evaluations would have no loss
+        if self.args.fp16:
+            # Gradients in float16 cannot be scaled. peft has made its own weights float32, but not the head.
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
         use_onednn(self.model, bf16=bf16)
 
     def compute_loss(

@@ -191,6 +191,23 @@ def write_run_files(task: Task, folder: Path, fingerprint: dict[str, str], argv:
     )
 
 
+def use_one_gpu(args: Any) -> None:
+    """Let a process train on one GPU, and say so if it sees several.
+
+    transformers would divide each batch among all of them (`DataParallel`): TRL refuses that, packed rows cannot be
+    divided, and a head would train with larger batches than its recipe says.
+
+    Args:
+        args: TRL's `SFTConfig`.
+    """
+    if args.n_gpu > 1:
+        log.warning(
+            f"One process trains on one GPU, and this machine has {args.n_gpu}. To use all: accelerate launch "
+            "--config_file recipes/accelerate/ddp.yaml emogen/train.py RECIPE"
+        )
+        args._n_gpu = 1  # there is no public way; transformers itself sets it for models on several GPUs
+
+
 def disk_problem(error: Exception) -> str | None:
     """What is wrong with the disk, if an exception of a library says that a file could not be written."""
     if isinstance(error, OSError):

@@ -111,10 +111,18 @@ def visible_gpu(run):
     return [f"import os; {done_command(run)[0]}; print('gpu', os.environ.get('CUDA_VISIBLE_DEVICES'))"]
 
 
-def test_each_job_has_its_own_gpu(runs, monkeypatch):
+@pytest.mark.parametrize(
+    ("visible", "own"), [(None, ["0", "1"]), ("3, 5", ["3", "5"]), ("GPU-a1,GPU-b2", ["GPU-a1", "GPU-b2"])]
+)
+def test_each_job_has_its_own_gpu_among_the_visible_ones(runs, monkeypatch, visible, own):
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(jobs, "_count_gpus", lambda: 2)
     run_all(runs[:2], list(map(visible_gpu, runs)), 2, silent, PYTHON)
-    assert [run.folder.with_name(f"{run.folder.name}.log").read_text() for run in runs[:2]] == ["gpu 0\n", "gpu 1\n"]
+    logs = [run.folder.with_name(f"{run.folder.name}.log").read_text() for run in runs[:2]]
+    assert logs == [f"gpu {gpu}\n" for gpu in own]
 
 
 def test_rented_gpus_take_no_share_of_this_machine(runs, monkeypatch):

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import architectures
 import pytest
 import torch
@@ -8,6 +10,7 @@ from trl import ModelConfig
 
 from emogen.errors import ModelError
 from emogen.model.loading import load_adapter, load_model, new_adapter
+from emogen.model.plain_rows import agree
 
 
 def save_adapter(folder):
@@ -79,3 +82,11 @@ def test_routers_get_no_adapter(caplog):
     )
     assert adapter.exclude_modules == ["router"]
     assert "no LoRA on router of this llama4_text model" in caplog.text
+
+
+@pytest.mark.parametrize(("precision", "agrees"), [("ieee", False), ("tf32", True)])
+def test_logits_on_a_gpu_may_differ_by_the_rounding_of_tf32(monkeypatch, precision, agrees):
+    monkeypatch.setattr(torch.backends, "fp32_precision", precision)  # as the key `tf32` sets it
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    alone = torch.linspace(-1, 1, 50).repeat(4, 1)
+    assert agree(on_gpu, alone + 0.01, alone) is agrees

@@ -9,6 +9,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import POSTS, SIZE, invented_posts, make_tokenizer, write_posts, write_recipe
 from transformers import (
@@ -17,9 +19,11 @@ from transformers import (
     DistilBertConfig,
     Gemma2Config,
     LlamaConfig,
+    LlamaForSequenceClassification,
     Qwen2Config,
     RobertaConfig,
 )
+from trl import SFTConfig
 
 from emogen.console import progress_bar
 from emogen.errors import ModelError
@@ -220,3 +224,28 @@ def test_constant_labels_are_a_warning_at_the_first_evaluation(head_recipe, capl
     main([head_recipe("bert", **steps)])
     assert "labels are given to every row or to none" in caplog.text
     assert "label_weights: within" in caplog.text
+
+
+def test_in_float16_all_that_is_trained_is_float32(tmp_path):
+    """A scaler of gradients refuses those in float16."""
+    model = LlamaForSequenceClassification(LlamaConfig(**SIZE, num_labels=2)).half()
+    model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS"))
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    args.fp16 = True  # refused without a GPU if it is set before
+    rows = Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[0.0, 1.0]]})
+    HeadTrainer(model=model, args=args, train_dataset=rows, processing_class=make_tokenizer(), pos_weight=torch.ones(2))
+    trained = {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert any("score" in name for name in trained)
+    assert set(trained.values()) == {torch.float32}
+    assert model.dtype == torch.float16
+
+
+@pytest.mark.parametrize("kind", ["bert", "sentence"])
+def test_evaluations_of_a_head_have_a_loss_by_which_select_best_chooses(head_recipe, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(page, "report_finished", lambda folder: None)
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    main([head_recipe(kind, select_best={"within": 1.0, "fraction": 0.3}, **steps)])
+    log = [json.loads(line) for line in (tmp_path / "run" / "train_log.jsonl").read_text().splitlines()]
+    losses = [entry["eval_loss"] for entry in log if "eval_f1_macro" in entry]
+    assert len(losses) == 2
+    assert all(0 < loss < 2 for loss in losses)

@@ -5,6 +5,7 @@ import json
 import pytest
 from safetensors import SafetensorError
 from tiny import POSTS, write_posts, write_recipe
+from trl import SFTConfig
 
 from emogen.errors import InputError
 from emogen.evaluation.run_folder import FORMAT
@@ -14,6 +15,7 @@ from emogen.task.readers import read_rows
 from emogen.task.recipe import RecipeError, load_recipe
 from emogen.task.splits import Splits
 from emogen.task.task import load_task
+from emogen.training import run_setup
 from emogen.training.checkpoints import list_files
 from emogen.training.run_setup import (
     disk_problem,
@@ -263,3 +265,15 @@ def test_an_adapter_names_its_base_model_instead_of_a_folder(tmp_path):
 
 def test_peak_memory_is_counted_in_bytes():
     assert 2**27 < peak_memory_bytes() < 2**40  # torch alone takes more than 128 MiB
+
+
+def test_a_process_that_sees_two_gpus_trains_on_one_with_its_own_batch_size(tmp_path, caplog):
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=4)
+    args._n_gpu = 2
+    assert args.train_batch_size == 8
+    run_setup.use_one_gpu(args)
+    assert (args.n_gpu, args.train_batch_size) == (1, 4)
+    assert "this machine has 2" in caplog.text
+    caplog.clear()
+    run_setup.use_one_gpu(args)
+    assert not caplog.text
