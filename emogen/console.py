@@ -110,7 +110,7 @@ def run_command(command: Callable[[], Any]) -> None:
         SystemExit: with one of these codes, except after success.
     """
     set_up_logging()
-    processes.share_cores()
+    processes.share_machine()
     try:
         command()
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+KEPT_SHAPES = "128"  # of products, whose compiled code oneDNN and PyTorch keep
 CORES = "EMOGEN_CORES"  # environment variable: the most cores that a run uses, where others run beside it
 
 T = TypeVar("T")
@@ -21,15 +22,22 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def share_cores() -> None:
-    """Let the threads of this process, and of those that it starts, wait without keeping their cores busy.
+def share_machine() -> None:
+    """Let this process, and those that it starts, leave cores and memory to other programs.
 
     The threads of an OpenMP program spin for milliseconds while they wait for each other. If another program needs the
-    cores, that takes several times longer than the work. Spinning for microseconds costs nothing on idle cores
-    (measured; see benchmarks/README.md). It must be called before torch is imported.
+    cores, that takes several times longer than the work. Spinning for microseconds costs nothing on idle cores.
+
+    oneDNN compiles code for each shape of a product, half a megabyte, and it and PyTorch each keep a thousand of them.
+    A server, whose batches have hundreds of lengths, grew by a gigabyte. Compiling one again takes less than a
+    millisecond.
+
+    Both are measured in benchmarks/README.md. It must be called before torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, KEPT_SHAPES)
 
 
 def distribute(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> list[R]:

@@ -102,7 +102,7 @@ def load(*runs: str | os.PathLike[str], decide: Decision | None = None, **overri
         InputError: a folder is not a finished run, the labels of the runs differ, or `decide` needs what a run lacks.
     """
     quiet_libraries()
-    processes.share_cores()
+    processes.share_machine()
     if not runs:
         raise InputError("emogen.load: name at least one run folder")
     if "predict_by" in overrides:
