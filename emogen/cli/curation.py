@@ -63,7 +63,10 @@ def audit(
             out.print(f"Nothing is doubted, so the list {target} has no rows.", soft_wrap=True)
             return
         command = f"emogen audit {shlex.join(map(str, runs))} --apply {shlex.quote(str(target))}"
-        out.print(f"The list is {target}. Correct its column 'correct', then: {command}", soft_wrap=True)
+        next_step = "Correct these rows in the file that the run was scored on."
+        if kind_of(runs[0]) != RUN:
+            next_step = f"Correct its column 'correct', then: {command}"
+        out.print(f"The list is {target}. {next_step}", soft_wrap=True)
         out.print(f"To see these rows in the report: emogen report {shlex.quote(str(runs[0]))}", soft_wrap=True)
         return
     if kind_of(runs[0]) == RUN:
@@ -102,17 +105,23 @@ def _print_changes(before: "Rows", after: "Rows", label_set: "LabelSet") -> None
 
 
 def _command_again(run: Path, file: Path, n_folds: int) -> list[str]:
-    """The command that cross-validates a folder's recipe again, on a file that `write_rows` has written."""
+    """The command that cross-validates a folder's recipe again, on a file that `write_rows` has written.
+
+    Features that are code are named in it: no recipe can allow them.
+    """
     from emogen.evaluation.results import FORM
     from emogen.evaluation.run_folder import BASELINE, LABELS, PROMPT, RECIPE, kind_of
-    from emogen.task.yaml_files import read_yaml
+    from emogen.task.recipe import is_own_code
+    from emogen.task.yaml_files import as_overrides, read_yaml
 
     recipe, _ = read_yaml(run / RECIPE)
+    features = recipe.get("features", [])
+    own_code = as_overrides({"features": features}) if any(map(is_own_code, features)) else []
     columns = ["id_column=id", "text_column=text", "labels_column=labels"]
     columns += [f"{key}=null" for key in FORM if not key.endswith("_column") and recipe.get(key) is not None]
     return [
         *("emogen", "baseline" if kind_of(run) == BASELINE else "cv", str(run / RECIPE), "--folds", str(n_folds)),
-        *(f"train_file={file}", *columns, f"prompt={PROMPT}", f"labels={LABELS}"),
+        *(f"train_file={file}", *columns, f"prompt={PROMPT}", f"labels={LABELS}", *own_code),
         f"output_dir={run.parent / f'{run.resolve().name}-corrected'}",
     ]
 

@@ -13,7 +13,7 @@ from emogen.console import err, out
 
 log = logging.getLogger("emogen")
 
-DECISIONS = {"thresholds": "nested thresholds", "stack": "nested stacks and thresholds", "answer": "answer"}
+DECISIONS = ("thresholds", "stack", "answer")
 PICTURE_TYPES = (".svg", ".png", ".pdf")
 
 
@@ -55,7 +55,8 @@ def score(
     systems = []
     for file in pred:
         rows = align(gold_rows, read(file))
-        systems.append((file, score(gold_rows.truth, rows.truth, label_set.names)))
+        metrics = score(gold_rows.truth, rows.truth, label_set.names, exactly_one=label_set.exactly_one)
+        systems.append((file, metrics))
     if as_json:
         results = {file: with_caveats(metrics) for file, metrics in systems}
         print(json.dumps(results[pred[0]] if len(systems) == 1 else results, indent=2))
@@ -85,7 +86,15 @@ def compare(
     from emogen.evaluation.caveats import caveats, with_caveats
     from emogen.evaluation.run_folder import label_set_of
     from emogen.evaluation.tables import print_notes
-    from emogen.report.compare import PUBLISHED_NOTE, TITLES, compare, published_rows, rows_of, tables
+    from emogen.report.compare import (
+        PUBLISHED_NOTE,
+        TITLES,
+        compare,
+        decision_title,
+        published_rows,
+        rows_of,
+        tables,
+    )
 
     if figure and figure.suffix not in PICTURE_TYPES:
         raise typer.BadParameter(f"--figure {figure}: expected a file name that ends with {', '.join(PICTURE_TYPES)}")
@@ -106,10 +115,8 @@ def compare(
         results = [asdict(system) | {"metrics": with_caveats(system.metrics)} for system in systems]
         print(json.dumps(results, indent=2))
         return
-    decided = DECISIONS[by]
-    if label_set.exactly_one and by != "answer":
-        decided = "the most probable label" + (" of nested stacks" if by == "stack" else "")
-    elif by != "answer":
+    decided = decision_title(by, label_set)
+    if by != "answer" and not label_set.exactly_one:
         decided += f", tuned for {TITLES[tune]}"
     out.print(f"{systems[0].metrics['n']:,} rows; labels decided by {decided}")
     for table in tables(systems, others):

@@ -77,9 +77,9 @@ def compare(
     The model is used untuned, with the adapter of a run (--tuned), or after a short tuning with each template
     (--train-steps).
 
-    "real": the 95 % interval of the difference to the best template excludes 0; "?" if there are too few rows for an
-    interval. "tokens": those of the instruction, which all rows share, + the mean of the rest. "ln P": the mean
-    log-likelihood of the true answers, which varies less than F1 on few rows.
+    "real": the 95 % interval of the difference to the best template excludes 0; "?" if there are too few rows, or
+    too few answers that differ, for an interval. "tokens": those of the instruction, which all rows share, + the mean
+    of the rest. "ln P": the mean log-likelihood of the true answers, which varies less than F1 on few rows.
 
     Scores are kept in runs/<recipe name>-prompts, where the lab finds them, too: a row is scored once with a template.
     A page there, grid.html, shows what each template answers for each row.
@@ -88,6 +88,7 @@ def compare(
     from emogen.experiments.grid import write_grid
     from emogen.experiments.prompts import load_generator, load_templates, open_benchmark, tune_templates
     from emogen.experiments.scores import ranking_table, score_template
+    from emogen.report.compare import decision_title
 
     _check_by(by)
     if tuned and train_steps:
@@ -110,7 +111,7 @@ def compare(
     table, notes = ranking_table(accepted, folders, by)
     out.print(table)
     print_notes(notes)
-    decided = "nested thresholds" if by == "thresholds" else "answer"
+    decided = decision_title(by, benchmark.task.label_set)
     grid = write_grid(benchmark, [template.name for template in accepted], folders)
     out.print(f"{len(benchmark.rows):,} rows; labels decided by {decided}. Row by row: {grid}", soft_wrap=True)
 
@@ -203,7 +204,7 @@ def _print_improvement(found: "Improvement", recipe: str, overrides: Sequence[st
 def _verdict(difference: "Interval") -> str:
     """What the 95 % interval of a difference says."""
     if difference is None:
-        return "too few rows to tell it from chance"
+        return "too few rows, or too few answers that differ, to tell it from chance"
     low, high = difference
     return "better" if low > 0 else "worse" if high < 0 else "it may be chance"
 

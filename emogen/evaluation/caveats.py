@@ -14,10 +14,7 @@ MAX_NAMED = 12  # labels that a sentence names
 
 
 class Reference(NamedTuple):
-    """What a constant prediction scores: the same labels for every row. It needs no model.
-
-    A label with a share p of positive rows has the F1 2p/(1 + p) if every row gets it.
-    """
+    """What a constant prediction scores: the same labels for every row. It needs no model."""
 
     title: str
     f1_macro: float
@@ -25,13 +22,19 @@ class Reference(NamedTuple):
     f1_by_label: dict[str, float]
 
 
+def f1_of_every_row(metrics: Metrics) -> dict[str, float]:
+    """The F1 of each label if every row gets it: 2p/(1 + p), where a share p of the rows has it."""
+    n = metrics["n"]
+    return {name: 2 * row["support"] / (n + row["support"]) for name, row in metrics["per_label"].items()}
+
+
 def references(metrics: Metrics) -> list[Reference]:
     """What constant predictions score on the rows of some metrics.
 
     Returns:
         All labels to every row, the constant prediction with the highest macro-F1; and, unless that is the same, the
-        most frequent labels to every row, as many as give the highest micro-F1. Where each row has one label, only the
-        most frequent label to every row, which is the best for both.
+        most frequent labels to every row, as many as give the highest micro-F1. With `exactly_one` only the most
+        frequent label to every row, which is the best answer for both.
     """
     n, per_label = metrics["n"], metrics["per_label"]
     by_frequency = sorted(per_label, key=lambda name: -per_label[name]["support"])
@@ -42,12 +45,10 @@ def references(metrics: Metrics) -> list[Reference]:
 
     def constant(title: str, k: int) -> Reference:
         given = set(by_frequency[:k])
-        f1 = {
-            name: 2 * row["support"] / (n + row["support"]) if name in given else 0.0 for name, row in per_label.items()
-        }
+        f1 = {name: own if name in given else 0.0 for name, own in f1_of_every_row(metrics).items()}
         return Reference(title, float(np.mean(list(f1.values()))), float(micro[k - 1]), f1)
 
-    if metrics.get("one_label_each"):
+    if metrics.get("exactly_one"):
         return [constant(f"{by_frequency[0]} to every row", 1)]
     found = [constant("all labels to every row", len(support))]
     if best < len(support):
@@ -73,9 +74,21 @@ def constant_labels_of(metrics: Metrics) -> tuple[list[str], list[str]]:
 
 
 def is_collapsed(metrics: Metrics) -> bool:
-    """Whether more than half of the labels are given to every row or to no row, and wrongly so."""
-    always, never = constant_labels_of(metrics)
-    return len(always) + len(never) > len(metrics["per_label"]) / 2
+    """Whether more than half of the labels are given to every row or to no row, and wrongly so.
+
+    Labels that occur neither in the gold labels nor in the predictions do not count. The constant ones must make up
+    half of all gold labels, too: of very many labels most may be rare, and a model that gives none of the rare ones can
+    be right about nearly all rows.
+    """
+    constant = [name for names in constant_labels_of(metrics) for name in names]
+    support = {name: metrics["per_label"][name]["support"] for name in _occurring(metrics)}
+    weight = sum(support[name] for name in constant)
+    return len(constant) > len(support) / 2 and weight >= sum(support.values()) / 2
+
+
+def _occurring(metrics: Metrics) -> list[str]:
+    """The labels that a row has, or is given."""
+    return [name for name, row in metrics["per_label"].items() if row["support"] or row["predicted"]]
 
 
 def needs_no_model(metrics: Metrics) -> bool:
@@ -96,7 +109,7 @@ def prediction_caveats(metrics: Metrics) -> list[str]:
     ]
     if where and is_collapsed(metrics):
         found.append(
-            f"{len(always) + len(never)} of {len(metrics['per_label'])} labels are given to every row or to none, so "
+            f"{len(always) + len(never)} of {len(_occurring(metrics))} labels are given to every row or to none, so "
             f"the predictions hardly tell rows apart ({'; '.join(where)})."
         )
     elif where:
@@ -125,10 +138,13 @@ def row_caveats(metrics: Metrics) -> list[str]:
         )
     support = {name: row["support"] for name, row in metrics["per_label"].items()}
     if few := [f"{name} ({n})" for name, n in support.items() if 0 < n < MIN_POSITIVES]:
+        intervals = (
+            " They have no intervals, and the interval of the macro average reaches too low: a resample without such a "
+            "label counts its F1 as 0."
+        )
         found.append(
-            f"Fewer than {MIN_POSITIVES} positive rows: {listed(few)}. Their F1 is a matter of chance. They have no "
-            "intervals, and the interval of the macro average reaches too low: a resample without such a label counts "
-            "its F1 as 0."
+            f"Fewer than {MIN_POSITIVES} positive rows: {listed(few)}. Their F1 is a matter of chance."
+            + (intervals if metrics["n"] >= MIN_ROWS else "")
         )
     if note := footnote(metrics):
         found.append(note)
@@ -165,13 +181,21 @@ def footnote(metrics: Metrics) -> str | None:
 
 
 def fold_caveats(metrics: Metrics, titles: dict[str, str]) -> list[str]:
-    """Name the folds of a cross-validation in which a model does not tell rows apart: the pooled figures hide them.
+    """Why the figures of folds differ from the pooled ones.
+
+    A model does not tell rows apart in a fold, which the pooled figures hide; or a fold has no positive row of a label.
 
     Args:
-        metrics: the metrics of a cross-validation, with `collapsed_folds` if there are any.
+        metrics: the metrics of a cross-validation, see `crossval.sum_up`.
         titles: the titles of its decisions.
     """
-    return [
+    found = []
+    if absent := metrics.get("absent_in_folds"):
+        found.append(
+            f"Some folds have no positive row of {listed(absent)}. Their F1 counts as 0 there, which lowers the "
+            "macro-F1 of these folds and the mean over the folds, but not the pooled macro-F1."
+        )
+    return found + [
         f"{titles[decision]}: in {len(folds)} of {len(metrics['folds'][decision]['f1_macro'])} folds "
         f"({', '.join(map(str, folds))}), most labels are given to every row or to none."
         for decision, folds in metrics.get("collapsed_folds", {}).items()

@@ -15,7 +15,7 @@ Metrics = dict[str, Any]
 Objective = Literal["f1_macro", "f1_micro"]  # what thresholds are tuned for
 
 
-def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Metrics:
+def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str], *, exactly_one: bool = False) -> Metrics:
     """Compute the metrics of SemEval-2018 Task 1 E-c and of the competition.
 
     The F1 of a label without gold positives is 0.0, even where it is undefined, and counts in the macro average, as in
@@ -25,12 +25,13 @@ def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Metrics:
         gold: the true labels, 0/1, [n, L].
         pred: the predicted labels, 0/1, [n, L].
         names: the L label names.
+        exactly_one: whether the label set says it. A row without a predicted label is an answer that could not be read.
 
     Returns:
         `n`, `f1_macro`, `f1_micro`, `precision_macro`, `recall_macro`, `jaccard_samples`, `exact_match`,
         `hamming_loss`, `per_label` (name -> `precision`, `recall`, `f1`, `support`, `predicted`), and `no_positives`
-        (the labels without gold positives). `one_label_each` is there, and true, if each row has one true and one
-        predicted label, as where the label set says `exactly_one`. All values are plain numbers, ready for JSON.
+        (the labels without gold positives). `exactly_one` is there, and true, if the label set says it. All values are
+        plain numbers, ready for JSON.
 
     Raises:
         ValueError: the shapes differ or are not [n, L], there are no rows, or a value is neither 0 nor 1.
@@ -42,7 +43,6 @@ def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Metrics:
     hits, support, predicted = (gold & pred).sum(0), gold.sum(0), pred.sum(0)  # [L]
     precision, recall = _ratio(hits, predicted, 0.0), _ratio(hits, support, 0.0)
     f1 = _ratio(2 * hits, support + predicted, 0.0)
-    one_each = bool((gold.sum(1) == 1).all() and (pred.sum(1) == 1).all())
     return {
         "n": len(gold),
         "f1_macro": float(f1.mean()),
@@ -63,7 +63,7 @@ def score(gold: np.ndarray, pred: np.ndarray, names: Sequence[str]) -> Metrics:
             for k, name in enumerate(names)
         },
         "no_positives": [name for name, n in zip(names, support, strict=True) if not n],
-    } | ({"one_label_each": True} if one_each else {})
+    } | ({"exactly_one": True} if exactly_one else {})
 
 
 def row_jaccard(gold: np.ndarray, pred: np.ndarray) -> np.ndarray:
@@ -90,12 +90,6 @@ def score_nested(gold: np.ndarray, pred: np.ndarray, folds: np.ndarray, names: S
     n_folds = [len(np.unique(folds[gold[:, k] == 1])) for k in range(len(names))]
     untuned = [name for name, n in zip(names, n_folds, strict=True) if n == 1]
     return score(gold, pred, names) | ({"untuned": untuned} if untuned else {})
-
-
-def constant_labels(pred: np.ndarray, names: Sequence[str]) -> list[str]:
-    """The names of labels that `pred` [n, L] gives to every row or to no row."""
-    share = np.asarray(pred).mean(axis=0)
-    return [name for name, value in zip(names, share, strict=True) if value in (0.0, 1.0)]
 
 
 def _matrix(title: str, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
@@ -302,6 +296,8 @@ def evaluate(
     folds: np.ndarray | None,
     names: Sequence[str],
     objective: Objective = "f1_macro",
+    *,
+    exactly_one: bool = False,
 ) -> Metrics:
     """Compute all metrics of held-out rows.
 
@@ -309,13 +305,14 @@ def evaluate(
         gold, pred, prob: [n, L].
         folds: the fold of each row, [n]; None if there are too few rows for nested thresholds.
         objective: see `tune_thresholds`.
+        exactly_one: whether the label set says it. There is nothing to tune then.
 
     Returns:
         The metrics of `pred` (see `score`), those of nested thresholds under `by_thresholds` (see `score_nested`), and
         `calibration`.
     """
-    metrics = score(gold, pred, names)
-    if folds is not None:
+    metrics = score(gold, pred, names, exactly_one=exactly_one)
+    if folds is not None and not exactly_one:
         metrics["by_thresholds"] = score_nested(gold, nested_pred(gold, prob, folds, objective), folds, names)
     return metrics | {"calibration": calibration(gold, prob, names)}
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from emogen import paths
 from emogen.errors import InputError
+from emogen.evaluation.caveats import listed
 from emogen.evaluation.run_folder import FOLDS, LOG, PREDICTIONS, THRESHOLDS, read_folds, read_json, read_text
 from emogen.task.delimited import csv_text
 from emogen.task.labels import LabelSet
@@ -296,7 +297,7 @@ def write_thresholds(folder: Path, thresholds: Sequence[float] | np.ndarray, lab
     """Write the threshold of each label, [L]. A label that they never predict is a warning."""
     if never := [name for name, value in zip(label_set.names, thresholds, strict=True) if value >= 1]:
         log.warning(
-            f"{folder / THRESHOLDS}: the threshold of {', '.join(never)} is 1.0, since no scored row has the label: "
+            f"{folder / THRESHOLDS}: the threshold of {listed(never)} is 1.0, since no scored row has the label: "
             "predict_by=thresholds never predicts it"
         )
     by_label = {name: round(float(threshold), 6) for name, threshold in zip(label_set.names, thresholds, strict=True)}

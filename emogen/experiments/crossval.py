@@ -314,12 +314,13 @@ def sum_up(folder: Path, label_set: LabelSet, objective: Objective = "f1_macro")
     Returns:
         The metrics of `evaluate` on all rows. Beside them, for the systems `answer` and `thresholds` (nested): `folds`,
         the `f1_macro` and `f1_micro` of each fold; `mean` and `sd` of these; `interval`, the 95 % bootstrap intervals
-        of both, pooled, and of each label's F1 (null where there are too few rows for one); and `collapsed_folds`, the
-        numbers of the folds, of 30 rows or more, in which most labels are given to every row or to none.
+        of both, pooled, and of each label's F1 (null where there are too few rows for one); `collapsed_folds`, the
+        numbers of the folds, of 30 rows or more, in which most labels are given to every row or to none; and
+        `absent_in_folds`, the labels of which some folds, but not all, have no positive row.
     """
     scored, names = results.read_scored(folder, label_set), label_set.names
     gold, pred, prob, folds = scored.gold, scored.pred, scored.prob, scored.folds
-    metrics = evaluate(gold, pred, prob, None if label_set.exactly_one else folds, names, objective)
+    metrics = evaluate(gold, pred, prob, folds, names, objective, exactly_one=label_set.exactly_one)
     systems = {"answer": (pred, metrics)}
     if not label_set.exactly_one:
         results.write_thresholds(folder, tune_thresholds(gold, prob, objective), label_set)
@@ -339,6 +340,8 @@ def sum_up(folder: Path, label_set: LabelSet, objective: Objective = "f1_macro")
         for system, scores in by_fold.items()
         if (collapsed := [k for k, fold in scores.items() if fold["n"] >= MIN_ROWS and is_collapsed(fold)])
     }
+    absent = {name for fold in by_fold["answer"].values() for name in fold["no_positives"]} - {*metrics["no_positives"]}
+    metrics["absent_in_folds"] = [name for name in names if name in absent]
     resampled = bootstrap(gold, [labels for labels, _ in systems.values()], names)
     metrics["interval"] = {
         system: intervals(f1, own) for (system, (_, own)), f1 in zip(systems.items(), resampled, strict=True)

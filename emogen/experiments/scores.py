@@ -43,7 +43,7 @@ from emogen.model.encode import Encoder, Row
 from emogen.prediction.classifier import Classifier, prob_of
 from emogen.prediction.generator import GenerativeClassifier
 from emogen.prediction.remote import RemoteClassifier
-from emogen.report.compare import System, compare, with_interval
+from emogen.report.compare import System, compare, decision_title, with_interval
 from emogen.task.labels import LabelSet
 from emogen.task.parse import parse_answer
 from emogen.task.rows import Rows
@@ -270,8 +270,8 @@ def _keep_metrics(benchmark: PromptBenchmark, template: Template) -> None:
     predictions, prob = predictions_of(kept, rows, label_set, template.task.recipe.answer)
     pred, folds = pred_matrix(predictions), folds_of(benchmark)
     scores = [kept.of_row[key] for key in row_keys(rows)]
-    nested = None if label_set.exactly_one else folds
-    metrics = evaluate(rows.truth, pred, prob, nested, label_set.names, benchmark.recipe.tune) | {
+    single, tune = label_set.exactly_one, benchmark.recipe.tune
+    metrics = evaluate(rows.truth, pred, prob, folds, label_set.names, tune, exactly_one=single) | {
         "texts_per_second": len(rows) / sum(score.seconds for score in scores),
         "parse": parse_audit(predictions),
     }
@@ -363,12 +363,12 @@ def difference_in_words(folders: Sequence[Path], names: Sequence[str], by: str) 
         folders: of the two templates, scored on the same rows.
         by: see `ranking`.
     """
-    first, second = compare(folders, label_set_of(folders[0]), by=by)
+    label_set = label_set_of(folders[0])
+    first, second = compare(folders, label_set, by=by)
     n, ends, change = first.metrics["n"], second.difference_interval, second.difference
-    decided = "nested thresholds" if by == "thresholds" else "answer"
     found = (
-        f"On the same {n:,} rows, by {decided}: macro-F1 {first.metrics['f1_macro']:.3f} of {names[0]}, "
-        f"{second.metrics['f1_macro']:.3f} of {names[1]}, a difference of {change:+z.3f}. "
+        f"On the same {n:,} rows, by {decision_title(by, label_set)}: macro-F1 {first.metrics['f1_macro']:.3f} of "
+        f"{names[0]}, {second.metrics['f1_macro']:.3f} of {names[1]}, a difference of {change:+z.3f}. "
     )
     if ends is None:
         return found + "That is too few rows, or too few answers that differ, to tell it from chance."

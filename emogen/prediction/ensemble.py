@@ -109,33 +109,37 @@ def load_rule(runs: Sequence[Path], label_set: LabelSet, by: str, objective: Obj
     """Tune how one or several runs (or cross-validations) decide, on the rows that were held out from all of them.
 
     Args:
-        by: `thresholds`: thresholds on the mean of all models. `stack`: thresholds on a stack of the runs, where the
-            mean of its models stands for a cross-validation. With `exactly_one` the most probable label takes the place
-            of thresholds.
+        by: `thresholds`: thresholds on the mean of the runs. `stack`: thresholds on a stack of the runs. With
+            `exactly_one` the most probable label takes the place of thresholds. The mean of its models stands for a
+            cross-validation: it is one of the runs here, as on the rows that it was scored on.
         objective: what thresholds are tuned for. Default: the recipe of the first run says it (`tune`).
 
     Raises:
         InputError: a run has not been scored, the runs were scored on different rows, or there are too few rows.
     """
+    ends = np.cumsum([len(member_folders([run])) for run in runs])[:-1]
+
+    def of_runs(probs: np.ndarray) -> np.ndarray:
+        """The probabilities of K models -> those of the runs, [R, n, L]."""
+        return np.stack([_mean(members) for members in np.split(probs, ends)])
+
+    def mean_of_runs(probs: np.ndarray) -> np.ndarray:
+        return _mean(of_runs(probs))
+
     if by == "thresholds" and label_set.exactly_one:
-        return DecisionRule(_mean, None)
+        return DecisionRule(mean_of_runs, None)
     objective = objective or tuned_for(runs[0])
     if by == "thresholds" and len(runs) == 1 and objective == tuned_for(runs[0]):
-        return DecisionRule(_mean, results.read_thresholds(runs[0], label_set))
+        return DecisionRule(mean_of_runs, results.read_thresholds(runs[0], label_set))
     systems = results.align_scored([results.read_scored(run, label_set) for run in runs])
     gold, folds, probs = systems[0].gold, systems[0].folds, np.stack([system.prob for system in systems])
     if by == "thresholds":
-        return DecisionRule(_mean, tune_thresholds(gold, _mean(probs), objective))
+        return DecisionRule(mean_of_runs, tune_thresholds(gold, _mean(probs), objective))
     if len(np.unique(folds)) < 2:
         raise InputError(f"{systems[0].path}: too few rows for predict_by=stack; use predict_by=answer")
     stack = fit_stack(gold, probs)
-    ends = np.cumsum([len(member_folders([run])) for run in runs])[:-1]
-
-    def combine(probs: np.ndarray) -> np.ndarray:
-        return stack.predict_proba(np.stack([_mean(members) for members in np.split(probs, ends)]))
-
     thresholds = None if label_set.exactly_one else tune_thresholds(gold, cross_fit(gold, probs, folds), objective)
-    return DecisionRule(combine, thresholds)
+    return DecisionRule(lambda probs: stack.predict_proba(of_runs(probs)), thresholds)
 
 
 def _mean(probs: np.ndarray) -> np.ndarray:

@@ -37,11 +37,15 @@ def model_card(run: Run, *, published: Sequence[ComparisonRow] = ()) -> ModelCar
         pipeline_tag="text-generation" if run.generates else "text-classification",
         datasets=[dataset] if dataset else None,
         metrics=["f1"],
-        tags=["emogen", "multi-label-classification"],
+        tags=["emogen", f"{_problem(run)}-classification"],
         model_name=run.name,
         eval_results=_eval_results(run, run.scores) if run.scores else None,
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, _sections(run, published))) + "\n")
+
+
+def _problem(run: Run) -> str:
+    return "multi-class" if run.label_set.exactly_one else "multi-label"
 
 
 def _indexed(run: Run, scores: Scores) -> Decision:
@@ -58,7 +62,7 @@ def _eval_results(run: Run, scores: Scores) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="text-classification",
-            task_name="multi-label text classification",
+            task_name=f"{_problem(run)} text classification",
             dataset_type=dataset or "csv",
             dataset_name=dataset or Path(file or "held-out rows").stem,
             metric_type="f1",
@@ -76,7 +80,7 @@ def _sections(run: Run, published: Sequence[ComparisonRow]) -> Iterable[str]:
     folds = ", one model for each fold of a cross-validation" if run.kind == CROSS_VALIDATION else ""
     yield f"# {_plain(run.name)}"
     yield (
-        f"`{base}`, fine-tuned with emogen for multi-label text classification by {method}{folds}. "
+        f"`{base}`, fine-tuned with emogen for {_problem(run)} text classification by {method}{folds}. "
         f"Labels: {_plain(', '.join(run.label_set.names))}."
     )
     yield _plain("\n".join(notes(run)))

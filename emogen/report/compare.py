@@ -92,7 +92,8 @@ def compare(
         runs: their folders.
         by: how labels are decided: `answer`, `thresholds` (nested) or `stack` (nested). With `exactly_one` the most
             probable label takes the place of thresholds.
-        ensemble: add the ensemble of all runs: their stack, or else the mean of their probabilities.
+        ensemble: add the ensemble of all runs: their stack, or else the mean of their probabilities, which has no
+            answer and is decided by thresholds.
         objective: what thresholds are tuned for, and what the runs are compared by.
 
     Returns:
@@ -104,10 +105,10 @@ def compare(
     """
     scored = align_scored([read_scored(run, label_set) for run in runs])
     gold, folds = scored[0].gold, scored[0].folds
-    n_folds_needed = {"answer": 2 if ensemble else 1, "thresholds": 2, "stack": 3}[by]
+    single = label_set.exactly_one
+    n_folds_needed = {"answer": 2 if ensemble else 1, "thresholds": 2, "stack": 3}[by] - single  # no thresholds
     if len(np.unique(folds)) < n_folds_needed:
         raise InputError(f"{scored[0].path}: too few rows or folds to decide by {by}; compare with --by answer")
-    single = label_set.exactly_one
 
     def decide(probs: np.ndarray) -> np.ndarray:
         """The labels that M systems decide together, nested over the folds: [M, n, L] -> int8 [n, L]."""
@@ -118,15 +119,17 @@ def compare(
         return nested_pred(gold, probs.mean(axis=0), folds, objective)
 
     preds = [rows.pred if by == "answer" else decide(rows.prob[None]) for rows in scored]
-    names = names_of(runs)
+    names, decisions = names_of(runs), [by] * len(runs)
     if ensemble:
-        names.append(f"{'stack' if by == 'stack' else 'mean'} of {len(runs)}")
+        name = f"{'stack' if by == 'stack' else 'mean'} of {len(runs)}"
+        names.append(name if by != "answer" else f"{name}, {decision_title('thresholds', label_set)}")
+        decisions.append("stack" if by == "stack" else "thresholds")
         preds.append(decide(np.stack([rows.prob for rows in scored])))
     metrics = [
-        score(gold, pred, label_set.names)
-        if by == "answer" or single
+        score(gold, pred, label_set.names, exactly_one=single)
+        if decision == "answer" or single
         else score_nested(gold, pred, folds, label_set.names)
-        for pred in preds
+        for pred, decision in zip(preds, decisions, strict=True)
     ]
     resampled = [values[objective] for values in bootstrap(gold, preds, label_set.names)]  # [n_resamples] each
     n = len(gold)
@@ -142,6 +145,13 @@ def compare(
         )
         for name, own, f1 in zip(names, metrics, resampled, strict=True)
     ]
+
+
+def decision_title(by: str, label_set: LabelSet) -> str:
+    """How labels are decided, in words; `by` is that of `compare`."""
+    if label_set.exactly_one and by != "answer":
+        return "most probable label" + (" of nested stacks" if by == "stack" else "")
+    return {"answer": "answer", "thresholds": "nested thresholds", "stack": "nested stacks and thresholds"}[by]
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:

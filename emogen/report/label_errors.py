@@ -13,7 +13,7 @@ from emogen.distribution import install_hint
 from emogen.errors import InputError
 from emogen.evaluation.audit_file import AuditFile
 from emogen.evaluation.results import ScoredRows
-from emogen.evaluation.run_folder import AUDIT, BASELINE, CROSS_VALIDATION
+from emogen.evaluation.run_folder import AUDIT, BASELINE, CROSS_VALIDATION, RUN
 from emogen.report.runs import Run
 from emogen.task.labels import LabelSet
 
@@ -30,7 +30,8 @@ class LabelErrors:
         n_suspected: rows with a label that is probably wrong.
         n_twins: rows whose text is nearly that of a row with other labels.
         relations: rules that nearly all rows obey.
-        apply: the command that writes the rows with corrected labels.
+        apply: the command that writes the rows with corrected labels; "" for a run, which was scored on a part of the
+            rows.
         data: for the script of the page, see `_data`.
     """
 
@@ -75,6 +76,7 @@ def label_errors(run: Run) -> LabelErrors | None:
     suspected = np.zeros_like(rows.gold)
     for row in data["rows"]:
         suspected[row["row"]] = list(map(int, row["suspected"]))
+    list_file = os.path.normpath(run.folder / run.audit.list_file)
     counts = ((suspected & rows.gold).sum(axis=0), (suspected & (1 - rows.gold)).sum(axis=0))
     columns = [cells.tolist() for cells in (rows.gold.sum(axis=0), *counts, suspected.mean(axis=0))]
     return LabelErrors(
@@ -83,7 +85,7 @@ def label_errors(run: Run) -> LabelErrors | None:
         n_suspected=int(suspected.any(axis=1).sum()),
         n_twins=sum(bool(row.twins) for row in run.audit.rows),
         relations=tuple(relation.sentence for relation in run.audit.relations),
-        apply=f"emogen audit {folder} --apply {shlex.quote(os.path.normpath(run.folder / run.audit.list_file))}",
+        apply="" if run.kind == RUN else f"emogen audit {folder} --apply {shlex.quote(list_file)}",
         data=data,
     )
 

@@ -37,7 +37,7 @@ from emogen.report.compare import (
 )
 from emogen.report.label_errors import label_errors
 from emogen.report.pictures import Picture, draw_run
-from emogen.report.runs import Decision, Run, Scores, fold_table, notes, read_run, resources
+from emogen.report.runs import Decision, Run, Scores, decision_titles, fold_table, notes, read_run, resources
 from emogen.report.templates import load_template
 
 log = logging.getLogger(__name__)
@@ -187,6 +187,7 @@ def comparison_page(
         "facts": [("rows", f"{len(rows.ids):,}"), ("labels", f"{len(label_set)} ({label_set.name})")],
         "notes": [f"{run.name}: {note}" for run in runs for note in notes(run)],
         "runs": runs,
+        "without_answers": decision_titles(generates=False, label_set=label_set)["answer"],
         "compared": dict(sorted(compared.items(), key=lambda pair: pair[0] != best)),
         "choice": _choice(compared, best),
         "caveats": caveats(
@@ -235,7 +236,9 @@ def _decision_of(scores: Scores, title: str) -> Decision:
 
 def _read_comparable(folders: Sequence[Path]) -> tuple[list[Run], list[Scores]]:
     """Read runs that were scored on the same rows, and put the rows of all into the order of the first."""
-    runs = [replace(read_run(folder), name=name) for folder, name in zip(folders, names_of(folders), strict=True)]
+    names = names_of(folders)
+    # They are compared by macro-F1, so thresholds are tuned for it, whatever the recipes say.
+    runs = [replace(read_run(folder, "f1_macro"), name=name) for folder, name in zip(folders, names, strict=True)]
     scores = []
     for run in runs:
         if run.label_set.names != runs[0].label_set.names:
@@ -270,9 +273,9 @@ def browser_data(
         audit: what `emogen audit` said about the rows of a single run.
 
     Returns:
-        `names` of the labels, and the `empty` answer; `ids`, `texts`, `gold` (strings of 0 and 1) and `folds` (None if
-        there are none) of the rows; `runs` (see `_run_data`); `decisions` (see `_decision_data`), which are the ways to
-        decide labels; and `audit`.
+        `names` of the labels, the `empty` answer, and whether each row has `exactly_one` label; `ids`, `texts`, `gold`
+        (strings of 0 and 1) and `folds` (None if there are none) of the rows; `runs` (see `_run_data`); `decisions`
+        (see `_decision_data`), which are the ways to decide labels; and `audit`.
     """
     rows = scores[0].rows
     decisions = []
@@ -287,6 +290,7 @@ def browser_data(
     return {
         "names": list(runs[0].label_set.names),
         "empty": runs[0].label_set.empty,
+        "exactly_one": runs[0].label_set.exactly_one,
         "ids": [str(row_id) for row_id in rows.ids],
         "texts": [record["text"] for record in scores[0].records],
         "gold": as_strings(rows.gold),

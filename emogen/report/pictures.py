@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from emogen.evaluation.caveats import references
+from emogen.evaluation.caveats import f1_of_every_row
 from emogen.evaluation.metrics import confusions, cooccurrence
 from emogen.report import figures
 from emogen.report.compare import PUBLISHED_NOTE, ComparisonRow, f1_by_label, reference_rows
@@ -80,7 +80,7 @@ def _draw_scores(run: Run, scores: Scores, published: Sequence[ComparisonRow]) -
     gold, prob, names = scores.rows.gold, scores.rows.prob, run.label_set.names
     decided = [(decision.title, decision.pred) for decision in scores.decisions]
     pictures = [_draw_published(run, scores, published)] if published else []
-    constant = references(scores.decisions[0].metrics)[0].f1_by_label
+    constant = f1_of_every_row(scores.decisions[0].metrics)
     for decision, color in zip(scores.decisions, figures.COLORS, strict=False):
         caption = (
             f"{decision.title.capitalize()}: F1 of each label (bar) with 95 % interval (line), precision, recall. "

@@ -200,8 +200,11 @@ class FoldTable:
     caveats: list[str]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, objective: Objective | None = None) -> Run:
     """Read the folder of a run, a cross-validation or a baseline, and score its predictions again.
+
+    Args:
+        objective: what nested thresholds are tuned for. Default: the recipe says it (`tune`).
 
     Raises:
         InputError: the folder is none of these, or one of its files is not valid.
@@ -226,7 +229,7 @@ def read_run(folder: Path) -> Run:
         fold_metrics={fold_number(fold): read_json(fold / METRICS) for fold in folds if (fold / METRICS).is_file()},
         n_folds=len(set(read_folds(folder).values())),
         logs=[entries for trained in folds or [folder] if (entries := results.read_log(trained))],
-        scores=_score(folder, label_set, generates, tuned_for(folder)) if has_predictions else None,
+        scores=_score(folder, label_set, generates, objective or tuned_for(folder)) if has_predictions else None,
         audit=read_audit(folder),
     )
 
@@ -246,7 +249,7 @@ def _score(folder: Path, label_set: LabelSet, generates: bool, objective: Object
         decided.append((titles["thresholds"], apply_thresholds(rows.prob, thresholds), thresholds))
     resampled = bootstrap(rows.gold, [pred for _, pred, _ in decided], label_set.names)
     scored = [
-        score(rows.gold, pred, label_set.names)
+        score(rows.gold, pred, label_set.names, exactly_one=label_set.exactly_one)
         if thresholds is None
         else score_nested(rows.gold, pred, rows.folds, label_set.names)
         for _, pred, thresholds in decided

@@ -314,7 +314,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             f"{where['trust_remote_code']}: trust_remote_code: a file cannot allow the code of others; add "
             "trust_remote_code=true to the command if you trust the model's repository"
         )
-    own_code = [name for name in values.get("features") or () if ":" in str(name) and not is_encoder(str(name))]
+    own_code = [name for name in values.get("features") or () if is_own_code(str(name))]
     if own_code and not any(word.startswith("features=") for word in overrides):
         problems.append(
             f"{where['features']}: features: {own_code[0]}: a file cannot run code; add features=[...] to the "
@@ -333,6 +333,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def is_encoder(feature: str) -> bool:
     """Whether an entry of `features` names a sentence encoder: on the Hub, OWNER/NAME, or a folder."""
     return "/" in feature
+
+
+def is_own_code(feature: str) -> bool:
+    """Whether an entry of `features` names a function of the user, MODULE:FUNCTION."""
+    return ":" in feature and not is_encoder(feature)
 
 
 def _no_such_recipe(path: str) -> str:

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from emogen import processes
 from emogen.console import progress_bar
 from emogen.evaluation import results, run_folder
-from emogen.evaluation.metrics import check_prob, constant_labels, evaluate, score, tune_thresholds
+from emogen.evaluation.caveats import constant_labels_of, is_collapsed, listed
+from emogen.evaluation.metrics import Metrics, check_prob, evaluate, score, tune_thresholds
 from emogen.evaluation.results import parse_audit, pred_matrix
 from emogen.evaluation.tables import print_metrics
 from emogen.prediction.classifier import Classifier, prob_of
@@ -183,9 +184,8 @@ def make_compute_metrics(val_rows: Rows | None) -> Callable[[Classifier], dict[s
 
     def compute_metrics(classifier: Classifier) -> dict[str, float]:
         predictions = classifier.predict(val_rows.texts)
-        pred, names = pred_matrix(predictions), classifier.label_set.names
-        scores = score(val_rows.truth, pred, names)
-        warn_of_constant_labels(pred, names)
+        scores = score(val_rows.truth, pred_matrix(predictions), classifier.label_set.names)
+        warn_of_constant_labels(scores)
         metrics = {name: scores[name] for name in ("f1_macro", "f1_micro", "jaccard_samples")}
         metrics["parse_failure"] = parse_audit(predictions)["parse_failure"]
         return metrics | {f"f1/{name}": label["f1"] for name, label in scores["per_label"].items()}
@@ -193,19 +193,19 @@ def make_compute_metrics(val_rows: Rows | None) -> Callable[[Classifier], dict[s
     return compute_metrics
 
 
-def warn_of_constant_labels(pred: np.ndarray, names: Sequence[str]) -> None:
-    """Log a warning if most labels are predicted for all rows or for none.
+def warn_of_constant_labels(metrics: Metrics) -> None:
+    """Log a warning if most labels are wrongly predicted for all rows or for none.
 
     Args:
-        pred: 0/1, [n, L].
-        names: the L label names.
+        metrics: the result of `score`.
     """
-    constant = constant_labels(pred, names)
-    if len(constant) > len(names) / 2:
+    if is_collapsed(metrics):
+        always, never = constant_labels_of(metrics)
+        constant = [name for name in metrics["per_label"] if name in always or name in never]
         log.warning(
-            f"{len(constant)} of {len(names)} labels are given to every row or to none: {', '.join(constant)}. The "
-            "model does not tell rows apart. This is normal early in training. If it persists, lower learning_rate, "
-            "train longer, or weight the labels (label_weights: within)"
+            f"Most labels are given to every row or to none: {listed(constant)}. The model does not tell rows apart. "
+            "This is normal early in training. If it persists, lower learning_rate, train longer, or weight the labels "
+            "(label_weights: within)"
         )
 
 
@@ -238,11 +238,9 @@ def final_score(classifier: Classifier, rows: Rows, batch_size: int) -> dict[str
         folds = None  # too few rows
     folder = recipe.output_dir
     results.write_jsonl(folder / run_folder.PREDICTIONS, rows, pred, prob, label_set, predictions, folds)
-    if label_set.exactly_one:  # the answer is one label, and there is nothing to tune
-        metrics = evaluate(gold, pred, prob, None, label_set.names)
-    else:
+    if not label_set.exactly_one:  # else the answer is one label, and there is nothing to tune
         results.write_thresholds(folder, tune_thresholds(gold, prob, recipe.tune), label_set)
-        metrics = evaluate(gold, pred, prob, folds, label_set.names, recipe.tune)
+    metrics = evaluate(gold, pred, prob, folds, label_set.names, recipe.tune, exactly_one=label_set.exactly_one)
     print_metrics(metrics)
     answer_seconds, prob_seconds = np.diff(times).round(2).tolist()
     metrics |= {"parse": parse_audit(predictions), "answer_seconds": answer_seconds}

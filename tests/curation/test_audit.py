@@ -203,6 +203,23 @@ def test_the_report_names_a_list_that_was_written_elsewhere(doubted, tmp_path, e
     assert label_errors(read_run(doubted)).apply == f"emogen audit {doubted} --apply {tmp_path / 'mine.csv'}"
 
 
+def test_the_list_of_a_run_is_not_to_be_applied(doubted, emogen):
+    """A run was scored on a part of the rows: --apply would be refused."""
+    (doubted / "folds.csv").unlink()
+    said = emogen("audit", doubted).out
+    assert "Correct these rows in the file that the run was scored on." in said
+    assert "--apply" not in said
+    assert "held-out rows alone" in emogen("audit", doubted, "--apply", doubted / "audit.csv", code=2).err
+
+
+def test_the_command_that_trains_again_names_features_that_are_code(doubted, emogen):
+    (doubted / "manifest.json").write_text('{"format": 1, "kind": "baseline"}')
+    (doubted / "recipe.yaml").write_text("labels: labels.yaml\nfeatures: [tfidf, 'lexicon:counts']\n")
+    emogen("audit", doubted)
+    said = emogen("audit", doubted, "--apply", doubted / "audit.csv").out
+    assert """ 'features=["tfidf", "lexicon:counts"]' """ in said
+
+
 def test_labels_that_nothing_speaks_against_are_not_to_be_corrected(tmp_path, emogen):
     gold = np.stack([np.arange(N) % 2, np.arange(N) // 2 % 2], 1).astype(np.int8)
     said = emogen("audit", write_baseline(tmp_path / "right", TWO, gold, np.where(gold, 0.875, 0.125))).out

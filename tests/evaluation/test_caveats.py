@@ -15,11 +15,13 @@ from emogen.evaluation.caveats import (
     is_collapsed,
     listed,
     needs_no_model,
+    prediction_caveats,
     reference_line,
     references,
+    row_caveats,
     with_caveats,
 )
-from emogen.evaluation.metrics import calibration, score, score_nested
+from emogen.evaluation.metrics import calibration, evaluate, score, score_nested
 
 NAMES = ("a", "b", "c")
 
@@ -49,18 +51,52 @@ def test_references_by_hand():
 
 
 def test_rows_with_one_label_each_are_held_against_one_label():
-    """All labels to every row is no answer where each row has one label."""
+    """All labels to every row is no answer where the label set says `exactly_one`."""
     gold = np.eye(3, dtype=np.int8)[[0] * 20 + [1] * 12 + [2] * 8]
     pred = np.eye(3, dtype=np.int8)[[0] * 18 + [1] * 18 + [2] * 4]
-    metrics = score(gold, pred, NAMES)
+    pred[0] = 0  # its answer could not be read
+    metrics = score(gold, pred, NAMES, exactly_one=True)
     (most_frequent,) = references(metrics)
     assert most_frequent.title == "a to every row"
     assert most_frequent.f1_macro == pytest.approx(2 / 3 / 3)  # p = 1/2: 2p / (1 + p), of three labels
     assert most_frequent.f1_micro == pytest.approx(1 / 2)
     assert not needs_no_model(metrics)
-    two = pred.copy()
-    two[0] = 1
-    assert references(score(gold, two, NAMES))[0].title == "all labels to every row"
+
+
+def test_rows_that_happen_to_have_one_label_each_are_held_against_all_labels():
+    """A model that may give several labels could have given all."""
+    gold = np.eye(2, dtype=np.int8)[[0] * 20 + [1] * 20]
+    metrics = score(gold, gold, ["a", "b"])
+    assert references(metrics)[0].title == "all labels to every row"
+    assert references(metrics)[0].f1_macro == pytest.approx(2 / 3)
+    assert evaluate(gold, gold, gold.astype(float), None, ["a", "b"], exactly_one=True)["exactly_one"]
+
+
+def test_a_model_that_gives_no_rare_label_still_tells_rows_apart():
+    """Of ten labels, two are in 90 % of the rows, and right; eight are in 1 or 2 rows each, and never given."""
+    gold = np.eye(10, dtype=np.int8)[[0] * 45 + [1] * 45 + [2, 3, 4, 5, 6, 7, 8, 9, 8, 9]]
+    pred = gold.copy()
+    pred[90:] = np.eye(10, dtype=np.int8)[0]
+    metrics = score(gold, pred, [f"l{k}" for k in range(10)], exactly_one=True)
+    assert not is_collapsed(metrics)
+    assert not needs_no_model(metrics)
+    assert prediction_caveats(metrics) == [
+        "Labels that do not tell rows apart: no row has: l2, l3, l4, l5, l6, l7, l8, l9."
+    ]
+    pred[:] = np.eye(10, dtype=np.int8)[0]
+    assert is_collapsed(score(gold, pred, [f"l{k}" for k in range(10)], exactly_one=True))
+
+
+def test_labels_that_no_row_has_do_not_hide_that_rows_are_not_told_apart():
+    gold = np.hstack([np.eye(3, dtype=np.int8)[np.arange(60) % 3], np.zeros((60, 97), dtype=np.int8)])
+    metrics = score(gold, np.zeros_like(gold), [f"l{k}" for k in range(100)])
+    assert is_collapsed(metrics)
+    assert prediction_caveats(metrics)[0].startswith("3 of 3 labels are given to every row or to none")
+
+
+def test_too_few_rows_for_any_interval_say_nothing_of_intervals():
+    few = row_caveats(score(rows(3, 2, 9, n=12), rows(3, 2, 9, n=12), NAMES))
+    assert few[1] == "Fewer than 5 positive rows: a (3), b (2). Their F1 is a matter of chance."
 
 
 @settings(deadline=None, max_examples=40)
@@ -144,6 +180,8 @@ def test_folds_that_do_not_tell_rows_apart_are_named():
         "answers: in 1 of 3 folds (1), most labels are given to every row or to none."
     ]
     assert fold_caveats({"folds": {}}, {}) == []  # written by an older emogen
+    (absent,) = fold_caveats({"folds": {}, "absent_in_folds": ["a", "b"]}, {})
+    assert absent.startswith("Some folds have no positive row of a, b. Their F1 counts as 0 there")
 
 
 def test_a_calibration_error_of_few_rows_or_of_one_bin_says_little():

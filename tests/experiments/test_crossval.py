@@ -188,6 +188,18 @@ def test_the_baseline_has_the_folds_of_the_recipe(tmp_path, labels):
     folds = make_folds(all_rows(recipe, labels), 3, recipe.seed)
     assert [record["fold"] for record in read_records(folder / "predictions.jsonl")] == folds.tolist()
     assert metrics["by_thresholds"]["f1_macro"] > 0.9  # each post contains the name of its label
+    assert metrics["absent_in_folds"] == []
     assert metrics["mean"]["thresholds"]["f1_macro"] > 0.9
     assert "TF-IDF" in (folder / "report.html").read_text()
     assert json.loads((folder / "manifest.json").read_text())["kind"] == "baseline"
+
+
+def test_labels_that_some_folds_lack_are_named(tmp_path, labels):
+    """Such a fold counts their F1 as 0, so that the mean over the folds is below the pooled figure."""
+    path = write_recipe(tmp_path, labels)
+    posts = [(f"{name} number {k}", (name,)) for k in range(6) for name in ("anger", "joy")]
+    posts += [(f"love number {k}", ("love",)) for k in range(2)]
+    write_posts(tmp_path / "train.csv", labels, posts)
+    folder, metrics = cross_validate_baseline(path, 3)
+    assert metrics["absent_in_folds"] == ["love"]
+    assert "Some folds have no positive row of love." in (folder / "report.html").read_text()

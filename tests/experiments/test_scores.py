@@ -115,5 +115,8 @@ def test_a_difference_is_told_in_words(tmp_path, labels):
     assert said.endswith("0 is outside the interval: the difference is real, good is better.")
     assert difference_in_words([good, bad], ["good", "bad"], "answer").endswith("is real, bad is worse.")
     assert "the difference may be chance" in difference_in_words([good, again], ["good", "again"], "thresholds")
+    one = labels.model_copy(update={"exactly_one": True})
+    (good / "labels.yaml").write_text(one.to_yaml())
+    assert "rows, by most probable label: " in difference_in_words([good, good], ["a", "b"], "thresholds")
     few = [write_run(tmp_path / f"few{seed}", labels, posts=posts[:20], seed=seed) for seed in (0, 1)]
     assert "too few rows" in difference_in_words(few, ["a", "b"], "answer")

@@ -170,7 +170,8 @@ def test_a_stack_weighs_the_runs_by_a_regression_on_their_logits(tmp_path, pair)
     assert rule.combine(probs)[0, 0] < 0.1
 
 
-def test_a_cross_validation_in_a_stack_is_the_mean_of_its_folds(tmp_path, pair):
+@pytest.mark.parametrize("by", ["thresholds", "stack"])
+def test_a_cross_validation_among_runs_is_the_mean_of_its_folds(tmp_path, pair, by):
     rng = np.random.default_rng(0)
     gold = (rng.random((40, 2)) < 0.5).astype(int)
     folds = np.arange(40) % 2
@@ -179,12 +180,15 @@ def test_a_cross_validation_in_a_stack_is_the_mean_of_its_folds(tmp_path, pair):
     ]
     for k in range(2):
         (runs[0] / f"fold-{k}").mkdir()
-    rule = load_rule(runs, pair, "stack")
+    rule = load_rule(runs, pair, by)
     fold_0, fold_1, other = [[0.2, 0.4]], [[0.4, 0.8]], [[0.7, 0.1]]
     mean = [[0.3, 0.6]]
-    np.testing.assert_allclose(
-        rule.combine(np.array([fold_0, fold_1, other])), rule.combine(np.array([mean, mean, other]))
-    )
+    combined = rule.combine(np.array([fold_0, fold_1, other]))
+    np.testing.assert_allclose(combined, rule.combine(np.array([mean, mean, other])))
+    if by == "thresholds":
+        np.testing.assert_allclose(combined, [[0.5, 0.35]])  # of the two runs: (0.3 + 0.7) / 2, (0.6 + 0.1) / 2
+        one = pair.model_copy(update={"exactly_one": True})
+        np.testing.assert_allclose(load_rule(runs, one, by).combine(np.array([fold_0, fold_1, other])), combined)
 
 
 def test_a_stack_needs_two_folds(tmp_path, pair):

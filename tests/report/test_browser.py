@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import EVIL, invented_posts
+from tiny import EVIL, invented_posts, write_run
 
 from emogen.evaluation import results
 from emogen.evaluation.metrics import nested_pred, row_log_loss
+from emogen.report.page import report
+from emogen.task.labels import Label, LabelSet
 
 
 @pytest.fixture
@@ -82,6 +84,20 @@ def test_rows_are_filtered_by_label_error_confidence_and_status(opened, scored, 
     page.fill("#high", "70")
     is_between = (confidence >= 0.6) & (confidence <= 0.7)
     assert sorted(shown(page, is_between.sum())) == sorted(ids[is_between])
+
+
+def test_with_exactly_one_label_confidence_is_the_probability_of_the_most_probable_one(visit, tmp_path):
+    """Of three labels the likely one may have 0.4: that the others are unlikely is no certainty about it."""
+    names = ("red", "green", "blue")
+    one = LabelSet(name="one", labels=tuple(Label(name=name) for name in names), exactly_one=True)
+    folder = write_run(tmp_path / "run", one, posts=[(f"post {i}", (names[i % 3],)) for i in range(40)])
+    report([folder])
+    page = visit(f"file://{folder}/report.html")
+    rows = results.read_scored(folder, one)
+    is_unsure = rows.prob.round(3).max(axis=1) <= 0.8  # as the page has them
+    assert 0 < is_unsure.sum() < 40
+    page.fill("#high", "80")
+    assert sorted(shown(page, is_unsure.sum())) == sorted(np.array(rows.ids)[is_unsure])
 
 
 def test_rows_are_searched_ordered_and_decided_by_thresholds(opened, scored):

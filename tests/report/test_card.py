@@ -66,6 +66,14 @@ def test_a_head_tuned_in_full_from_a_local_model(tmp_path, labels):
     assert "How the answers were parsed" not in text
 
 
+def test_a_run_with_one_label_for_each_text_is_no_multi_label_classifier(tmp_path):
+    one = LabelSet(name="one", labels=(Label(name="red"), Label(name="blue")), exactly_one=True)
+    data, text = read_back(write_run(tmp_path / "run", one, posts=[("x", ("red",)), ("y", ("blue",))] * 20))
+    assert data.tags == ["emogen", "multi-class-classification"]
+    assert {result.task_name for result in data.eval_results} == {"multi-class text classification"}
+    assert "multi-label" not in text
+
+
 def test_a_run_without_scored_rows_has_a_card_without_results(tmp_path, labels):
     run = write_run(tmp_path / "run", labels)
     (run / "predictions.jsonl").unlink()

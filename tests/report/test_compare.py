@@ -68,6 +68,25 @@ def test_an_ensemble_of_systems_with_different_errors_beats_each_of_them(tmp_pat
     assert rule.combine(np.stack([rows.prob for rows in scored])) == pytest.approx(average)
 
 
+def test_an_ensemble_has_no_answer_and_says_how_it_decides(tmp_path, two_labels):
+    runs = [write_system(tmp_path / str(k), two_labels, 0.75, seed=10 + k) for k in range(2)]
+    *_, mean = compare(runs, two_labels, by="answer", ensemble=True)
+    assert mean.name == "mean of 2, nested thresholds"
+    assert mean.metrics == compare(runs, two_labels, ensemble=True)[-1].metrics
+
+
+def test_with_exactly_one_label_no_folds_are_needed(tmp_path, two_labels):
+    one = two_labels.model_copy(update={"exactly_one": True})
+    runs = [write_system(tmp_path / str(k), one, 0.75, seed=k, folds=np.zeros(N, dtype=int)) for k in range(2)]
+    first, _, mean = compare(runs, one, ensemble=True)
+    prob = np.mean([results.read_scored(run, one).prob for run in runs], axis=0)
+    gold = results.read_scored(runs[0], one).gold
+    assert first.metrics["exactly_one"]
+    assert mean.metrics["f1_macro"] == score(gold, np.eye(2, dtype=int)[prob.argmax(1)], one.names)["f1_macro"]
+    with pytest.raises(InputError, match="too few rows or folds"):
+        compare(runs, two_labels)
+
+
 def test_runs_can_be_compared_by_micro_f1(tmp_path, two_labels):
     runs = [write_system(tmp_path / str(k), two_labels, 0.75, seed=10 + k) for k in range(2)]
     first, second = compare(runs, two_labels, objective="f1_micro")

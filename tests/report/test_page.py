@@ -15,8 +15,10 @@ from emogen import paths
 from emogen.errors import InputError
 from emogen.evaluation import results
 from emogen.evaluation.metrics import nested_pred, row_log_loss, score
+from emogen.evaluation.run_folder import label_set_of
 from emogen.experiments.crossval import sum_up
 from emogen.report import page
+from emogen.report.compare import compare
 from emogen.report.figures import MAX_WRITTEN
 from emogen.report.page import report, report_finished
 from emogen.report.runs import read_run
@@ -283,6 +285,28 @@ def test_runs_are_compared_row_by_row_whatever_the_order_of_their_files(tmp_path
     assert page.data["runs"][1]["prob"][0] == [round(1000 * lines[0]["prob"][name]) for name in two_labels.names]
     assert "lora_r" in page.shown
     assert "not better" in page.shown
+
+
+def test_a_comparison_tunes_thresholds_for_macro_f1_everywhere(tmp_path, write_small):
+    """Also those of a run that says `tune: f1_micro`: the rows are those that the table counts."""
+    runs = [write_small(tmp_path / name, tune="f1_micro", seed=seed) for seed, name in enumerate("ab")]
+    report(runs, tmp_path / "both.html")
+    page = Page(tmp_path / "both.html")
+    by_title = {decision["title"]: decision["pred"] for decision in page.data["decisions"]}
+    macro = {system.name: system for system in compare(runs, label_set_of(runs[0]))}
+    for name in "ab":
+        pred = np.array([list(map(int, row)) for row in by_title[f"{name}: nested thresholds"]])
+        gold = np.array([list(map(int, row)) for row in page.data["gold"]])
+        assert score(gold, pred, page.data["names"])["f1_macro"] == macro[name].metrics["f1_macro"]
+
+
+def test_a_comparison_with_exactly_one_label_has_no_threshold(tmp_path):
+    one = LabelSet(name="one", labels=(Label(name="red"), Label(name="blue")), exactly_one=True)
+    posts = [("x", ("red",)), ("y", ("blue",))] * 20
+    report([write_run(tmp_path / name, one, posts=posts) for name in "ab"], tmp_path / "both.html")
+    shown = Page(tmp_path / "both.html").shown
+    assert "(heads and baselines: most probable label)" in shown
+    assert "threshold 0.5" not in shown
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path, write_small, two_labels):

@@ -6,10 +6,13 @@ from xml.etree import ElementTree
 
 import pytest
 from matplotlib.figure import Figure
+from tiny import write_run
 
 from emogen.report import figures
 from emogen.report.compare import published_rows
 from emogen.report.pictures import draw_run
+from emogen.report.runs import read_run
+from emogen.task.labels import Label, LabelSet
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,16 @@ def test_every_point_of_a_reliability_diagram_is_a_bin(pictures, small_run):
     bins = small_run.scores.calibration["per_label"]["anger"]["bins"]
     points = pictures["reliability"].figure.axes[0].collections[0].get_offsets()
     assert points.tolist() == [pytest.approx([entry["prob"], entry["positive"]]) for entry in bins]
+
+
+def test_the_dotted_lines_are_what_each_label_scores_if_every_row_gets_it(tmp_path):
+    """Also with `exactly_one`, where no prediction gives all of them. Of 40 rows 30 and 10: 2p / (1 + p)."""
+    one = LabelSet(name="one", labels=(Label(name="red"), Label(name="blue")), exactly_one=True)
+    posts = [("x", ("red",))] * 30 + [("y", ("blue",))] * 10
+    drawn = {picture.name: picture for picture in draw_run(read_run(write_run(tmp_path / "run", one, posts=posts)))}
+    (axes,) = drawn["labels-answer"].figure.axes
+    dotted = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    assert dotted == pytest.approx([60 / 70, 20 / 50])
 
 
 def test_a_matrix_of_many_labels_has_no_numbers(small_run):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from emogen.evaluation.metrics import score
 from emogen.evaluation.results import Prediction
 from emogen.task.parse import parse_answer
 from emogen.task.recipe import SelectBest
@@ -79,13 +80,16 @@ NAMES = ("joy", "fear", "anger", "trust")
 
 def test_a_warning_names_the_constant_labels_if_most_are(caplog):
     pred = np.array([[1, 0, 1, 0], [1, 0, 0, 0]], dtype=np.int8)
-    warn_of_constant_labels(pred, NAMES)
-    assert "3 of 4 labels are given to every row or to none: joy, fear, trust." in caplog.text
+    warn_of_constant_labels(score(1 - pred, pred, NAMES))
+    assert "Most labels are given to every row or to none: joy, fear, trust." in caplog.text
     assert "label_weights: within" in caplog.text
 
 
 def test_no_warning_if_half_of_the_labels_are_constant(caplog):
-    warn_of_constant_labels(np.array([[1, 0, 1, 0], [1, 0, 0, 1]], dtype=np.int8), NAMES)
+    pred = np.array([[1, 0, 1, 0], [1, 0, 0, 1]], dtype=np.int8)
+    warn_of_constant_labels(score(1 - pred, pred, NAMES))
+    pred = np.array([[1, 0, 1, 0], [1, 0, 0, 0]], dtype=np.int8)
+    warn_of_constant_labels(score(pred, pred, NAMES))  # they are right
     assert caplog.text == ""
 
 
