@@ -4,12 +4,15 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emogen.cli.shared import JsonOption, RunsArgument
 from emogen.console import err, out
+
+if TYPE_CHECKING:
+    from emogen.task.rows import Rows
 
 log = logging.getLogger("emogen")
 
@@ -36,25 +39,29 @@ def score(
     from emogen.evaluation.caveats import with_caveats
     from emogen.evaluation.metrics import score
     from emogen.evaluation.tables import print_scores
-    from emogen.task.labels import load_label_set
+    from emogen.task.labels import LabelSet, load_label_set
     from emogen.task.readers import read_rows
     from emogen.task.rows import Rows, align, checked
 
     label_set = load_label_set(labels)
 
-    def read(file: str) -> Rows:
+    def read(file: str, read_as: LabelSet) -> Rows:
         rows, problems = read_rows(
-            file, label_set, id_column=id_column, labels_column=labels_column, need_labels=True, need_text=False
+            file, read_as, id_column=id_column, labels_column=labels_column, need_labels=True, need_text=False
         )
         for problem in problems:
             if problem.level == "warning":
                 log.warning(str(problem))
         return checked((rows, problems))
 
-    gold_rows = read(gold)
+    gold_rows = read(gold, label_set)
     systems = []
     for file in pred:
-        rows = align(gold_rows, read(file))
+        # Where each text has one label, predictions may lack it: an answer that cannot be read gives none.
+        rows = read(file, label_set.model_copy(update={"exactly_one": False}))
+        if label_set.exactly_one:
+            _check_one_label(rows)
+        rows = align(gold_rows, rows)
         metrics = score(gold_rows.truth, rows.truth, label_set.names, exactly_one=label_set.exactly_one)
         systems.append((file, metrics))
     if as_json:
@@ -62,6 +69,18 @@ def score(
         print(json.dumps(results[pred[0]] if len(systems) == 1 else results, indent=2))
         return
     print_scores([(Path(file).stem if len(systems) > 1 else "", metrics) for file, metrics in systems])
+
+
+def _check_one_label(rows: "Rows") -> None:
+    """Warn of predictions without a label, for a label set with `exactly_one`; refuse those with several."""
+    from emogen.errors import InputError
+    from emogen.evaluation.caveats import count_rows
+
+    n_labels = rows.truth.sum(axis=1).tolist()
+    if several := [line for line, n in zip(rows.lines, n_labels, strict=True) if n > 1]:
+        raise InputError(f"{rows.path}:{several[0]}: several labels, but the label set says exactly_one")
+    if n := n_labels.count(0):
+        log.warning(f"{rows.path}: {count_rows(n)} without a label, as where an answer cannot be read; counted wrong")
 
 
 def compare(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -193,8 +194,12 @@ def _write_modelfile(folder: Path, encoder: Encoder) -> None:
 
 
 def _go_escaped(text: str) -> str:
-    """Text in a template of Go, whose `{{` begins code."""
-    return text.replace("{{", '{{ "{{" }}')
+    """Text in a template of Go, whose `{{` begins code, within three quotation marks, which would end it."""
+
+    def escaped(found: re.Match[str]) -> str:
+        return '{{ "{{" }}' if found[0] == "{{" else '{{ "\\"" }}' * len(found[0])
+
+    return re.sub(r'\{\{|"{2,}|"\Z', escaped, text)
 
 
 def _add_to_card(

@@ -32,6 +32,7 @@ from emogen.distribution import install_hint
 from emogen.errors import InputError, ModelError
 from emogen.evaluation.results import Prediction, pred_matrix, read_held_out
 from emogen.prediction.neighbours import Neighbours
+from emogen.task.answer import answer_text
 from emogen.task.answer_patterns import answer_gbnf, answer_regex
 from emogen.task.columns import whole_characters
 from emogen.task.labels import LabelSet
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 
 KEYS = ("EMOGEN_REMOTE_KEY", "OPENAI_API_KEY")  # environment variables; the first that is set is sent
 TRIES = 6  # of a request that the server cannot answer now
-MAX_TOKENS = 128  # of an answer that nothing constrains
+MAX_TOKENS = 128  # of an answer, unless a constrained one may be longer
 
 
 class BudgetError(ModelError):
@@ -124,7 +125,8 @@ class RemoteClassifier:
         answers: list[str] = [""] * len(texts)
         with ThreadPoolExecutor(self.recipe.api_requests) as pool:
             ask = self._endpoint.answer
-            asked = {pool.submit(ask, prompts[rows[0]], MAX_TOKENS, constraint): rows for rows in same.values()}
+            limit = self._max_tokens if constraint else MAX_TOKENS
+            asked = {pool.submit(ask, prompts[rows[0]], limit, constraint): rows for rows in same.values()}
             try:
                 for done in as_completed(asked):
                     for i in asked[done]:
@@ -155,6 +157,14 @@ class RemoteClassifier:
         if self._endpoint.kind == "vLLM":
             return {"structured_outputs": {"regex": answer_regex(self.label_set, self.recipe.answer)}}
         return {}
+
+    @property
+    def _max_tokens(self) -> int:
+        """Enough for every valid answer: none has more tokens than bytes."""
+        names = self.label_set.names
+        longest = [[name] for name in names] if self.label_set.exactly_one else [names]
+        answers = [answer_text(some, self.label_set, self.recipe.answer) for some in longest]
+        return max(MAX_TOKENS, *(len(answer.encode()) for answer in answers))
 
     def _prompts(self, texts: Sequence[str]) -> list[list[Message]]:
         if self._neighbours is None:

@@ -20,6 +20,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import Message, Receive, Scope, Send
 
 from emogen.distribution import __version__
+from emogen.errors import ModelError
 from emogen.prediction.loaded import LoadedClassifier
 from emogen.serving.batches import Batches, QueueFullError, TextError
 
@@ -181,6 +182,8 @@ def make_app(
             raise HTTPException(504, f"not done within {limits.seconds:g} seconds") from None
         except TextError as error:
             raise HTTPException(422, str(error)) from None
+        except ModelError:
+            raise HTTPException(502, "the model failed; the server has logged the reason") from None
         metrics.texts.inc(len(results))
         return ClassifyResponse(model=model_id, decision=classifier.decide, results=results)
 

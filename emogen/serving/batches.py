@@ -11,6 +11,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
+from emogen.errors import ModelError
+
 log = logging.getLogger(__name__)
 
 Classify = Callable[[Sequence[Any]], Sequence[Any]]  # n texts (with what is asked about each) -> one result for each
@@ -88,6 +90,7 @@ class Batches:
         Raises:
             QueueFullError: too many texts wait.
             TextError: a text cannot be computed.
+            ModelError: the model fails, whatever the text, such as an endpoint that does not answer.
         """
         if self.n_waiting + len(texts) > self._max_queue:
             raise QueueFullError
@@ -144,7 +147,7 @@ def _settle(request: _Request, k: int, result: Any) -> None:
         return
     if isinstance(result, Exception):
         log.error(f"a text could not be computed: {type(result).__name__}: {result}")
-        request.done.set_exception(TextError(k, str(result)))
+        request.done.set_exception(result if isinstance(result, ModelError) else TextError(k, str(result)))
         return
     request.results[k] = result
     request.n_left -= 1

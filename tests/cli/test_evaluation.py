@@ -126,3 +126,14 @@ def test_files_without_ids_are_matched_by_line_and_that_is_said(emogen, tmp_path
     assert json.loads(printed.out)["f1_macro"] == 1.0
     assert "gold.csv: no id column" in caplog.text
     assert "the ids are the line numbers" in caplog.text
+
+
+def test_predictions_without_a_label_count_as_wrong_where_each_text_has_one(emogen, tmp_path, caplog):
+    (tmp_path / "one.yaml").write_text("name: one\nexactly_one: true\nlabels: [{name: joy}, {name: anger}]\n")
+    (tmp_path / "gold.csv").write_text("ID,joy,anger\n" + "".join(f"r{i},{i % 2},{1 - i % 2}\n" for i in range(8)))
+    (tmp_path / "pred.csv").write_text((tmp_path / "gold.csv").read_text().replace("r3,1,0", "r3,0,0"))
+    words = ("score", tmp_path / "gold.csv", tmp_path / "pred.csv", "--labels", tmp_path / "one.yaml")
+    assert json.loads(emogen(*words, "--json").out)["exact_match"] == 7 / 8
+    assert "pred.csv: 1 row without a label" in caplog.text
+    (tmp_path / "pred.csv").write_text((tmp_path / "gold.csv").read_text().replace("r3,1,0", "r3,1,1"))
+    assert "pred.csv:5: several labels" in emogen(*words, code=2).err

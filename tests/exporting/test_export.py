@@ -139,6 +139,15 @@ def test_a_gguf_file_is_scored_by_the_server_that_runs_it(runs, tmp_path, monkey
     assert 'PARAMETER stop "<|im_end|>"' in modelfile
 
 
+def test_no_text_of_a_prompt_ends_the_template_of_ollama_or_becomes_code():
+    assert exporting._go_escaped('say "joy" or {"a": 1}') == 'say "joy" or {"a": 1}'
+    assert exporting._go_escaped("{{ .Secret }}") == '{{ "{{" }} .Secret }}'
+    for text in ('a """ b', '["joy", ""', 'ends with "', '""""'):
+        written = exporting._go_escaped(text)
+        assert '"""' not in written + '"""'[:2]
+        assert written.replace('{{ "\\"" }}', '"') == text
+
+
 def test_what_cannot_be_exported_is_said_before_anything_is_computed(runs, tmp_path, monkeypatch):
     monkeypatch.delenv(llama_cpp.SERVER, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

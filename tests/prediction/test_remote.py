@@ -59,6 +59,15 @@ def test_what_a_server_offers_is_found_out_and_said(endpoint, caplog, kind, said
     assert "grammar" not in endpoint.asked[0]
 
 
+def test_a_constrained_answer_may_be_as_long_as_that_with_all_labels(endpoint, tmp_path):
+    load(endpoint).predict(TEXTS[:1])
+    names = [f"subject number {k}" for k in range(60)]
+    (tmp_path / "many.yaml").write_text("name: many\nlabels:\n" + "".join(f"  - name: {name}\n" for name in names))
+    load(endpoint, f"labels={tmp_path / 'many.yaml'}").predict(TEXTS[:1])
+    load(endpoint, f"labels={tmp_path / 'many.yaml'}", "decode=free").predict(TEXTS[:1])
+    assert [body["max_tokens"] for body in endpoint.asked] == [128, len(", ".join(names)), 128]
+
+
 def test_nothing_is_asked_twice(endpoint):
     first = load(endpoint).predict(TEXTS)
     assert len(endpoint.asked) == 3

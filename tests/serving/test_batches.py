@@ -3,9 +3,13 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
+from fastapi.testclient import TestClient
 
+from emogen.errors import ModelError
+from emogen.serving.app import Limits, make_app
 from emogen.serving.batches import Batches, QueueFullError, TextError
 
 
@@ -25,6 +29,8 @@ class Model:
         assert self.may_go.wait(10)
         if "bad" in texts:
             raise ValueError("the model refuses it")
+        if "down" in texts:
+            raise ModelError("the endpoint does not answer")
         return [text.upper() for text in texts]
 
 
@@ -122,3 +128,22 @@ def test_texts_of_a_client_that_has_gone_are_not_computed():
 
     assert run(model, work) == [["ONE"], ["STAYS"]]
     assert model.batches == [["one"], ["stays"]]
+
+
+def test_a_model_that_fails_is_not_the_fault_of_a_text():
+    """The reason stays on the server: it may name the address of an endpoint."""
+
+    async def work(batches):
+        with pytest.raises(ModelError, match="does not answer"):
+            await batches.submit(["fine", "down"])
+
+    run(Model(), work)
+    classifier = SimpleNamespace(
+        classify=lambda *args, **keys: Model()(["down"]), decide="answer", labels=("joy",), loads=1
+    )
+    with ThreadPoolExecutor(1) as thread:
+        app = make_app(classifier, thread, "model", Limits(), loopback=False)
+        with TestClient(app) as client:
+            response = client.post("/v1/classify", json={"texts": ["hello"]})
+    assert response.status_code == 502
+    assert response.json() == {"detail": "the model failed; the server has logged the reason"}
