@@ -150,7 +150,7 @@ def compare(
 def decision_title(by: str, label_set: LabelSet) -> str:
     """How labels are decided, in words; `by` is that of `compare`."""
     if label_set.exactly_one and by != "answer":
-        return "most probable label" + (" of nested stacks" if by == "stack" else "")
+        return "the most probable label" + (" of nested stacks" if by == "stack" else "")
     return {"answer": "answer", "thresholds": "nested thresholds", "stack": "nested stacks and thresholds"}[by]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from emogen import paths
@@ -128,6 +127,8 @@ def _as_yaml(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """The number in a scalar of numpy, as the searches of scikit-learn draw them; the name of a path."""
+    import numpy as np
+
     return value.item() if isinstance(value, np.generic) else os.fspath(value)
 
 

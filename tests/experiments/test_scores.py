@@ -117,6 +117,6 @@ def test_a_difference_is_told_in_words(tmp_path, labels):
     assert "the difference may be chance" in difference_in_words([good, again], ["good", "again"], "thresholds")
     one = labels.model_copy(update={"exactly_one": True})
     (good / "labels.yaml").write_text(one.to_yaml())
-    assert "rows, by most probable label: " in difference_in_words([good, good], ["a", "b"], "thresholds")
+    assert "rows, by the most probable label: " in difference_in_words([good, good], ["a", "b"], "thresholds")
     few = [write_run(tmp_path / f"few{seed}", labels, posts=posts[:20], seed=seed) for seed in (0, 1)]
     assert "too few rows" in difference_in_words(few, ["a", "b"], "answer")
