@@ -62,9 +62,10 @@ def audit(
         if not found.worst_first:
             out.print(f"Nothing is doubted, so the list {target} has no rows.", soft_wrap=True)
             return
-        command = f"emogen audit {shlex.join(map(str, runs))} --apply {shlex.quote(str(target))}"
-        next_step = "Correct these rows in the file that the run was scored on."
-        if kind_of(runs[0]) != RUN:
+        if kind_of(runs[0]) == RUN:
+            next_step = "Correct these rows in the file that the run was scored on."
+        else:
+            command = f"emogen audit {shlex.join(map(str, runs))} --apply {shlex.quote(str(target))}"
             next_step = f"Correct its column 'correct', then: {command}"
         out.print(f"The list is {target}. {next_step}", soft_wrap=True)
         out.print(f"To see these rows in the report: emogen report {shlex.quote(str(runs[0]))}", soft_wrap=True)

@@ -1,6 +1,5 @@
 """The command that serves runs: serve."""
 
-import os
 from typing import Annotated
 
 import typer
@@ -51,7 +50,7 @@ def serve(
         queue=max_queue,
         seconds=timeout,
     )
-    key = read_key(KEY) if os.environ.get(KEY) else None
+    key = read_key(KEY)
     with err.status("Loading the model ..."):
         server = run_server(runs, overrides, decide, limits, host, port, key)
     server()

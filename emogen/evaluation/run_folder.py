@@ -19,7 +19,7 @@ from emogen.evaluation.metrics import Objective
 from emogen.task.labels import LabelSet, load_label_set
 from emogen.task.recipe import Recipe, load_recipe
 from emogen.task.task import EXAMPLES
-from emogen.task.yaml_files import read_value, read_yaml
+from emogen.task.yaml_files import as_overrides, read_value, read_yaml
 
 # Read by prediction. A model that was tuned in full is in MODEL and has no ADAPTER.
 RECIPE, PROMPT, LABELS, ADAPTER, MODEL = "recipe.yaml", "prompt.jinja", "labels.yaml", "adapter", "model"
@@ -186,7 +186,7 @@ def _allowed(run: Path, overrides: Sequence[str]) -> list[str]:
         if key in LEARNED:
             own, value = recorded.get(key, Recipe.model_fields[key].default), read_value(text)
             if key == "features" and isinstance(value, list) and all(name in value for name in own):
-                override = f"features={json.dumps(own)}"
+                (override,) = as_overrides({"features": own})
             elif value != own:
                 raise InputError(
                     f"{override!r}: {run} was made with {key}: {json.dumps(own, ensure_ascii=False)}, and its model "

@@ -5,7 +5,6 @@ cluster; no file system is shared. Checkpoints come home, too: when a worker is 
 newest checkpoint, and so does an interrupted command.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from emogen.distribution import install_hint
 from emogen.errors import InputError, ModelError
 from emogen.evaluation.run_folder import METRICS
 from emogen.task.recipe import load_recipe
+from emogen.task.yaml_files import as_overrides
 
 POLL_SECONDS = 2.0  # how often the run folder comes home
 WORKERS = 4  # that a run may lose, less one
@@ -128,7 +128,7 @@ def _train_here(
             for file, content in files.items():
                 (root / file).parent.mkdir(parents=True, exist_ok=True)
                 (root / file).write_bytes(content)
-        own = [f"output_dir={json.dumps(str(run))}", "resume_from_checkpoint=true", "disable_tqdm=true"]
+        own = as_overrides({"output_dir": str(run), "resume_from_checkpoint": True, "disable_tqdm": True})
         command = [sys.executable, "-m", "emogen.worker", *words, *own]
         env = os.environ | ({processes.CORES: cores} if cores else {})
         with log.open("wb") as written:

@@ -172,8 +172,7 @@ class TextTokenizer:
         if any(cut):
             tokenizer.enable_truncation(limit, direction=self.truncation_side)
             ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-        blank = tokenizer.encode(" ").ids
-        return {"input_ids": [row or blank for row in ids], "n_cut": cut}
+        return {"input_ids": [row or tokenizer.encode(" ").ids for row in ids], "n_cut": cut}
 
 
 def _spell_out_symbols(tokenizer: Tokenizer, unk_id: int, texts: Sequence[str]) -> list[str]:

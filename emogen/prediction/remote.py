@@ -263,7 +263,7 @@ class Endpoint:
             import httpx
         except ImportError:
             raise InputError(f"api_base needs httpx: {install_hint('remote')}") from None
-        key = next((read_key(name) for name in KEYS if os.environ.get(name)), None)
+        key = read_key(*KEYS)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             return httpx.Client(base_url=str(self.recipe.api_base).rstrip("/") + "/", headers=headers, timeout=120)
@@ -318,13 +318,16 @@ class Endpoint:
 _sleep = time.sleep
 
 
-def read_key(name: str) -> str:
-    """The key in an environment variable.
+def read_key(*names: str) -> str | None:
+    """The key in the first of some environment variables that is set and not empty; None if there is none.
 
     Raises:
         InputError: it has a character that no header can hold, such as the end of a line in a file of Windows. A
             library would print the key with its own message.
     """
+    name = next((name for name in names if os.environ.get(name)), None)
+    if name is None:
+        return None
     key = os.environ[name]
     if not re.fullmatch("[!-~]+", key):
         raise InputError(

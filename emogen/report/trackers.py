@@ -124,8 +124,11 @@ def scalars(metrics: Metrics) -> dict[str, float]:
     """The figures among the metrics of a cross-validation by their names; the F1 of a label as `f1/NAME`."""
     found: dict[str, float] = {}
     for place, own in (("", metrics), ("by_thresholds/", metrics.get("by_thresholds", {}))):
-        numbers = {name: value for name, value in own.items() if isinstance(value, int | float) and value is not True}
-        found |= {f"{place}{name}": value for name, value in numbers.items()}
+        found |= {
+            f"{place}{name}": value
+            for name, value in own.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
         found |= {f"{place}f1/{name}": label["f1"] for name, label in own.get("per_label", {}).items()}
     for key in ("mean", "sd"):
         for system, values in metrics[key].items():
